@@ -1,0 +1,70 @@
+# Every target sets up .venv by itself when it is missing. Settings: PRESET=auto|demo|short|paper, SEEDS="0 1 2",
+# ROWS="cft direct", DATA_MIRROR=<folder or URL>, ARGS="--any-setting value", PYTHON=<interpreter for the venv>.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV ?= .venv
+PY := $(VENV)/bin/python
+PRESET ?= auto
+SEEDS ?=
+ROWS ?=
+ARGS ?=
+PAPERS := $(notdir $(patsubst %/,%,$(wildcard papers/*/)))
+export DATA_MIRROR
+
+help: ## this list
+	@grep -hE '^[a-zA-Z%_-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 26
+	@echo; echo "papers: $(subst _,-,$(PAPERS))"
+
+$(VENV)/.ready: requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $(PYTHON) is older than 3.11; name a newer one: make PYTHON=python3.12 ..." >&2; exit 2; }
+	@echo "setup: creating $(VENV) and installing the pinned packages (once; PyTorch is large, a few minutes)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.lock
+	@touch $@
+	@echo "setup: done"
+
+setup: $(VENV)/.ready ## create .venv with the versions of requirements.lock
+
+reproduce-%: $(VENV)/.ready ## train, evaluate, print the table of one paper (PRESET, SEEDS, ROWS, ARGS)
+	@$(PY) -m common.reproduce $* --preset $(PRESET) $(if $(SEEDS),--seeds "$(SEEDS)") $(if $(ROWS),--rows "$(ROWS)") $(ARGS)
+
+reproduce-all: $(VENV)/.ready ## every paper in turn
+	@for paper in $(PAPERS); do $(PY) -m common.reproduce $$paper --preset $(PRESET) $(ARGS) || exit $$?; done
+
+test: $(VENV)/.ready ## the whole test suite (no network, no GPU, no data set needed)
+	@$(PY) -m pytest $(ARGS)
+
+verify: $(VENV)/.ready ## recompute every number of every table from the committed predictions
+	@$(PY) -m common.report verify
+
+report: $(VENV)/.ready ## rewrite tables, figures and results/index.html from claims and records
+	@$(PY) -m common.report write
+
+why: $(VENV)/.ready ## where a number comes from: make why CELL=<paper>.<claim>
+	@$(PY) -m common.report why "$(CELL)"
+
+data: $(VENV)/.ready ## the data sets and their state
+	@$(PY) -m common.data list
+
+data-%: $(VENV)/.ready ## obtain, check and prepare one data set (DATA_MIRROR=<folder or URL>)
+	@$(PY) -m common.data get $*
+
+notebooks: $(VENV)/.ready ## execute every notebook in place
+	@$(PY) -m common.notebooks $(ARGS)
+
+bench: $(VENV)/.ready ## speed as ratios measured in one run
+	@$(PY) -m common.bench $(ARGS)
+
+lint: $(VENV)/.ready ## ruff
+	@$(PY) -m ruff check . && $(PY) -m ruff format --check . --quiet || { echo "run: $(PY) -m ruff format ." >&2; exit 1; }
+
+lock: $(VENV)/.ready ## rewrite requirements.lock from pyproject.toml (needs network)
+	@$(PY) -m pip install --quiet uv
+	@$(PY) -m uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes --no-header --quiet -o requirements.lock
+
+clean: ## remove caches and your own runs (results/local); data and records stay
+	rm -rf results/local .pytest_cache .ruff_cache build *.egg-info
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+.PHONY: help setup reproduce-all test verify report why data notebooks bench lint lock clean
