@@ -1,0 +1,152 @@
+"""Atomic files, weights with a hash, and state that resumes to the same bits."""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import random
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from common.cli import UserError
+
+
+@contextlib.contextmanager
+def atomic(path):
+    """A temporary path beside `path`, renamed onto it when the block ends without an error.
+
+    Raises UserError when the disk is full; the old file then still stands and no half-written one is left.
+    """
+    from safetensors import SafetensorError
+
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with open(temporary, "rb+") as handle:
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        # torch.save and safetensors report a failed write as errors of their own; the cause is still a full disk.
+        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
+        if full or "file write failed" in str(error) or "unexpected pos" in str(error):
+            raise UserError(f"{path}: the disk is full; free some space and run the same command again") from None
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sha256(path):
+    """Hex sha256 of a file."""
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def write_json(path, value):
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def read_json(path):
+    """Raises UserError naming the file when it is missing or is no JSON."""
+    try:
+        return json.loads(Path(path).read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid JSON ({error}); restore it from git or delete it") from None
+
+
+def save_weights(path, model, **metadata):
+    """Write `model`'s tensors as safetensors (no pickle) and return the file's sha256."""
+    from safetensors.torch import save_file
+
+    tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    with atomic(path) as temporary:
+        save_file(tensors, str(temporary), metadata={k: str(v) for k, v in metadata.items()})
+    return sha256(path)
+
+
+def load_weights(path, model):
+    """Load safetensors into `model`, strictly; returns the file's metadata.
+
+    Raises UserError naming the keys that differ when the file belongs to another architecture.
+    """
+    tensors, metadata = read_weights(path)
+    wanted = model.state_dict()
+    missing, surplus = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
+    shapes = [k for k in wanted.keys() & tensors.keys() if wanted[k].shape != tensors[k].shape]
+    if missing or surplus or shapes:
+        parts = [
+            f"{len(keys)} {what} (e.g. {keys[0]})"
+            for what, keys in (("keys missing", missing), ("keys unknown", surplus), ("shapes differ", sorted(shapes)))
+            if keys
+        ]
+        raise UserError(f"{path}: weights of another architecture: {', '.join(parts)}")
+    model.load_state_dict(tensors, strict=True)
+    return metadata
+
+
+def read_weights(path):
+    """(dict of tensors, dict of metadata) of a safetensors file; UserError when missing or damaged."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="pt") as handle:
+            names = list(handle.keys())
+            return {name: handle.get_tensor(name) for name in names}, dict(handle.metadata() or {})
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such weights file") from None
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: not a readable safetensors file ({error}); fetch or train it again") from None
+
+
+def rng_state():
+    """State of every global generator that a training step could draw from."""
+    state = {"torch": torch.get_rng_state(), "python": repr(random.getstate())}
+    kind, keys, position, has_gauss, cached = np.random.get_state()
+    state["numpy"] = [kind, keys.tolist(), int(position), int(has_gauss), float(cached)]
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def set_rng_state(state):
+    import ast
+
+    torch.set_rng_state(state["torch"].cpu())
+    random.setstate(ast.literal_eval(state["python"]))
+    kind, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
+
+
+def save_state(path, parts, **scalars):
+    """Write everything needed to continue: `parts` maps names to objects with a state_dict.
+
+    The weights of `parts`, plain `scalars` (step, best value, history) and all generator states go into one
+    file that `torch.load(weights_only=True)` can read, so no code is ever unpickled.
+    """
+    state = {name: part.state_dict() for name, part in parts.items()}
+    with atomic(path) as temporary:
+        torch.save({"parts": state, "scalars": scalars, "rng": rng_state()}, temporary)
+
+
+def load_state(path, parts):
+    """Restore `parts` in place; returns the scalars. UserError when the file is damaged or does not fit."""
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        if saved["parts"].keys() != parts.keys():
+            raise KeyError(f"holds {sorted(saved['parts'])}, this run needs {sorted(parts)}")
+        for name, part in parts.items():
+            part.load_state_dict(saved["parts"][name])
+        set_rng_state(saved["rng"])
+    except Exception as error:  # torch.load raises many kinds for a truncated file
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path}: cannot resume from this checkpoint ({reason}); delete it to start again") from None
+    return saved["scalars"]

@@ -1,0 +1,97 @@
+"""Command lines and their errors: one frozen dataclass becomes the options, one line tells what went wrong.
+
+Exit codes: 0 done, 2 bad input or setting, 3 data that must first be obtained, 130 interrupted (resumable).
+"""
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import signal
+import sys
+import threading
+
+
+class UserError(Exception):
+    """Bad input. The message is one line: the file or setting, what is wrong, and the remedy."""
+
+    exit_code = 2
+
+
+class MissingData(UserError):
+    """A data set (or weights file) that the user must first obtain; the message says how."""
+
+    exit_code = 3
+
+
+class Interrupted(Exception):
+    """Ctrl-C or SIGTERM, raised after the state was saved; the same command continues."""
+
+
+def entry(main, argv=None):
+    """Run `main(argv)` as a program: errors become one line on stderr and the right exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        # A supervisor's SIGTERM (a batch system's time limit) gets the same care as Ctrl-C.
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
+        main(argv)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
+    except Interrupted as note:
+        print(f"interrupted: {note}", file=sys.stderr)
+        raise SystemExit(130) from None
+    except KeyboardInterrupt:
+        print("interrupted: nothing was left half-written; the same command starts again", file=sys.stderr)
+        raise SystemExit(130) from None
+    except BrokenPipeError:  # `... | head` closed our output: not an error of ours
+        sys.stderr.close()
+        raise SystemExit(0) from None
+
+
+def parse(default, argv, prog):
+    """Options for every field of the dataclass instance `default`, parsed from `argv` by tyro.
+
+    Raises UserError (one line, with the nearest known option) for an unknown option or a bad value.
+    """
+    import tyro
+
+    known = sorted("--" + f.name.replace("_", "-") for f in dataclasses.fields(default))
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            config, unknown = tyro.cli(
+                type(default), default=default, args=list(argv), prog=prog, return_unknown_args=True
+            )
+    except SystemExit as stop:
+        if not stop.code:  # --help
+            raise
+        raise UserError(f"{_flatten(said.getvalue())}; see `{prog} --help`") from None
+    if unknown:
+        near = difflib.get_close_matches(unknown[0].replace("_", "-"), known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known: {' '.join(known)}"
+        raise UserError(f"unknown setting {unknown[0]!r}: {hint}")
+    return config
+
+
+def _flatten(panel):
+    """tyro's framed message as one line."""
+    words = " ".join(line.strip("│╭╰╮╯─ \n") for line in panel.splitlines())
+    return " ".join(words.split())
+
+
+def take_option(argv, name, default=None):
+    """Remove `--name VALUE` or `--name=VALUE` from `argv`; returns (value, the other arguments)."""
+    rest, value, flag, i = [], default, f"--{name}", 0
+    while i < len(argv):
+        if argv[i] == flag:
+            if i + 1 == len(argv):
+                raise UserError(f"{flag} needs a value")
+            value, i = argv[i + 1], i + 2
+        elif argv[i].startswith(flag + "="):
+            value, i = argv[i].split("=", 1)[1], i + 1
+        else:
+            rest.append(argv[i])
+            i += 1
+    return value, rest

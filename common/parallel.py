@@ -1,0 +1,143 @@
+"""The same training command under `torchrun`: rank, device, gradient averaging, synchronised statistics.
+
+Every rank computes the same global batch description and works on its own slice, so the number of processes
+changes the speed and nothing else (up to the order of floating-point sums).
+"""
+
+import os
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from common.cli import UserError
+
+
+def start(device="auto"):
+    """Join the process group that torchrun describes, if any; returns this rank's torch.device.
+
+    `device` is "auto" (a GPU when there is one), "cpu" or "cuda". Raises UserError for a device that is absent.
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise UserError(f"--device {device}: known are auto, cpu, cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: this machine shows no CUDA device; use --device cpu")
+    local = int(os.environ.get("LOCAL_RANK", 0))
+    use_cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+    if use_cuda and local >= torch.cuda.device_count():
+        raise UserError(
+            f"rank {local} has no GPU of its own ({torch.cuda.device_count()} here); lower --nproc-per-node"
+        )
+    if "RANK" in os.environ and not dist.is_initialized():
+        dist.init_process_group("nccl" if use_cuda else "gloo")
+    if use_cuda:
+        torch.cuda.set_device(local)
+        return torch.device("cuda", local)
+    return torch.device("cpu")
+
+
+def world():
+    """Number of processes."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank():
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def is_main():
+    """True on the one process that writes files and prints."""
+    return rank() == 0
+
+
+def barrier():
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def finish():
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def my_slice(batch_size):
+    """The slice of a global batch that this rank works on. UserError unless it divides evenly."""
+    if batch_size % world():
+        raise UserError(f"batch size {batch_size} cannot be split evenly over {world()} processes")
+    share = batch_size // world()
+    return slice(rank() * share, (rank() + 1) * share)
+
+
+def any_rank(flag, device):
+    """True on every rank when `flag` is true on at least one (so that all stop at the same step)."""
+    if world() == 1:
+        return bool(flag)
+    value = torch.tensor(int(flag), device=device)
+    dist.all_reduce(value, op=dist.ReduceOp.MAX)
+    return bool(value)
+
+
+def mean_over_ranks(value):
+    """Average of a tensor over the ranks (for logging)."""
+    if world() > 1:
+        value = value.detach().clone()
+        dist.all_reduce(value)
+        value /= world()
+    return value
+
+
+def wrap(model, device):
+    """DistributedDataParallel over synchronised batch normalisation; the model itself with one process."""
+    if world() == 1:
+        return model
+    ids = [device.index] if device.type == "cuda" else None
+    return nn.parallel.DistributedDataParallel(sync_batch_norm(model), device_ids=ids)
+
+
+def sync_batch_norm(module):
+    """Replace, in place, each BatchNorm's statistics of the local slice by those of the global batch.
+
+    torch's own SyncBatchNorm works on GPUs only; this one also runs over gloo on CPUs, where the tests prove
+    that two processes compute what one process does.
+    """
+    for child in module.modules():
+        if isinstance(child, nn.modules.batchnorm._BatchNorm):
+            child.forward = _SyncedForward(child)
+    return module
+
+
+class _SyncedForward:
+    """Batch normalisation whose mean and variance come from all ranks (differentiably)."""
+
+    def __init__(self, norm):
+        self.norm = norm
+
+    def __call__(self, x):
+        norm = self.norm
+        if not norm.training:
+            return type(norm).forward(norm, x)
+        mean, variance, count = _global_moments(x.double() if x.dtype == torch.float64 else x.float())
+        if norm.track_running_stats:
+            norm.num_batches_tracked += 1
+            unbiased = variance.detach() * (count / (count - 1))
+            norm.running_mean.lerp_(mean.detach().to(norm.running_mean.dtype), norm.momentum)
+            norm.running_var.lerp_(unbiased.to(norm.running_var.dtype), norm.momentum)
+        shape = [1, -1] + [1] * (x.dim() - 2)
+        scale = torch.rsqrt(variance + norm.eps)
+        if norm.affine:
+            scale, shift = scale * norm.weight, norm.bias - mean * scale * norm.weight
+        else:
+            shift = -mean * scale
+        return (x * scale.view(shape) + shift.view(shape)).to(x.dtype)
+
+
+def _global_moments(x):
+    """Per-channel mean and biased variance over the batches of all ranks (equal slices), and the count."""
+    from torch.distributed.nn.functional import all_reduce
+
+    dims = [0] + list(range(2, x.dim()))
+    count = world() * x.numel() // x.shape[1]
+    mean = all_reduce(x.sum(dims)) / count
+    shape = [1, -1] + [1] * (x.dim() - 2)
+    variance = all_reduce((x - mean.view(shape)).square().sum(dims)) / count
+    return mean, variance, count

@@ -1,0 +1,191 @@
+"""Run records: what was run, on what, with which result. `results/<paper>/<run>/run.json` and its neighbours.
+
+Committed evidence lives in `results/<paper>/`; what a user runs goes to `results/local/<paper>/` (ignored by git),
+so that a reproduction never overwrites the record it is compared with.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from common import checkpoint, parallel
+from common.cli import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+LOCAL = ROOT / "results" / "local"
+RECORDED = ROOT / "results"
+SCHEMA = 1
+
+
+class Run:
+    """One training run's folder. `identity` (a dict of scalars) is everything that decides its outcome."""
+
+    def __init__(self, paper, name, config, preset_config, root=LOCAL):
+        self.paper, self.name, self.config = paper, name, as_dict(config)
+        preset = as_dict(preset_config)
+        self.overrides = {k: v for k, v in self.config.items() if v != preset[k]}
+        self.folder = Path(root) / paper / name
+        self.started = time.time()
+
+    def finished(self):
+        """True when this folder holds a complete record of the same configuration.
+
+        UserError when it holds one of another configuration, so that nothing recorded is overwritten unasked.
+        """
+        path = self.folder / "run.json"
+        if not path.exists():
+            return False
+        old = checkpoint.read_json(path)["config"]
+        if old != self.config:
+            keys = sorted(k for k in old.keys() | self.config.keys() if old.get(k) != self.config.get(k))
+            raise UserError(f"{path}: records another configuration ({', '.join(keys)}); move or delete that folder")
+        return True
+
+    def finish(self, *, metrics, predictions, history, data, selection, device, seconds, samples, weights=None, **more):
+        """Write predictions, history and, last, run.json: a folder with run.json is complete."""
+        write_predictions(self.folder / "predictions.npz", predictions)
+        write_history(self.folder / "history.csv", history)
+        record = {
+            "schema": SCHEMA,
+            "paper": self.paper,
+            "run": self.name,
+            "config": self.config,
+            "overrides": self.overrides,
+            "data": data,
+            "selection": selection,
+            "metrics": {name: float(value) for name, value in metrics.items()},
+            "predictions_sha256": checkpoint.sha256(self.folder / "predictions.npz"),
+            "weights": weights,
+            "seconds": round(seconds, 2),
+            "samples_per_s": round(samples / seconds, 1) if seconds > 0 else None,
+            "peak_memory_mib": peak_memory_mib(),
+            "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.started)),
+            "source": source_state(self.paper),
+            "environment": environment(device),
+            **more,
+        }
+        checkpoint.write_json(self.folder / "run.json", record)
+        (self.folder / "checkpoint.pt").unlink(missing_ok=True)
+        return record
+
+
+def as_dict(config):
+    """A frozen dataclass of scalars and tuples as JSON-ready values."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def fingerprint(config):
+    """Eight hex digits that change with any setting."""
+    return hashlib.sha256(json.dumps(as_dict(config), sort_keys=True).encode()).hexdigest()[:8]
+
+
+def source_state(paper):
+    """Commit, dirty flag, and a hash over the Python files that the run could have used."""
+    return {"commit": git("rev-parse", "HEAD"), "dirty": _dirty(), "sha256": source_sha256(paper)}
+
+
+def source_sha256(paper):
+    digest = hashlib.sha256()
+    for path in sorted([*(ROOT / "common").glob("*.py"), *(ROOT / "papers" / paper).glob("*.py")]):
+        digest.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def git(*words):
+    """Output of a git command in the repository, or None where there is no git or no repository.
+
+    REPRO_COMMIT stands in for the commit where only the files were copied (a container, a rented machine).
+    """
+    try:
+        done = subprocess.run(["git", "-C", ROOT, *words], capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        done = None
+    if done is None or done.returncode:
+        return os.environ.get("REPRO_COMMIT") if words[0] == "rev-parse" else None
+    return done.stdout.strip()
+
+
+def _dirty():
+    """Whether Python sources differ from the commit; None where git cannot tell."""
+    changed = git("status", "--porcelain", "--", "common", "papers")
+    return None if changed is None else any(line.endswith(".py") for line in changed.splitlines())
+
+
+def environment(device):
+    """Versions and hardware."""
+    import torchvision
+
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "numpy": np.__version__,
+        "device": gpu or cpu_name(),
+        "device_type": device.type,
+        "threads": torch.get_num_threads(),
+        "processes": parallel.world(),
+        "platform": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def cpu_name():
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def peak_memory_mib():
+    """Largest resident set of this process so far, and of the GPU when one was used."""
+    unit = 2**20 if sys.platform == "darwin" else 2**10  # macOS counts bytes, Linux kibibytes
+    peak = {"host": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit)}
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        peak["gpu"] = round(torch.cuda.max_memory_allocated() / 2**20)
+    return peak
+
+
+def write_predictions(path, arrays):
+    with checkpoint.atomic(path) as temporary, open(temporary, "wb") as handle:
+        np.savez_compressed(handle, **arrays)
+
+
+def read_predictions(path):
+    """Arrays of a predictions file; UserError when it is missing or damaged."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such predictions file") from None
+    except Exception as error:  # zipfile, zlib and numpy each have their own kind
+        raise UserError(f"{path}: damaged predictions file ({error}); restore it from git") from None
+
+
+def write_history(path, rows):
+    import pandas as pd
+
+    with checkpoint.atomic(path) as temporary:
+        pd.DataFrame(rows).to_csv(temporary, index=False, float_format="%.6g")
+
+
+def recorded(paper, root=RECORDED):
+    """All complete records of a paper under `root`, sorted by name, each with its `folder`."""
+    found = []
+    for path in sorted(Path(root, paper).glob("*/run.json")):
+        record = checkpoint.read_json(path)
+        missing = {"config", "metrics", "data", "predictions_sha256"} - record.keys()
+        if missing:
+            raise UserError(f"{path}: lacks {', '.join(sorted(missing))}; restore it from git or delete the folder")
+        found.append({**record, "folder": path.parent})
+    return found
