@@ -1,0 +1,122 @@
+"""Claims and the runs that answer them: from `claims.toml` and the records to cells with a computed status."""
+
+import tomllib
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+
+from common import runs, stats
+from common.cli import UserError
+
+REQUIRED = {
+    "level": {"id", "what", "metric", "data", "preset", "row", "published", "source", "selection", "n_runs",
+              "tolerance", "tolerance_reason"},
+    "contrast": {"id", "what", "metric", "data", "preset", "better", "than", "source"},
+    "measured": {"id", "what", "metric", "data", "preset", "row"},
+}  # fmt: skip
+
+
+@dataclass
+class Cell:
+    """A claim with what the records say about it."""
+
+    paper: str
+    kind: str  # level | contrast | measured
+    claim: dict
+    metric: object
+    records: list = field(default_factory=list)  # for a contrast: those of `better`
+    others: list = field(default_factory=list)  # for a contrast: those of `than`
+    interval: stats.Interval | None = None
+    status: str = "not run"
+
+    @property
+    def name(self):
+        return f"{self.paper}.{self.claim['id']}"
+
+
+def papers(root=runs.ROOT):
+    """Directories of `papers/` that hold claims, in alphabetical order."""
+    return sorted(path.parent.name for path in Path(root, "papers").glob("*/claims.toml"))
+
+
+def read(paper, root=runs.ROOT):
+    """The parsed claims of a paper. UserError naming the entry that lacks something."""
+    path = Path(root, "papers", paper, "claims.toml")
+    try:
+        parsed = tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such paper; known are {', '.join(papers(root))}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{path}: not valid TOML ({error})") from None
+    for kind, required in REQUIRED.items():
+        for entry in parsed.get(kind, []):
+            if lacking := required - entry.keys():
+                raise UserError(f"{path}: {kind} {entry.get('id', '?')!r} lacks {', '.join(sorted(lacking))}")
+    return parsed
+
+
+def metrics_of(paper):
+    """The paper's METRICS, name -> Metric."""
+    return import_module(f"papers.{paper}.evaluate").METRICS
+
+
+def cells(paper, records=None):
+    """Every claim of a paper as a Cell, computed from `records` (default: the committed ones)."""
+    records = runs.recorded(paper) if records is None else records
+    known = metrics_of(paper)
+    found = []
+    for kind in REQUIRED:
+        for claim in read(paper).get(kind, []):
+            if claim["metric"] not in known:
+                raise UserError(f"papers/{paper}/claims.toml: {claim['id']}: unknown metric {claim['metric']!r}")
+            found.append(_fill(Cell(paper, kind, claim, known[claim["metric"]]), records))
+    return found
+
+
+def matching(records, claim, row):
+    """Records of a claim's data, preset and row, one per seed, with nothing but the seed changed."""
+    fits = [
+        r for r in records
+        if r["data"]["name"] == claim["data"] and r["config"]["preset"] == claim["preset"]
+        and r["config"]["row"] == row and set(r["overrides"]) <= {"seed"}
+    ]  # fmt: skip
+    return sorted(fits, key=lambda r: r["config"]["seed"])
+
+
+def _fill(cell, records):
+    claim, metric = cell.claim, cell.metric
+    if cell.kind == "contrast":
+        ours, others = (matching(records, claim, claim[side]) for side in ("better", "than"))
+        cell.records, cell.others = pair(ours, others)
+        if cell.records:
+            cell.interval = stats.contrast(metric, _predictions(cell.records), _predictions(cell.others))
+            cell.status = stats.contrast_status(cell.interval)
+        return _absent(cell, records)
+    cell.records = matching(records, claim, claim["row"])
+    if not cell.records:
+        return _absent(cell, records)
+    cell.interval = stats.level(metric, _predictions(cell.records))
+    if cell.kind == "level":
+        cell.status = stats.level_status(metric, cell.interval, float(claim["published"]), claim["tolerance"])
+    else:
+        cell.status = "demo only" if claim["preset"] == "demo" else "other data"
+    return cell
+
+
+def pair(ours, others):
+    """The runs of both sides with the same seeds; an untrained side (one run) meets every run of the other."""
+    if len(others) == 1 and not others[0]["seconds"]:
+        return ours, others * len(ours)
+    seeds = {r["config"]["seed"] for r in ours} & {r["config"]["seed"] for r in others}
+    return tuple([r for r in side if r["config"]["seed"] in seeds] for side in (ours, others))
+
+
+def _absent(cell, records):
+    if not cell.records:
+        any_data = any(r["data"]["name"] == cell.claim["data"] for r in records)
+        cell.status = "not run" if any_data else "data missing"
+    return cell
+
+
+def _predictions(records):
+    return [runs.read_predictions(r["folder"] / "predictions.npz") for r in records]

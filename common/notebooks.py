@@ -1,0 +1,45 @@
+"""Execute every `papers/*/explain.ipynb` in place: `make notebooks`. Outputs carry no timings, so diffs stay small."""
+
+import sys
+import time
+from pathlib import Path
+
+from common import checkpoint, cli, runs
+
+
+def execute(path, timeout_s=600):
+    """The executed notebook as a nbformat node. UserError naming the notebook and the error of its first bad cell."""
+    import nbformat
+    from nbclient import NotebookClient
+    from nbclient.exceptions import CellExecutionError
+
+    notebook = nbformat.read(path, as_version=4)
+    client = NotebookClient(
+        notebook, timeout=timeout_s, kernel_name="python3", resources={"metadata": {"path": str(runs.ROOT)}},
+        record_timing=False,
+    )  # fmt: skip
+    try:
+        client.execute()
+    except CellExecutionError as error:
+        raise cli.UserError(f"{path}: a cell failed: {str(error).strip().splitlines()[-1]}") from None
+    notebook.metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    return notebook
+
+
+def main(argv):
+    import nbformat
+
+    wanted = [Path(a) for a in argv] or sorted(Path(runs.ROOT, "papers").glob("*/explain.ipynb"))
+    for path in wanted:
+        if not path.exists():
+            raise cli.UserError(f"{path}: no such notebook")
+        started = time.perf_counter()
+        notebook = execute(path)
+        with checkpoint.atomic(path) as temporary:
+            nbformat.write(notebook, temporary)
+        print(f"executed {path} in {time.perf_counter() - started:.0f} s")
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(runs.ROOT))
+    cli.entry(main)

@@ -1,0 +1,247 @@
+"""Tables, verification and provenance: `python -m common.report write | verify | why <paper>.<claim>`.
+
+Everything is drawn from `claims.toml` and the committed records; the text between the markers of a README is
+written here and nowhere else.
+"""
+
+import sys
+import time
+from html import escape
+from importlib import import_module
+from pathlib import Path
+
+from common import checkpoint, claims, cli, runs, stats
+
+BEGIN, END = "<!-- generated: {name} -->", "<!-- end of {name} -->"
+HEADS = {
+    "level": ("published cell", "published", "ours [90 % interval]", "seeds", "test boxes, protocol", "status"),
+    "contrast": ("claim", "gain [95 % interval]", "seeds", "verdict"),
+    "measured": ("measured by us, no published value", "data", "ours [90 % interval]", "seeds", "status"),
+}
+
+
+def row(cell):
+    """A cell as strings, in the order of HEADS."""
+    claim, seeds = cell.claim, str(len(cell.records)) if cell.records else "—"
+    if cell.kind == "level":
+        return claim["what"], claim["published"], value(cell), seeds, claim.get("boxes", "—"), cell.status
+    if cell.kind == "contrast":
+        return claim["what"], value(cell), seeds, cell.status
+    return claim["what"], claim["data"], value(cell), seeds, cell.status
+
+
+def value(cell):
+    """`5.43 [5.20, 5.66]`, or a dash where no run answers the cell."""
+    i = cell.interval
+    return f"{i.mean:.2f} [{i.low:.2f}, {i.high:.2f}]" if i else "—"
+
+
+def table(cells, kind):
+    """Markdown table of the cells of one kind; empty when there are none."""
+    rows = [row(c) for c in cells if c.kind == kind]
+    if not rows:
+        return ""
+    lines = [HEADS[kind], ["---"] * len(HEADS[kind]), *rows]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def paper_block(paper, cells):
+    """The generated part of a paper's card."""
+    tables = [table(cells, kind) for kind in HEADS]
+    figures = sorted(Path(runs.RECORDED, paper, "figures").glob("*.png"))
+    pictures = [f"![{f.stem}](../../results/{paper}/figures/{f.name})\n" for f in figures]
+    note = (
+        "Intervals cover seeds (Student's t) and test samples, added in quadrature; with one seed they cover the "
+        f"samples alone. A gain is positive when the first-named side is better. `make why CELL={paper}.<claim>` "
+        "explains a cell, `make verify` recomputes all of them.\n"
+    )
+    return "\n".join([*[t for t in tables if t], note, *pictures])
+
+
+def summary_block(all_cells):
+    """The generated table of the top-level README: published cells and claims of every paper."""
+    head = ("paper", "cell", "published", "ours", "status")
+    lines = [head, ["---"] * len(head)]
+    for cell in all_cells:
+        if cell.kind == "measured" and cell.status == "demo only":
+            continue
+        published = cell.claim.get("published", "claim" if cell.kind == "contrast" else "—")
+        link = f"[{cell.paper.replace('_', '-')}](papers/{cell.paper}/README.md)"
+        lines.append((link, cell.claim["what"], published, value(cell), cell.status))
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def insert(text, name, block, path):
+    """`text` with the part between the markers of `name` replaced. UserError when the markers are missing."""
+    begin, end = BEGIN.format(name=name), END.format(name=name)
+    if begin not in text or end not in text:
+        raise cli.UserError(f"{path}: lacks the lines {begin!r} and {end!r} around the generated table; restore them")
+    before, rest = text.split(begin, 1)
+    return f"{before}{begin}\n{block}\n{end}{rest.split(end, 1)[1]}"
+
+
+def generated(root=runs.ROOT):
+    """Every generated text file, path -> content, computed from claims and records."""
+    files, every = {}, []
+    for paper in claims.papers():
+        cells = claims.cells(paper)
+        every += cells
+        path = Path(root, "papers", paper, "README.md")
+        files[path] = insert(path.read_text(), "results", paper_block(paper, cells), path)
+    path = Path(root, "README.md")
+    files[path] = insert(path.read_text(), "results", summary_block(every), path)
+    files[Path(root, "results", "index.html")] = page(every)
+    return files
+
+
+def write():
+    """Draw the figures, then write every table and the page."""
+    for paper in claims.papers():
+        records = runs.recorded(paper)
+        import_module(f"papers.{paper}.figures").draw(records, runs.RECORDED / paper / "figures")
+    for path, text in generated().items():
+        with checkpoint.atomic(path) as temporary:
+            temporary.write_text(text)
+        print(f"wrote {path.relative_to(runs.ROOT)}")
+
+
+def verify():
+    """Recompute every metric of every committed record and every cell; raise UserError at the first difference."""
+    started, checked = time.perf_counter(), 0
+    for paper in claims.papers():
+        for record in runs.recorded(paper):
+            checked += check_record(paper, record)
+        for cell in claims.cells(paper):
+            print(f"{cell.status:14s} {cell.name:44s} {published(cell):>12s}  ours {value(cell)}")
+    stale = [
+        str(p.relative_to(runs.ROOT)) for p, text in generated().items() if not p.exists() or p.read_text() != text
+    ]
+    if stale:
+        raise cli.UserError(f"stale: {', '.join(stale)}; run `make report` and commit the result")
+    print(f"verified: {checked} metric values recomputed from predictions, all tables fresh, "
+          f"{time.perf_counter() - started:.1f} s")  # fmt: skip
+
+
+def published(cell):
+    return f"published {cell.claim['published']}" if cell.kind == "level" else ""
+
+
+def check_record(paper, record):
+    """Recompute a record's metrics from its predictions; returns how many. UserError when anything differs."""
+    path = record["folder"] / "predictions.npz"
+    if not path.exists() or checkpoint.sha256(path) != record["predictions_sha256"]:
+        raise cli.UserError(f"{path}: missing or not the file that run.json names; restore it from git")
+    predictions, known = runs.read_predictions(path), claims.metrics_of(paper)
+    for name, recorded in record["metrics"].items():
+        if name not in known or not known[name].available(predictions):
+            raise cli.UserError(f"{record['folder'] / 'run.json'}: {name} cannot be computed from its predictions")
+        again = known[name].value(predictions)
+        if not abs(again - recorded) <= 1e-6 * max(1.0, abs(recorded)):
+            raise cli.UserError(f"{record['folder'] / 'run.json'}: {name} is {recorded}, its predictions give {again}")
+    return len(record["metrics"])
+
+
+def why(name):
+    """Print the chain cell -> claim -> runs -> settings, source, environment, data, predictions."""
+    paper, _, claim_id = name.partition(".")
+    paper = paper.replace("-", "_")
+    known = claims.cells(paper) if paper in claims.papers() else []
+    cell = next((c for c in known if c.claim["id"] == claim_id), None)
+    if cell is None:
+        options = [c.name for p in claims.papers() for c in claims.cells(p)]
+        raise cli.UserError(f"no cell {name!r}; CELL is one of {', '.join(options)}")
+    print(f"{cell.name}: {cell.claim['what']}\n  kind      {cell.kind}\n  metric    {cell.metric.label}")
+    for key in ("published", "source", "selection", "n_runs", "tolerance", "tolerance_reason", "boxes"):
+        if key in cell.claim:
+            print(f"  {key:9s} {cell.claim[key]}")
+    print(f"  ours      {value(cell)}\n  status    {cell.status}")
+    if not cell.records:
+        print(f"  no committed run has data {cell.claim['data']!r} and preset {cell.claim['preset']!r} for this cell")
+    sides = [(cell.claim.get("better", ""), cell.records), (cell.claim.get("than", ""), cell.others)]
+    for side, records in sides:
+        for record in records:
+            explain(record, cell.metric, side)
+
+
+def explain(record, metric, side):
+    """Print where one run's number comes from."""
+    source, env = record["source"], record["environment"]
+    same = (
+        "this checkout's" if source["sha256"] == runs.source_sha256(record["paper"]) else "other than this checkout's"
+    )
+    print(f"\n  run {record['run']} {f'({side})' if side else ''}")
+    lines = {
+        metric.name: f"{record['metrics'][metric.name]:.4f} ({record['selection']} weights)",
+        "changed": record["overrides"] or "nothing: the preset's own settings",
+        "commit": f"{source['commit']}{' with uncommitted changes' if source['dirty'] else ''}; sources {same}",
+        "machine": f"{env['device']}, {env['threads']} threads, torch {env['torch']}, Python {env['python']}",
+        "time": f"{record['started']}, {record['seconds']:.0f} s training, {record['samples_per_s']} samples/s",
+        "data": ", ".join(f"{k} {v}" for k, v in record["data"].items()),
+        "weights": (record["weights"] or {}).get("sha256"),
+        "predictions": f"{record['folder'].name}/predictions.npz, sha256 {record['predictions_sha256']}",
+        "settings": ", ".join(f"{k}={v}" for k, v in record["config"].items()),
+    }
+    for key, text in lines.items():
+        print(f"    {key:12s} {text}")
+
+
+STYLE = """
+body{font:16px/1.5 system-ui,sans-serif;max-width:72rem;margin:2rem auto;padding:0 1rem;color:#222}
+table{border-collapse:collapse;margin:1rem 0;width:100%}
+th,td{text-align:left;padding:.3rem .6rem;border-bottom:1px solid #ddd}
+td.replicated,td.supported{color:#0a6b2d}td.refuted,td.worse{color:#a11}td{vertical-align:top}
+img{max-width:100%;margin:1rem 0}small{color:#666}
+"""
+
+
+def page(all_cells):
+    """results/index.html: one static page, readable offline."""
+    parts = []
+    for paper in dict.fromkeys(c.paper for c in all_cells):
+        about, cells = claims.read(paper)["paper"], [c for c in all_cells if c.paper == paper]
+        parts.append(f"<h2>{escape(about['title'])}</h2><p>{escape(about['authors'])}, {escape(about['venue'])}, "
+                     f"<a href='{about['url']}'>{about['url']}</a></p>")  # fmt: skip
+        parts += [html_table(cells, kind) for kind in HEADS]
+        figures = sorted(Path(runs.RECORDED, paper, "figures").glob("*.png"))
+        parts += [f"<img src='{paper}/figures/{f.name}' alt='{f.stem}'>" for f in figures]
+        parts.append("<h3>Records</h3><ul>" + "".join(record_item(r) for r in runs.recorded(paper)) + "</ul>")
+    return (
+        f"<!doctype html><html lang='en'><meta charset='utf-8'><title>Results</title><style>{STYLE}</style>"
+        f"<h1>Published and ours</h1><p><small>Generated by make report from claims and records. "
+        f"Level intervals {stats.LEVEL_CONFIDENCE:.0%}, contrasts {stats.CONTRAST_CONFIDENCE:.0%}.</small></p>"
+        + "\n".join(parts)
+        + "</html>\n"
+    )
+
+
+def html_table(cells, kind):
+    rows = [row(c) for c in cells if c.kind == kind]
+    if not rows:
+        return ""
+    head = "".join(f"<th>{escape(h)}</th>" for h in HEADS[kind])
+    body = "".join(
+        "<tr>" + "".join(f"<td class='{escape(t) if t == r[-1] else ''}'>{escape(t)}</td>" for t in r) + "</tr>"
+        for r in rows
+    )
+    return f"<table><tr>{head}</tr>{body}</table>"
+
+
+def record_item(record):
+    folder = f"{record['paper']}/{record['run']}"
+    return (
+        f"<li><a href='{folder}/run.json'>{record['run']}</a>, <a href='{folder}/history.csv'>history</a>, "
+        f"<a href='{folder}/predictions.npz'>predictions</a>: {record['seconds'] / 60:.0f} min on "
+        f"{escape(record['environment']['device'])}</li>"
+    )
+
+
+def main(argv):
+    commands = {"write": write, "verify": verify, "why": why}
+    if not argv or argv[0] not in commands or len(argv) != (2 if argv[0] == "why" else 1):
+        raise cli.UserError("usage: python -m common.report write | verify | why <paper>.<claim>")
+    commands[argv[0]](*argv[1:])
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(runs.ROOT))
+    cli.entry(main)
