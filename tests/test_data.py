@@ -1,0 +1,514 @@
+"""Markups, packs, the registry, and how a set is found, checked, prepared and reported missing."""
+
+import errno
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from common import cli, data, pack
+from common.checkpoint import sha256
+from common.cli import MissingData, UserError
+from common.points import COFW29, IBUG68, five_points, inter_ocular, inter_pupil, markup_for, mirror
+
+REPOSITORY = Path(__file__).parents[1]
+MIRROR = Path(os.environ.get("DATA_MIRROR") or REPOSITORY.parent / "shared" / "mirror")
+
+
+def one_line(error, *words):
+    message = str(error.value)
+    assert "\n" not in message
+    for word in words:
+        assert str(word) in message, f"{word!r} not in {message!r}"
+
+
+# --------------------------------------------------------------------------------------------------- markups
+
+
+@pytest.mark.parametrize("markup", [COFW29, IBUG68], ids=lambda m: m.name)
+def test_flip_tables(markup):
+    everything = list(range(markup.n_points))
+    assert [markup.flip[i] for i in markup.flip] == everything
+    assert sorted(markup.flip[i] for i in markup.principal) == markup.principal
+    assert sorted(markup.principal + markup.elaborate) == everything and len(markup.principal) == 12
+    assert [markup.flip[i] for i in markup.outer_corners] == markup.outer_corners[::-1]
+    assert {markup.flip[i] for i in markup.left_eye} == set(markup.right_eye)
+    swapped = [{markup.flip[i] for i in group} for group in markup.five]
+    assert swapped == [set(markup.five[i]) for i in (1, 0, 2, 4, 3)]
+
+
+def test_flip_exchanges_left_and_right_names():
+    for i, name in enumerate(COFW29.names):
+        other = name.replace("left", "right") if "left" in name else name.replace("right", "left")
+        assert COFW29.names[COFW29.flip[i]] == other
+    assert sum(i == j for i, j in enumerate(IBUG68.flip)) == 10  # 9, 28-31, 34, 52, 58, 63, 67
+
+
+def test_distances_five_points_and_mirror():
+    points = torch.rand(3, 68, 2, dtype=torch.float64) * 100
+    eyes = points[:, 36:42].mean(1), points[:, 42:48].mean(1)
+    torch.testing.assert_close(inter_pupil(points, IBUG68), (eyes[0] - eyes[1]).norm(dim=1))
+    torch.testing.assert_close(inter_ocular(points, IBUG68), (points[:, 36] - points[:, 45]).norm(dim=1))
+    torch.testing.assert_close(five_points(points, IBUG68), torch.stack([*eyes, *points[:, [30, 48, 54]].unbind(1)], 1))
+    np.testing.assert_allclose(five_points(points.numpy(), IBUG68), five_points(points, IBUG68))
+    before = points.clone()
+    torch.testing.assert_close(mirror(mirror(points, IBUG68, 100), IBUG68, 100), points)
+    torch.testing.assert_close(points, before)
+    assert float(mirror(points, IBUG68, 100)[0, 16, 0]) == pytest.approx(99 - float(points[0, 0, 0]))
+    assert markup_for(29) is COFW29 and markup_for(68) is IBUG68
+    with pytest.raises(ValueError):
+        markup_for(98)
+
+
+# ----------------------------------------------------------------------------------------------------- packs
+
+
+def noise(n, size=16, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (n, size, size, 3), dtype=np.uint8)
+
+
+def make_pack(path, n=5, size=16, meta=None):
+    samples = [(image, {"name": f"n{i}", "label": np.uint8(i % 3)}) for i, image in enumerate(noise(n, size))]
+    return pack.write(path, *pack.gather(samples), meta or {"name": "toy"})
+
+
+def test_pack_round_trip(tmp_path):
+    made = make_pack(tmp_path / "deep" / "toy.npz")
+    assert len(made) == 5 and isinstance(made.blob, np.memmap)
+    assert made.arrays["label"].dtype == np.uint8 and made.arrays["name"].tolist() == [f"n{i}" for i in range(5)]
+    expected = torch.from_numpy(noise(5)).permute(0, 3, 1, 2)
+    assert torch.equal(made.decode(), expected)  # lossless
+    assert torch.equal(made.decode(indices=[4, 1], threads=1), expected[[4, 1]])
+    assert made.decode(size=8).shape == (5, 3, 8, 8) and made.decode(channels=1).shape == (5, 1, 16, 16)
+    assert made.decode(indices=[]).shape[:2] == (0, 3)
+    with np.load(tmp_path / "deep" / "toy.npz") as plain:  # an ordinary .npz
+        assert plain["label"].tolist() == [0, 1, 2, 0, 1]
+    made.verify()
+    assert [p.name for p in made.path.parent.iterdir()] == ["toy.npz"]
+
+
+def test_pack_keeps_encoded_bytes_and_fingerprints_content(tmp_path):
+    buffer = io.BytesIO()
+    Image.fromarray(noise(1)[0]).save(buffer, "JPEG")
+    jpeg = pack.write(tmp_path / "a.npz", [buffer.getvalue()], {"y": np.array([1])}, {})
+    assert jpeg.encoded(0) == buffer.getvalue()
+    decoded = np.asarray(jpeg.image(0))
+    again = pack.write(tmp_path / "b.npz", [pack.encode(decoded)], {"y": np.array([1])}, {})
+    assert again.meta["fingerprint"] == jpeg.meta["fingerprint"]  # same pixels, other codec
+    other = decoded.copy()
+    other[0, 0, 0] ^= 1
+    for images, y in (([pack.encode(other)], 1), ([pack.encode(decoded)], 2)):
+        changed = pack.write(tmp_path / "c.npz", images, {"y": np.array([y])}, {})
+        assert changed.meta["fingerprint"] != jpeg.meta["fingerprint"]
+
+
+def test_pack_of_mixed_sizes_needs_a_size(tmp_path):
+    samples = [(noise(1, 16)[0], {}), (noise(1, 20)[0], {})]
+    mixed = pack.write(tmp_path / "m.npz", *pack.gather(samples), {})
+    assert mixed.decode(size=12).shape == (2, 3, 12, 12)
+    with pytest.raises(UserError) as error:
+        mixed.decode()
+    one_line(error, mixed.path, "differ in size")
+
+
+def test_damaged_packs(tmp_path):
+    path = tmp_path / "toy.npz"
+    whole = (make_pack(path), path.read_bytes())[1]
+
+    def fails(content, *words):
+        path.write_bytes(content)
+        with pytest.raises(UserError) as error:
+            pack.Pack.read(path).verify()
+        one_line(error, path, *words)
+
+    fails(b"", "truncated or corrupt")
+    fails(b"no pack at all" * 100, "truncated or corrupt")
+    for part in (0.1, 0.5, 0.9, 0.999):
+        fails(whole[: int(len(whole) * part)], "truncated or corrupt")
+    blob = whole.rindex(b"RIFF")  # the last image
+    fails(whole[: blob + 4] + bytes(64) + whole[blob + 68 :], "corrupt pack (image n4")
+    with pytest.raises(UserError) as error:
+        pack.Pack.read(tmp_path / "none.npz")
+    one_line(error, "none.npz", "no such file", "common.data get")
+
+
+def test_pack_that_does_not_match_its_fingerprint(tmp_path, monkeypatch):
+    made = make_pack(tmp_path / "toy.npz")
+    made.arrays["label"][0] = 9
+    with pytest.raises(UserError) as error:
+        made.verify()
+    one_line(error, made.path, "the file is damaged")
+    monkeypatch.setattr(pack, "decoder", lambda: "Pillow 99")
+    with pytest.raises(UserError) as error:
+        made.verify()
+    one_line(error, "decoder now Pillow 99")
+
+
+def test_full_disk_leaves_the_old_pack(tmp_path, monkeypatch):
+    path = tmp_path / "toy.npz"
+    before = (make_pack(path), path.read_bytes())[1]
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(np.lib.format, "write_array_header_1_0", full)
+    with pytest.raises(UserError) as error:
+        make_pack(path, n=7)
+    one_line(error, path, "disk is full")
+    assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["toy.npz"]
+
+
+def test_pack_refuses_bad_images(tmp_path):
+    with pytest.raises(UserError) as error:
+        pack.write(tmp_path / "x.npz", [b"no image"], {"name": np.array(["some/face.jpg"])}, {})
+    one_line(error, "some/face.jpg", "not an image")
+    with pytest.raises(UserError) as error:
+        pack.write(tmp_path / "x.npz", [], {}, {})
+    one_line(error, "no images")
+    assert not (tmp_path / "x.npz").exists()
+
+
+# ---------------------------------------------------------------------------- a small set, found in many ways
+
+
+def toy_reader(folder):
+    """Images under a/ and b/: the reader that the toy registry names."""
+    for split in (0, 1):
+        for path in sorted(Path(folder).rglob(f"{'ab'[split]}/*.png")):
+            yield np.asarray(pack.open_image(path)), {"split": np.uint8(split), "name": path.stem}
+
+
+def toy_tree(folder, n=3):
+    for split, count in (("a", n), ("b", 1)):
+        (folder / split).mkdir(parents=True)
+        for i in range(count):
+            Image.fromarray(noise(1, seed=i)[0]).save(folder / split / f"{split}{i}.png")
+    return folder
+
+
+def tar_of(folder, path):
+    with tarfile.open(path, "w") as tar:
+        for child in sorted(folder.iterdir()):
+            tar.add(child, child.name)
+    return path
+
+
+@pytest.fixture
+def toy(tmp_path, monkeypatch):
+    """A registry with the set `toy` (3 + 1 images, toy.tar) and an empty data root. Yields the tar's path."""
+    (tmp_path / "mirror").mkdir()
+    tar = tar_of(toy_tree(tmp_path / "source"), tmp_path / "mirror" / "toy.tar")
+    (tmp_path / "registry.toml").write_text(f"""
+[toy]
+title = "Toy"
+homepage = "https://example.org/toy"
+terms = "none"
+citation = "nobody"
+reader = "{__name__}:toy_reader"
+counts = [{{ train = 3, test = 1 }}]
+marker = ["a", "b"]
+archives = [[{{ file = "toy.tar", hash = "sha256:{sha256(tar)}" }}]]
+steps = "Ask nicely."
+tree = "data/toy/a, data/toy/b"
+""")
+    monkeypatch.setattr(data, "REGISTRY", tmp_path / "registry.toml")
+    monkeypatch.setenv("DATA_ROOT", str(tmp_path / "root"))
+    monkeypatch.delenv("DATA_MIRROR", raising=False)
+    return tar
+
+
+def leftovers(tmp_path):
+    """What is in the data root besides prepared packs and lock files."""
+    return [p for p in (tmp_path / "root").rglob("*") if p.name not in ("prepared", "toy.npz", ".toy.lock")]
+
+
+def run(*argv):
+    """The command line in this process: (exit code, or None when it returned)."""
+    try:
+        return cli.entry(data.main, list(argv))
+    except SystemExit as stop:
+        return stop.code
+
+
+def test_missing_set_prints_steps_and_exits_3(toy, capsys):
+    assert not data.available("toy")
+    with pytest.raises(MissingData) as error:
+        data.ensure("toy")
+    one_line(error, "toy", "make data-toy")
+    assert run("get", "toy") == 3
+    said = capsys.readouterr()
+    assert "Ask nicely." in said.out and "data/toy/a" in said.out and said.err.count("\n") == 1
+    assert run("verify", "toy") == 3
+
+
+def test_get_from_a_mirror_then_only_verify(toy, tmp_path, capsys, monkeypatch):
+    assert run("get", "toy", "--mirror", str(toy.parent)) is None
+    said = capsys.readouterr().out
+    prepared = pack.Pack.read(tmp_path / "root" / "prepared" / "toy.npz")
+    assert "3 train + 1 test" in said and prepared.meta["fingerprint"] in said and "none" in said
+    assert prepared.meta["origin"] == [{"file": "toy.tar", "sha256": sha256(toy)}]
+    assert leftovers(tmp_path) == []
+    monkeypatch.setattr(data, "_prepare", None)  # a second call must not prepare again
+    stamp = prepared.path.stat().st_mtime_ns
+    assert run("get", "toy") is None and prepared.path.stat().st_mtime_ns == stamp
+    assert run("verify", "toy") is None and "verified" in capsys.readouterr().out
+    assert data.available("toy") and len(data.ensure("toy")) == 4
+
+
+def test_every_place_where_a_set_is_looked_for(toy, tmp_path, monkeypatch):
+    root, prints = tmp_path / "root", set()
+    source = tmp_path / "source"
+
+    def prepared():
+        assert data.available("toy")
+        prints.add(data.ensure("toy").meta["fingerprint"])
+        (root / "prepared" / "toy.npz").unlink()
+
+    monkeypatch.setenv("DATA_MIRROR", str(toy.parent))
+    prepared()
+    monkeypatch.delenv("DATA_MIRROR")
+    for place in (root / "raw", root / "toy"):
+        place.mkdir(parents=True)
+        (place / "toy.tar").write_bytes(toy.read_bytes())
+        prepared()
+        (place / "toy.tar").unlink()
+    source.rename(root / "toy" / "toy-v1")  # unpacked by hand, inside a folder of its own
+    prepared()
+    assert len(prints) == 1
+
+
+def test_registry_hash_and_count_errors(toy, tmp_path, capsys):
+    registry = tmp_path / "registry.toml"
+    good = registry.read_text()
+
+    def fails(*words):
+        assert run("get", "toy", "--mirror", str(toy.parent)) == 2
+        said = capsys.readouterr().err
+        assert said.startswith("error: ") and said.count("\n") == 1 and all(word in said for word in words), said
+        assert leftovers(tmp_path) == [] and not (tmp_path / "root" / "prepared" / "toy.npz").exists()
+        registry.write_text(good)
+
+    registry.write_text(good.replace("train = 3", "train = 4"))
+    fails("toy.tar", "3 train + 1 test", "expected 4 train + 1 test")
+    registry.write_text(good.replace(sha256(toy), "0" * 64))
+    fails(str(toy), "sha256", "expected 000000000000")
+    registry.write_text("[toy]\ntitle = 3\nwhat = 4\n")
+    fails("registry.toml")
+    registry.write_text("[toy\n")
+    fails("registry.toml")
+    whole = toy.read_bytes()
+    registry.write_text(good.replace(f"sha256:{sha256(toy)}", "unknown"))
+    good = registry.read_text()
+    for content in (whole[:100], b"<html>", whole[: len(whole) // 2]):
+        toy.write_bytes(content)
+        fails("toy.tar")
+
+
+def test_md5_where_the_publisher_gives_only_that(toy):
+    data.check_hash(toy, "unknown")
+    with pytest.raises(UserError) as error:
+        data.check_hash(toy, "md5:0123")
+    one_line(error, toy, "md5")
+
+
+def test_wrong_words_on_the_command_line(toy, capsys):
+    for argv, word in (
+        (["get", "toi"], "did you mean toy?"),
+        (["get", "zzz"], "known: toy"),
+        (["get"], "usage"),
+        ([], "usage"),
+        (["list", "toy"], "usage"),
+        (["get", "toy", "--mirror", "/nowhere/at/all"], "/nowhere/at/all"),
+    ):
+        assert run(*argv) == 2
+        said = capsys.readouterr().err
+        assert word in said and said.count("\n") == 1
+
+
+def test_data_root_that_cannot_be_written(toy, capsys, monkeypatch):
+    monkeypatch.setenv("DATA_ROOT", str(toy))  # a file
+    assert run("list") is None
+    capsys.readouterr()
+    assert run("get", "toy", "--mirror", str(toy.parent)) == 2
+    said = capsys.readouterr().err
+    assert str(toy) in said and said.count("\n") == 1
+
+
+def test_list_tells_the_state(toy, capsys, monkeypatch, tmp_path):
+    def state():
+        assert run("list") is None
+        return capsys.readouterr().out.splitlines()[1]
+
+    assert "absent" in state()
+    monkeypatch.setenv("DATA_MIRROR", str(toy.parent))
+    assert "files present" in state()
+    fingerprint = data.ensure("toy").meta["fingerprint"]
+    assert "prepared" in state() and fingerprint[:12] in state()
+    (tmp_path / "root/prepared/toy.npz").write_bytes(b"x")
+    assert "damaged" in state()
+
+
+def test_get_rebuilds_a_damaged_or_outdated_pack(toy, tmp_path, capsys):
+    path = tmp_path / "root" / "prepared" / "toy.npz"
+    assert run("get", "toy", "--mirror", str(toy.parent)) is None
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(UserError) as error:
+        data.ensure("toy")
+    one_line(error, path, "delete it")
+    assert run("get", "toy", "--mirror", str(toy.parent)) is None
+    assert "rebuilding" in capsys.readouterr().err and len(pack.Pack.read(path)) == 4
+    registry = tmp_path / "registry.toml"
+    registry.write_text(registry.read_text() + "version = 2\n")
+    assert data.get("toy", str(toy.parent)).meta["version"] == 2
+
+
+def test_interruption_and_a_full_disk_leave_nothing_behind(toy, tmp_path, monkeypatch, capsys):
+    def stop(error):
+        def unpack(path, folder):
+            (folder / "half").write_text("x")
+            raise error
+
+        monkeypatch.setattr(data, "unpack", unpack)
+        return run("get", "toy", "--mirror", str(toy.parent))
+
+    assert stop(KeyboardInterrupt()) == 130
+    assert leftovers(tmp_path) == []
+    capsys.readouterr()
+    assert stop(OSError(errno.ENOSPC, "No space left on device", "half")) == 2
+    assert "No space left" in (said := capsys.readouterr().err) and said.count("\n") == 1
+    assert leftovers(tmp_path) == []
+    monkeypatch.undo()
+
+
+def test_what_a_killed_process_left_is_cleared(toy, tmp_path):
+    (tmp_path / "root" / "prepared").mkdir(parents=True)
+    (tmp_path / "root" / ".toy~killed").mkdir()
+    (tmp_path / "root" / "prepared" / ".toy.npz.1.tmp").write_text("half")
+    (tmp_path / "root" / ".toy-other~alive").mkdir()  # another set's
+    data.get("toy", str(toy.parent))
+    assert [p.name for p in leftovers(tmp_path)] == [".toy-other~alive"]
+
+
+@pytest.mark.parametrize("kind", ["absolute", "parent", "symlink", "hardlink", "device", "zip parent", "zip symlink"])
+def test_archives_that_escape_are_refused(tmp_path, kind):
+    path = tmp_path / ("evil.zip" if kind.startswith("zip") else "evil.tar")
+    if kind.startswith("zip"):
+        with zipfile.ZipFile(path, "w") as archive:
+            info = zipfile.ZipInfo("../evil" if kind == "zip parent" else "link")
+            info.external_attr = (0o120777 if kind == "zip symlink" else 0o100644) << 16
+            archive.writestr(info, "/etc/passwd")
+    else:
+        name = {"absolute": str(tmp_path / "evil"), "parent": "../evil"}.get(kind, "evil")
+        info = tarfile.TarInfo(name)
+        kinds = {"symlink": tarfile.SYMTYPE, "hardlink": tarfile.LNKTYPE, "device": tarfile.CHRTYPE}
+        info.type, info.linkname = kinds.get(kind, tarfile.REGTYPE), "../../etc/passwd"
+        with tarfile.open(path, "w") as tar:
+            tar.addfile(info, io.BytesIO())
+    (tmp_path / "into").mkdir()
+    with pytest.raises(UserError) as error:
+        data.unpack(path, tmp_path / "into")
+    one_line(error, path, "refused")
+    assert not (tmp_path / "evil").exists() and not any((tmp_path / "into").iterdir())
+
+
+def test_zip_and_plain_files_are_unpacked(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("d/x.txt", "1")
+    (tmp_path / "y.mat").write_text("2")
+    (tmp_path / "into").mkdir()
+    for name in ("a.zip", "y.mat"):
+        data.unpack(tmp_path / name, tmp_path / "into")
+    assert (tmp_path / "into/d/x.txt").read_text() == "1" and (tmp_path / "into/y.mat").read_text() == "2"
+
+
+def test_mirror_at_a_url(tmp_path):
+    """Two real processes: a web server, and the command line, with the real registry."""
+    (tmp_path / "served").mkdir()
+    (tmp_path / "served" / "lfpw68-256.tar").write_bytes(b"not the archive")
+    serve = [sys.executable, "-u", "-m", "http.server", "0", "--bind", "127.0.0.1", "-d", str(tmp_path / "served")]
+    with subprocess.Popen(serve, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
+        try:
+            address = "http://127.0.0.1:" + server.stdout.readline().split("port ")[1].split()[0]
+            wrong = command(tmp_path, "get", "lfpw", "--mirror", address)
+            assert wrong.returncode == 2 and "lfpw68-256.tar" in wrong.stderr and "hash" in wrong.stderr
+            assert wrong.stderr.count("\n") == 1 and not any((tmp_path / "root" / "raw").iterdir())
+            absent = command(tmp_path, "get", "helen", "--mirror", address)
+            assert absent.returncode == 3 and "helen.zip" in absent.stdout and absent.stderr.count("\n") == 1
+        finally:
+            server.terminate()
+
+
+def command(tmp_path, *argv):
+    env = {k: v for k, v in os.environ.items() if k != "DATA_MIRROR"} | {"DATA_ROOT": str(tmp_path / "root")}
+    argv = [sys.executable, "-m", "common.data", *argv]
+    return subprocess.run(argv, cwd=REPOSITORY, env=env, capture_output=True, text=True, timeout=60)
+
+
+def test_registry_entries_are_complete():
+    sets = data.registry()
+    assert {"cofw", "cofw-grey", "lfpw", "helen", "afw", "ibug", "300w"} <= set(sets)
+    for entry in sets.values():
+        module, function = entry.reader.split(":")
+        assert callable(getattr(__import__(module, fromlist=[function]), function))
+        assert entry.homepage.startswith("https://") and entry.terms and entry.citation and entry.steps and entry.tree
+        assert all(set(counts) <= set(entry.splits) for counts in entry.counts)
+        assert entry.parts or entry.archives or entry.marker
+        for item in (item for files in entry.archives for item in files):
+            kind, _, digest = item["hash"].partition(":")
+            assert (kind, len(digest)) in (("sha256", 64), ("md5", 32), ("unknown", 0))
+
+
+def test_data_folder_keeps_sets_out_of_git():
+    ignored = (REPOSITORY / "data" / ".gitignore").read_text().splitlines()
+    rules = [line for line in ignored if line and not line.startswith("#")]
+    assert rules == ["*", "!.gitignore", "!README.md", "!registry.toml"]
+
+
+# ------------------------------------------------------------------------------------- an alignment set, loaded
+
+
+def test_load_alignment(tmp_path, monkeypatch):
+    from test_readers import cofw_faces, write_cofw
+
+    monkeypatch.setenv("DATA_ROOT", str(tmp_path))
+    monkeypatch.delenv("DATA_MIRROR", raising=False)
+    text = data.REGISTRY.read_text().replace("train = 1345, test = 507", "train = 3, test = 2")
+    (tmp_path / "registry.toml").write_text(text)
+    monkeypatch.setattr(data, "REGISTRY", tmp_path / "registry.toml")
+    (tmp_path / "cofw").mkdir()
+    write_cofw(tmp_path / "cofw" / "COFW_train_color.mat", "train", cofw_faces(3))
+    write_cofw(tmp_path / "cofw" / "COFW_test_color.mat", "test", cofw_faces(2))
+    faces = data.load_alignment("cofw")
+    assert faces.images.shape == (5, 3, 256, 256) and faces.images.dtype == torch.uint8 and faces.markup is COFW29
+    assert faces.points.shape == (5, 29, 2) and faces.box.shape == (5, 4) and faces.occluded.dtype == torch.bool
+    test = faces.part("test")
+    assert len(test) == 2 and test.names == ["test/0001", "test/0002"] and torch.equal(test.images, faces.images[3:])
+    assert faces.select([2, 0]).names == ["train/0003", "train/0001"] and len(faces.select(faces.split == 0)) == 3
+    assert len(faces.fingerprint) == 64 and faces.fingerprint == data.load_alignment("cofw").fingerprint
+    with pytest.raises(MissingData) as error:
+        data.load_alignment("300w")
+    one_line(error, "lfpw")
+
+
+def test_real_lfpw_from_the_mirror(tmp_path, monkeypatch):
+    if not (MIRROR / "lfpw68-256.tar").is_file():
+        pytest.skip("no lfpw68-256.tar in DATA_MIRROR or ../shared/mirror")
+    monkeypatch.setenv("DATA_ROOT", str(tmp_path))
+    monkeypatch.setenv("DATA_MIRROR", str(MIRROR))
+    start = time.perf_counter()
+    faces = data.load_alignment("lfpw")
+    print(f"prepared and loaded in {time.perf_counter() - start:.1f} s")
+    assert faces.images.shape == (1029, 3, 256, 256) and faces.points.shape == (1029, 68, 2)
+    assert len(faces.part("train")) == 805 and len(faces.part("test")) == 224 and faces.markup is IBUG68
+    assert json.loads(json.dumps(data.ensure("lfpw").meta))["counts"] == {"train": 805, "test": 224}
+    assert inter_pupil(faces.points, IBUG68).min() > 20 and faces.points.min() > -40 and faces.points.max() < 296
