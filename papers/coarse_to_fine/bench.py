@@ -1,0 +1,96 @@
+"""Comparisons of this paper for `make bench`, on embedded faces."""
+
+import dataclasses
+import math
+
+import numpy as np
+import torch
+
+from common import images, metrics
+from papers.coarse_to_fine import data, train
+from papers.coarse_to_fine.config import Model, preset
+from papers.coarse_to_fine.crops import FaceCrops, Offsets, landmark_boxes
+
+BATCH = 64
+
+
+def comparisons():
+    """(what, name, run, other name, other run) for common.bench; a None other is a plain time."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    faces, cfg = data.load("embedded"), preset("short", "cft", "embedded")
+    crops = FaceCrops(faces, cfg.crop, cfg.margin, device)
+    index = torch.arange(BATCH, device=device)
+    batched = lambda: crops.training(index, images.generator(0), cfg, Offsets())
+    loader = pil_loader(faces, cfg)
+    yield f"augmenting {BATCH} crops", "batched tensors", batched, "PIL per sample, 2 workers", lambda: next(loader)
+    fast, slow = (
+        stepper(dataclasses.replace(cfg, precision=p), faces.markup, batched(), device) for p in ("bf16", "fp32")
+    )
+    yield f"CFT training step, {BATCH} crops", "bf16, channels last", fast, "fp32", slow
+    error, d = np.random.default_rng(0).random((20_000, 29)), np.full(20_000, 40.0)
+    looped = lambda: [100 * sum(row) / len(row) / n for row, n in zip(error, d, strict=True)]
+    yield "NME of 20,000 faces", "vectorised", lambda: metrics.nme_pct(error, d), "loop", looped
+    for row in ("cft", "heatmap"):
+        model, one = predictor(preset("short", row), faces.markup, device)
+        yield f"{row}: one face, batch 1", "prediction", lambda model=model, one=one: model(one), "", None
+
+
+def stepper(cfg, markup, batch, device):
+    """One training step as train.py does it, on a fixed batch."""
+    model = Model(cfg, markup).to(device, memory_format=torch.channels_last).train()
+    optimizer = train.make_optimizer(cfg, model)
+
+    def step():
+        with torch.autocast(device.type, torch.bfloat16, enabled=cfg.precision == "bf16"):
+            outputs = model(batch.images.contiguous(memory_format=torch.channels_last))
+        optimizer.zero_grad(set_to_none=True)
+        model.loss(outputs, batch, (0.5, 0.5)).backward()
+        optimizer.step()
+
+    return step
+
+
+def predictor(cfg, markup, device):
+    model = Model(cfg, markup).to(device).eval().requires_grad_(False)
+    return model, torch.rand(1, 3, cfg.crop, cfg.crop, device=device) * 255
+
+
+def pil_loader(faces, cfg):
+    """The obvious data path: a Dataset that rotates, crops, flips and compresses one PIL image at a time."""
+    loader = torch.utils.data.DataLoader(PilCrops(faces, cfg), BATCH, shuffle=True, num_workers=2, drop_last=True)
+    while True:
+        yield from loader
+
+
+class PilCrops(torch.utils.data.Dataset):
+    def __init__(self, faces, cfg):
+        self.faces, self.cfg = faces, cfg
+        self.centre, self.side = landmark_boxes(faces.points, cfg.margin)
+
+    def __len__(self):
+        return len(self.faces)
+
+    def __getitem__(self, i):
+        import io
+
+        from PIL import Image
+
+        rng, cfg = np.random.default_rng(), self.cfg
+        photo = Image.fromarray(self.faces.images[i].permute(1, 2, 0).numpy())
+        angle = math.radians(rng.uniform(-cfg.rotation_deg, cfg.rotation_deg))
+        side = float(self.side[i]) * math.exp(rng.uniform(-cfg.log_size, cfg.log_size))
+        centre = self.centre[i].numpy() + rng.uniform(-cfg.shift, cfg.shift, 2) * side
+        scale, half = side / cfg.crop, (cfg.crop - 1) / 2
+        cos, sin = math.cos(angle) * scale, math.sin(angle) * scale
+        offset = centre - np.array([[cos, -sin], [sin, cos]]).sum(1) * half
+        crop = photo.transform((cfg.crop, cfg.crop), Image.Transform.AFFINE,
+                               (cos, -sin, offset[0], sin, cos, offset[1]), Image.Resampling.BILINEAR)  # fmt: skip
+        points = (self.faces.points[i].numpy() - offset) @ np.linalg.inv([[cos, -sin], [sin, cos]]).T
+        if rng.random() < 0.5:
+            crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+            points = points[self.faces.markup.flip] * [-1, 1] + [cfg.crop - 1, 0]
+        if quality := int(rng.choice([0, 15, 45, 75])):
+            buffer = io.BytesIO()
+            crop.save(buffer, "JPEG", quality=quality)
+            crop = Image.open(buffer)
+        return torch.from_numpy(np.array(crop)).permute(2, 0, 1).float(), torch.from_numpy(points).float()

@@ -1,0 +1,152 @@
+"""Errors of a trained row on test faces: `python -m papers.coarse_to_fine.evaluate --weights FILE --data lfpw`.
+
+Protocol: mean point-to-point error of each face over its normaliser, averaged over faces, in percent. Occluded
+points count (RCPR). Boxes are the set's official test boxes where it has them, else the landmarks' own with a
+fixed jitter, which is easier and said so in every claim.
+"""
+
+import dataclasses
+
+import numpy as np
+import torch
+
+from common import checkpoint, cli, images, metrics, parallel
+from common import points as markups
+from common.metrics import Metric
+from papers.coarse_to_fine import data
+from papers.coarse_to_fine.config import ROWS, Model, preset
+from papers.coarse_to_fine.crops import FaceCrops
+
+
+def _nme(normaliser, errors="error_px", subset=None):
+    def per_sample(p):
+        chosen = p[errors] if subset is None else p[errors][:, p[subset].astype(bool)]
+        return metrics.nme_pct(chosen, p[normaliser])
+
+    return per_sample
+
+
+def _occluded(normaliser, wanted):
+    """NME over the occluded (or visible) points alone, pooled over the test set as point errors over d."""
+
+    def statistic(p):
+        relative = 100 * p["error_px"] / p[normaliser][:, None]
+        return relative[p["occluded"].astype(bool) == wanted].mean()
+
+    return statistic
+
+
+def _metrics_for(normaliser, name, label):
+    """All metrics under one normaliser. `normaliser` is the array's key, `name` the metric's."""
+    needs = ("error_px", normaliser)
+    nme = _nme(normaliser)
+    return [
+        Metric(f"nme_{name}_pct", f"NME, {label} (%)", True, nme, needs=needs),
+        Metric(f"fr10_{name}_pct", f"failures above 10 %, {label} (%)", True,
+               lambda p: metrics.failure_pct(nme(p)), needs=needs),
+        Metric(f"auc10_{name}", f"area under the cumulative error up to 10 %, {label}", False,
+               lambda p: metrics.ced_area(nme(p)), needs=needs),
+        Metric(f"nme_{name}_principal_pct", f"NME of the principal points, {label} (%)", True,
+               _nme(normaliser, subset="principal"), needs=needs),
+        Metric(f"nme_{name}_validation_chosen_pct", f"NME, {label}, validation-chosen weights (%)", True,
+               _nme(normaliser, "error_px_validation_chosen"), needs=("error_px_validation_chosen", normaliser)),
+        Metric(f"nme_{name}_challenge_pct", f"NME of the challenging subset, {label} (%)", True,
+               statistic=lambda p: nme(p)[p["challenge"].astype(bool)].mean(), needs=(*needs, "challenge")),
+        Metric(f"nme_{name}_occluded_pct", f"NME of occluded points, {label} (%)", True,
+               statistic=_occluded(normaliser, True), needs=("error_px", normaliser, "occluded")),
+        Metric(f"nme_{name}_visible_pct", f"NME of visible points, {label} (%)", True,
+               statistic=_occluded(normaliser, False), needs=("error_px", normaliser, "occluded")),
+    ]  # fmt: skip
+
+
+# Divide by the pupils' distance (29 points) or the eye centres' (68): never call either "inter-ocular", which is
+# the outer eye corners' and about 1.4 times as long.
+METRICS = {
+    m.name: m
+    for m in [
+        *_metrics_for("interpupil_px", "interpupil", "inter-pupil"),
+        *_metrics_for("eyecentre_px", "eyecentre", "eye centres"),
+        *_metrics_for("interocular_px", "interocular", "outer eye corners"),
+    ]
+}
+
+
+def measure(predictions):
+    """Every metric that the predictions allow, name -> value."""
+    return {name: m.value(predictions) for name, m in METRICS.items() if m.available(predictions)}
+
+
+@torch.no_grad()
+def predict(model, pixels, batch=256):
+    """Points (N, P, 2), in crop pixels, for crops (N, 3, S, S); always in float32."""
+    model.eval()
+    return torch.cat([model(part) for part in pixels.split(batch)])
+
+
+def mean_error_pct(model, crops):
+    """Validation error: NME in percent, in the crop frame (the same number, since crops are similarities)."""
+    distance = (predict(model, crops.images) - crops.points).norm(dim=-1).mean(1)
+    return float(100 * (distance / crops.distance).mean())
+
+
+def errors(model, crops, faces, index, reduction):
+    """Per-point errors and normalisers in the original image's pixels, as arrays for the record.
+
+    They are computed numbers: neither an image nor an annotated position of the data set can be read from them.
+    """
+    index = index.cpu()
+    scale = (faces.scale[index] * reduction).double().unsqueeze(1)
+    predicted = images.transform_points(predict(model, crops.images), crops.to_image).cpu().double()
+    truth = images.transform_points(crops.points, crops.to_image).cpu().double()
+    distance = markups.inter_pupil(truth, faces.markup) * scale[:, 0]
+    arrays = {
+        "error_px": ((predicted - truth).norm(dim=-1) * scale).float().numpy(),
+        "interpupil_px" if faces.markup.n_points == 29 else "eyecentre_px": distance.float().numpy(),
+        "interocular_px": (markups.inter_ocular(truth, faces.markup) * scale[:, 0]).float().numpy(),
+        "principal": np.isin(np.arange(faces.markup.n_points), faces.markup.principal),
+    }
+    challenge = np.array([faces.subset[i] == "challenge" for i in index.tolist()])
+    for name, marks in (("occluded", faces.occluded[index].numpy()), ("challenge", challenge)):
+        if marks.any():
+            arrays[name] = marks
+    return arrays
+
+
+def main(argv):
+    device_name, argv = cli.take_option(argv, "device", "auto")
+    path, argv = cli.take_option(argv, "weights")
+    name, argv = cli.take_option(argv, "data", "lfpw")
+    if path is None or argv:
+        raise cli.UserError("usage: python -m papers.coarse_to_fine.evaluate --weights FILE.safetensors --data NAME")
+    device = parallel.start(device_name)
+    model, cfg, markup = load(path, device)
+    faces = data.load(name)
+    if faces.markup is not markup:
+        raise cli.UserError(f"{path}: predicts {markup.n_points} points, {name} has {faces.markup.n_points}")
+    fit, _, test = data.split(faces, cfg.val_share)
+    crops = FaceCrops(faces, cfg.crop, cfg.margin, device)
+    offsets = crops.offsets(fit.to(device))
+    test_crops = crops.testing(test.to(device), cfg, offsets)
+    print(f"{path} on {name}: {len(test)} test faces, boxes {data.boxes(faces)}")
+    for key, value in measure(errors(model, test_crops, faces, test, crops.reduction)).items():
+        print(f"  {METRICS[key].label:60s} {value:8.3f}")
+
+
+def load(path, device):
+    """(model, configuration, markup) of a weights file. UserError when it holds no weights of this paper."""
+    _, metadata = checkpoint.read_weights(path)
+    if metadata.get("row") not in ROWS:
+        raise cli.UserError(f"{path}: no weights of this paper (its metadata names no row); train or fetch one")
+    try:
+        markup = markups.markup_for(int(metadata["points"]))
+        sizes = dict(crop=int(metadata["crop"]), margin=float(metadata["margin"]))
+    except (KeyError, ValueError) as error:
+        raise cli.UserError(f"{path}: its metadata does not describe a model of this paper ({error})") from None
+    cfg = dataclasses.replace(preset("short", metadata["row"]), **sizes)
+    model = Model(cfg, markup)
+    checkpoint.load_weights(path, model)
+    return model.to(device).eval(), cfg, markup
+
+
+if __name__ == "__main__":
+    cli.entry(main)

@@ -1,0 +1,110 @@
+"""Landmarks of any face image: `python -m papers.coarse_to_fine.predict IMAGE ... [--weights FILE] [--box X,Y,W,H]`.
+
+Writes IMAGE.points.json and IMAGE.points.png beside each image, or into `--out FOLDER`. Without `--box` the whole
+image is taken as the face box.
+"""
+
+import math
+import time
+from pathlib import Path
+
+import torch
+
+from common import checkpoint, cli, images, parallel, runs
+from papers.coarse_to_fine.config import PAPER
+from papers.coarse_to_fine.evaluate import load
+
+
+def main(argv):
+    weights, argv = cli.take_option(argv, "weights")
+    box, argv = cli.take_option(argv, "box")
+    out, argv = cli.take_option(argv, "out")
+    device_name, paths = cli.take_option(argv, "device", "auto")
+    unknown = [p for p in paths if p.startswith("--")]
+    if unknown or not paths:
+        raise cli.UserError("usage: python -m papers.coarse_to_fine.predict IMAGE ... "
+                            "[--weights FILE] [--box X,Y,W,H] [--out FOLDER]")  # fmt: skip
+    model, cfg, markup = load(weights or newest_weights(), parallel.start(device_name))
+    for path in map(Path, paths):
+        photo = open_photo(path)
+        face = parse_box(box, photo, path)
+        started = time.perf_counter()
+        points = predict(model, cfg, photo, face)
+        spent = 1000 * (time.perf_counter() - started)
+        folder = Path(out) if out else path.parent
+        value = {"image": path.name, "box_xywh": face, "markup": markup.name, "points_xy": points.tolist()}
+        checkpoint.write_json(folder / f"{path.stem}.points.json", value)
+        drawing = draw(photo, points, face, folder / f"{path.stem}.points.png")
+        print(f"{path}: {len(points)} points in {spent:.1f} ms -> {drawing}")
+
+
+def newest_weights():
+    """The weights trained last on this machine, real data before embedded faces."""
+    found = [p for root in (runs.LOCAL, runs.RECORDED) for p in Path(root, PAPER).glob("*/model.safetensors")]
+    found = [p for p in found if "mean-shape" not in p.parent.name]
+    if not found:
+        raise cli.MissingData(
+            "no trained weights on this machine: run `make reproduce-coarse-to-fine` first (PRESET=short for real "
+            "faces), or name a file with --weights"
+        )
+    chosen = max(found, key=lambda p: ("embedded" not in p.parent.name, p.stat().st_mtime))
+    print(f"weights: {chosen}")
+    return chosen
+
+
+def open_photo(path):
+    """(3, H, W) uint8 RGB tensor."""
+    import numpy as np
+
+    from common.pack import open_image
+
+    return torch.from_numpy(np.array(open_image(path).convert("RGB"))).permute(2, 0, 1)
+
+
+def parse_box(text, photo, path):
+    """[x, y, w, h] from `X,Y,W,H`, or the whole image. UserError when malformed or outside the image."""
+    height, width = photo.shape[1:]
+    if text is None:
+        return [0.0, 0.0, float(width), float(height)]
+    try:
+        x, y, w, h = (float(part) for part in text.split(","))
+    except ValueError:
+        raise cli.UserError(f"--box {text!r}: give four numbers, X,Y,W,H in pixels") from None
+    finite = all(map(math.isfinite, (x, y, w, h)))
+    if not (finite and w > 0 and h > 0 and x < width and y < height and x + w > 0 and y + h > 0):
+        raise cli.UserError(f"{path}: the box {text} lies outside the {width}x{height} image or is empty")
+    return [x, y, w, h]
+
+
+@torch.no_grad()
+def predict(model, cfg, photo, box):
+    """Points (P, 2) in image pixels for one face in `photo` (3, H, W), `box` = x, y, w, h."""
+    device = next(iter(model.state_dict().values())).device
+    x, y, w, h = box
+    centre, side = torch.tensor([[x + w / 2 - 0.5, y + h / 2 - 0.5]]), torch.tensor([max(w, h)])
+    pixels, reduction = photo.unsqueeze(0), 1
+    while side.item() / reduction > 2.2 * cfg.crop and min(pixels.shape[-2:]) >= 2:
+        pixels, reduction = images.halve(pixels), reduction * 2
+    centre = (centre - (reduction - 1) / 2) / reduction
+    to_image = images.similarity(centre, side / reduction, torch.zeros(1), torch.zeros(1).bool(), cfg.crop)
+    crop = images.crop(pixels.to(device), to_image, cfg.crop)
+    points = images.transform_points(model(crop).cpu(), to_image)[0]
+    return points * reduction + (reduction - 1) / 2
+
+
+def draw(photo, points, box, path):
+    """Write the image with its points and box as PNG at the image's own size."""
+    from PIL import Image, ImageDraw
+
+    picture = Image.fromarray(photo.permute(1, 2, 0).numpy())
+    pen, radius = ImageDraw.Draw(picture), max(1.0, max(box[2:]) / 150)
+    pen.rectangle([box[0], box[1], box[0] + box[2] - 1, box[1] + box[3] - 1], outline=(80, 160, 255))
+    for x, y in points.tolist():
+        pen.ellipse([x - radius, y - radius, x + radius, y + radius], fill=(255, 60, 30))
+    with checkpoint.atomic(path) as temporary:
+        picture.save(temporary, format="PNG")
+    return path
+
+
+if __name__ == "__main__":
+    cli.entry(main)

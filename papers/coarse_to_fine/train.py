@@ -1,0 +1,179 @@
+"""Train one row of the coarse-to-fine table: `python -m papers.coarse_to_fine.train --preset demo --row cft`.
+
+Reads top to bottom: data, model, loop, evaluation, record. `torchrun --nproc-per-node 2 -m ...` runs the same.
+"""
+
+import math
+import sys
+
+import torch
+
+from common import checkpoint, cli, images, loop, parallel, runs
+from papers.coarse_to_fine import data, evaluate, figures, method
+from papers.coarse_to_fine.config import PAPER, Model, check, preset
+from papers.coarse_to_fine.crops import FaceCrops
+
+MEAN_FACES = 2048  # augmented crops that the mean image is taken over (our choice; the authors use all)
+
+
+def main(argv):
+    device_name, argv = cli.take_option(argv, "device", "auto")
+    out, argv = cli.take_option(argv, "out", runs.LOCAL)
+    cfg = parse(argv)
+    device = parallel.start(device_name)
+    try:
+        return train(cfg, device, out)
+    finally:
+        parallel.finish()
+
+
+def parse(argv):
+    """Preset, row and data set give the defaults; every further option overrides one setting."""
+    name, rest = cli.take_option(argv, "preset", "short")
+    row, rest = cli.take_option(rest, "row", "cft")
+    chosen, rest = cli.take_option(rest, "data")
+    cfg = cli.parse(preset(name, row, chosen), rest, "python -m papers.coarse_to_fine.train")
+    check(cfg)
+    return cfg
+
+
+def train(cfg, device, out=runs.LOCAL):
+    """Train and record one run; returns its record. A finished run is read back, an interrupted one continues."""
+    run = runs.Run(PAPER, cfg.run_name, cfg, preset(cfg.preset, cfg.row, cfg.data), out)
+    if run.finished():
+        print(f"{run.name}: already recorded in {run.folder}; delete that folder to run it again", file=sys.stderr)
+        return checkpoint.read_json(run.folder / "run.json")
+    share = parallel.my_slice(cfg.batch)
+    faces = data.load(cfg.data)
+    fit, val, test = data.split(faces, cfg.val_share)
+    crops = FaceCrops(faces, cfg.crop, cfg.margin, device)
+    fit, val, test = fit.to(device), val.to(device), test.to(device)
+    offsets = crops.offsets(fit)
+    crops_of = lambda step: crops.training(
+        batch_index(fit, cfg, step), images.generator(cfg.seed, 2, step), cfg, offsets
+    )
+
+    torch.manual_seed(cfg.seed)
+    model = Model(cfg, faces.markup).to(device, memory_format=torch.channels_last)
+    model.look_at(crops.training(resample(fit, MEAN_FACES), images.generator(cfg.seed, 3), cfg, offsets))
+    val_crops, test_crops = crops.testing(val, cfg, offsets), crops.testing(test, cfg, offsets)
+    print(
+        f"{run.name}: {len(fit)} training, {len(val)} validation, {len(test)} test faces on {device}", file=sys.stderr
+    )
+    steps, best = None, loop.Best(model)
+    if cfg.row != "mean-shape":
+        steps, best = fit_model(model, crops_of, val_crops, cfg, run, share, device)
+    if not parallel.is_main():
+        return None
+    return record(run, cfg, faces, model, best, test, test_crops, crops.reduction, steps, device)
+
+
+def fit_model(model, crops_of, val_crops, cfg, run, share, device):
+    """The loop. Leaves `model` with its last weights; returns the finished Steps and the best-validation holder."""
+    average = loop.averaged(model, cfg.averaging)
+    judged = average.module if cfg.averaging else model
+    optimizer, best = make_optimizer(cfg, model), loop.Best(judged)
+    network = parallel.wrap(model, device)
+    parts = {"model": model, "optimizer": optimizer, "best": best, "average": average}
+    named = dict(label=run.name, identity=runs.fingerprint(cfg))
+    steps = loop.Steps(run.folder, parts, cfg.steps, cfg.batch, "crops", **named)
+    control = cfg.row if cfg.row in ("direct", "principal") else "cft"
+    stages = method.schedule(method.STAGES, cfg.steps, control)
+    for step in steps:
+        start, weights, stage_lr = next((a, w, r) for a, b, w, r in stages if a <= step < b)
+        if step == start > 0 and cfg.optimizer == "sgd":  # each stage starts from the best of the one before
+            best.restore()
+            best.forget()
+            optimizer.state.clear()
+        batch = crops_of(step)
+        for group in optimizer.param_groups:
+            group["lr"] = rate_at(cfg, step, stage_lr) * group["rate"]
+        model.train()
+        with torch.autocast(device.type, torch.bfloat16, enabled=cfg.precision == "bf16"):
+            outputs = network(batch.images[share].contiguous(memory_format=torch.channels_last))
+        loss = model.loss(outputs, batch.part(share), weights)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.clip)
+        optimizer.step()
+        if cfg.averaging:
+            average.update_parameters(model)
+        steps.log(loss=loss, gradient=norm)
+        if (step + 1) % cfg.evaluate_every == 0 or step + 1 == cfg.steps:
+            error = evaluate.mean_error_pct(judged, val_crops)
+            best.offer(error, step + 1)
+            steps.note(val_nme_pct=error, lr=optimizer.param_groups[0]["lr"], weight_principal=weights[0])
+    if cfg.averaging:
+        model.load_state_dict(average.module.state_dict())
+    return steps, best
+
+
+def record(run, cfg, faces, model, best, test, test_crops, reduction, steps, device):
+    """Test the last and the validation-chosen weights, save both errors and the last weights, write the record."""
+    errors = evaluate.errors(model, test_crops, faces, test, reduction)
+    weights = run.folder / "model.safetensors"
+    about = dict(row=cfg.row, points=faces.markup.n_points, crop=cfg.crop, margin=cfg.margin)
+    digest = checkpoint.save_weights(weights, model, config=runs.fingerprint(cfg), **about)
+    if cfg.data == "embedded":  # synthetic, so its faces may be shown
+        shown = slice(0, 12)
+        points = evaluate.predict(model, test_crops.images[shown])
+        figures.faces(
+            test_crops.images[shown].cpu(), test_crops.points[shown].cpu(), points.cpu(), run.folder / "faces.png"
+        )
+    best.model = model
+    best.restore()
+    chosen = evaluate.errors(model, test_crops, faces, test, reduction)
+    predictions = {**errors, "error_px_validation_chosen": chosen["error_px"]}
+    return run.finish(
+        metrics=evaluate.measure(predictions),
+        predictions=predictions,
+        history=steps.history if steps else [],
+        data={"name": cfg.data, "fingerprint": faces.fingerprint, "test_faces": len(test), "boxes": data.boxes(faces)},
+        selection="last",
+        device=device,
+        seconds=steps.seconds if steps else 0.0,
+        samples=cfg.steps * cfg.batch if steps else 0,
+        weights={"file": weights.name, "sha256": digest},
+        best_validation={"step": best.step, "nme_pct": best.value},
+    )
+
+
+def make_optimizer(cfg, model):
+    """SGD as released: biases at twice the rate and without decay, batch-normalisation parameters without decay."""
+    norms = [p for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d) for p in m.parameters()]
+    weights = [p for p in model.parameters() if p.dim() > 1]
+    known = {id(p) for p in norms + weights}
+    biases = [p for p in model.parameters() if id(p) not in known]
+    groups = [
+        {"params": weights, "rate": 1.0, "weight_decay": cfg.weight_decay},
+        {"params": norms, "rate": 1.0, "weight_decay": 0.0},
+        {"params": biases, "rate": 2.0 if cfg.optimizer == "sgd" else 1.0, "weight_decay": 0.0},
+    ]
+    if cfg.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=cfg.lr)
+    return torch.optim.SGD(groups, lr=cfg.lr, momentum=0.9)
+
+
+def rate_at(cfg, step, stage_lr):
+    """Learning rate of a step: the stage's rate (SGD) or one cosine to zero (AdamW), after a linear warm-up."""
+    warm = min(1.0, (step + 1) / max(1, cfg.warmup))
+    if cfg.optimizer == "sgd":
+        return warm * stage_lr * cfg.lr / method.STAGES[0].lr
+    return warm * cfg.lr * 0.5 * (1 + math.cos(math.pi * step / cfg.steps))
+
+
+def batch_index(pool, cfg, step):
+    """The training faces of a step (batch,): consecutive pieces of one shuffled pass after another."""
+    first, n = step * cfg.batch, len(pool)
+    passes = range(first // n, (first + cfg.batch - 1) // n + 1)
+    order = torch.cat([torch.randperm(n, generator=images.generator(cfg.seed, 1, p)) for p in passes])
+    return pool[order[first % n : first % n + cfg.batch].to(pool.device)]
+
+
+def resample(pool, count):
+    """`count` entries of `pool`, repeating it as often as needed."""
+    return pool[torch.arange(count, device=pool.device) % len(pool)]
+
+
+if __name__ == "__main__":
+    cli.entry(main)
