@@ -9,7 +9,7 @@ PRESET ?= auto
 SEEDS ?=
 ROWS ?=
 ARGS ?=
-PAPERS := $(notdir $(patsubst %/,%,$(wildcard papers/*/)))
+PAPERS := $(notdir $(patsubst %/claims.toml,%,$(wildcard papers/*/claims.toml)))
 export DATA_MIRROR
 
 help: ## this list

@@ -71,23 +71,23 @@ def choose(plans, wanted, name):
     if wanted not in ("auto", *plans):
         raise cli.UserError(f"unknown preset {wanted!r}: known are auto, {', '.join(plans)}")
     options = [p for p in ("paper", "short", "demo") if p in plans] if wanted == "auto" else [wanted]
-    missing = []
+    passed_over = []
     for preset in options:
-        plan = plans[preset]
-        sets = (name,) if name else plan.data
+        sets = (name,) if name else plans[preset].data
         here = [s for s in sets if s == "embedded" or data.available(s)]
-        if wanted == "auto" and plan.needs_gpu and not has_gpu():
-            missing.append(f"{preset} needs a GPU (PRESET={preset} runs it on the CPU all the same)")
-        elif here:
-            print(f"preset {preset} on {here[0]}: {plan.takes}")
-            for line in missing:
-                print(f"  not chosen: {line}")
-            return preset, here[0]
+        gets = " or ".join(f"`make data-{s}`" for s in sets)
+        if not here:
+            passed_over.append(
+                f"preset {preset} needs {' or '.join(sets)}, not on this machine: {gets} says how to get it, "
+                "DATA_MIRROR=<folder or URL> names one that holds the archives"
+            )
+        elif wanted == "auto" and plans[preset].needs_gpu and not has_gpu():
+            passed_over.append(f"preset {preset} is sized for a GPU; PRESET={preset} runs it on the CPU all the same")
         else:
-            missing.append(f"{preset} needs one of the data sets {', '.join(sets)} (make data-{sets[0]})")
-    for s in sets:
-        data.ensure(s)  # raises MissingData with the exact steps
-    raise cli.MissingData("; ".join(missing))
+            print(f"preset {preset} on {here[0]}: {plans[preset].takes}")
+            print("".join(f"  richer, but not chosen: {line}\n" for line in passed_over), end="")
+            return preset, here[0]
+    raise cli.MissingData(passed_over[-1])
 
 
 def has_gpu():
@@ -97,22 +97,25 @@ def has_gpu():
 
 
 def show(paper, preset, name, out):
-    """The table of this preset and data set: published, recorded in the repository, yours; then the pictures."""
-    mine = runs.recorded(paper, out)
+    """Print the table of a preset and data set (published, recorded here, yours), other runs, pictures."""
+    mine = [r for r in runs.recorded(paper, out) if (r["data"]["name"], r["config"]["preset"]) == (name, preset)]
     recorded = {c.name: c for c in claims.cells(paper)}
-    print()
-    head = ("cell", "published", "recorded here", "yours", "status of yours")
-    lines = [head]
+    lines = [("cell", "published", "recorded here", "yours", "status of yours")]
     for cell in claims.cells(paper, mine):
-        if cell.records and (cell.claim["data"], cell.claim["preset"]) == (name, preset):
+        if cell.records:
+            known = recorded[cell.name]
             published = cell.claim.get("published", "—")
-            status = against(cell, recorded[cell.name])
-            lines.append((cell.claim["what"], published, report.value(recorded[cell.name]), report.value(cell), status))
-    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    for line in lines:
-        print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)))
+            lines.append((cell.claim["what"], published, report.value(known), report.value(cell), against(cell, known)))
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    print()
+    for line in lines if len(lines) > 1 else []:
+        print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
+    for record in mine:
+        if set(record["overrides"]) - {"seed"}:
+            values = ", ".join(f"{k} {v:.2f}" for k, v in list(record["metrics"].items())[:3])
+            print(f"own settings, answers no cell: {record['run']}: {values}")
     figures = import_module(f"papers.{paper}.figures").draw(mine, Path(out) / paper / "figures")
-    print("\n" + "\n".join(f"picture: {os.path.relpath(f)}" for f in figures))
+    print("\n" + "".join(f"picture: {os.path.relpath(f)}\n" for f in figures), end="")
 
 
 if __name__ == "__main__":

@@ -40,6 +40,7 @@ def overview(records, path):
             per_point(middle, row, predictions)
         learning(right, row, found)
     about = records[0]
+    middle.set_ylim(0, None)
     left.legend(loc="lower right", fontsize=9)
     data, preset = about["data"], about["config"]["preset"]
     title = f"{data['name']}, preset {preset}, {data['test_faces']} test faces, boxes: {data['boxes']}"
@@ -80,7 +81,7 @@ def per_point(axes, row, predictions):
     for _, start, _ in regions[1:]:
         axes.axvline(start - 0.5, color="#cccccc", lw=0.8, zorder=0)
     axes.set_xticks([(a + b - 1) / 2 for _, a, b in regions], [name for name, _, _ in regions])
-    axes.set(ylabel="mean error (%)", ylim=(0, None))
+    axes.set_ylabel("mean error (%)")
     axes.set_title("Error per landmark")
 
 
@@ -114,6 +115,7 @@ def faces(pixels, truth, predicted, path, columns=6):
         axes.axis("off")
     for axes, image, true, ours in zip(grid.flat, pixels, truth, predicted, strict=False):
         axes.imshow(image.permute(1, 2, 0).clamp(0, 255).byte().numpy())
+        axes.autoscale(False)  # a point outside the crop must not change its scale
         axes.plot(*true.T, "o", ms=4, mfc="none", mec="white", mew=0.8)
         axes.plot(*ours.T, ".", ms=3, color="#ee3311")
     figure.suptitle("white: truth, red: predicted", fontsize=9)
