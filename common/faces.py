@@ -336,8 +336,7 @@ def sample_factors(
         light_azimuth_deg=_between(uniform(1)[:, 0], -70, 70),
         light_elevation_deg=_between(uniform(1)[:, 0], -10, 60),
         light_strength=_between(uniform(1)[:, 0], *light_strength),
-        light_colour=_between(uniform(1), 0.8, 1.15)
-        * (1 + 0.05 * torch.tensor([1.0, 0, -1]) * _normal(uniform(1))),
+        light_colour=_between(uniform(1), 0.8, 1.15) * (1 + 0.05 * torch.tensor([1.0, 0, -1]) * _normal(uniform(1))),
         background=uniform(24),
         cloth=uniform(3) * uniform(1),
         occluder=kind if occluder is None else torch.full_like(kind, occluder),
@@ -436,9 +435,7 @@ def model_points(f, look, act):
     weights = [*look.values(), *act.values(), oldness(f), childness(f)]
     tables = [*IDENTITY_SHAPES.values(), *ACTION_SHAPES.values(), AGE_SHAPES, CHILD_SHAPES]
     basis = torch.stack([_displacements(t) for t in tables]).to(f.identity)
-    points = _displacements(MEAN_POINTS).to(f.identity) + torch.einsum(
-        "nk,kpd->npd", torch.stack(weights, 1), basis
-    )
+    points = _displacements(MEAN_POINTS).to(f.identity) + torch.einsum("nk,kpd->npd", torch.stack(weights, 1), basis)
     points[:, 16:18, :2] += f.gaze[:, None]
     smirk, right = act["smirk"][:, None], (f.smirk_side > 0)[:, None]
     lift = torch.tensor([0.08, -0.13, -0.04]).to(points)
@@ -534,9 +531,7 @@ def _constant(value, like):
 def _frame(origin, a, b):
     """Affine coordinates u, v of the frame origin + u a + v b; all (..., 2)."""
     det = a[..., 0] * b[..., 1] - a[..., 1] * b[..., 0]
-    det = torch.where(
-        det.abs() < 1e-6, torch.full_like(det, 1e-6), det
-    )  # an edge-on frame shrinks to nothing
+    det = torch.where(det.abs() < 1e-6, torch.full_like(det, 1e-6), det)  # an edge-on frame shrinks to nothing
     u_x, u_y = b[..., 1] / det, -b[..., 0] / det
     v_x, v_y = -a[..., 1] / det, a[..., 0] / det
     u = torch.stack([-(u_x * origin[..., 0] + u_y * origin[..., 1]), u_x, u_y], -1)
@@ -718,9 +713,7 @@ def stroke_polynomials(pose, points):
     weights, offset, long, short, _, _, _ = stroke_tables()
     centre = pose.flat(weights.to(points) @ points + offset.to(points))
     n = len(points)
-    u, v = _frame(
-        centre, pose.axis(long.to(points).expand(n, -1, 3)), pose.axis(short.to(points).expand(n, -1, 3))
-    )
+    u, v = _frame(centre, pose.axis(long.to(points).expand(n, -1, 3)), pose.axis(short.to(points).expand(n, -1, 3)))
     return -_product(u, u) - _product(v, v)
 
 
@@ -745,11 +738,7 @@ def _drivers(f, look, act):
     return {
         "age": old,
         "smile": act["corner_pull"],
-        "fold": 0.15
-        + 0.6 * old
-        + 0.6 * act["corner_pull"]
-        + 0.6 * act["upper_lip_raise"]
-        + 0.3 * act["smirk"],
+        "fold": 0.15 + 0.6 * old + 0.6 * act["corner_pull"] + 0.6 * act["upper_lip_raise"] + 0.3 * act["smirk"],
         "crow": 0.8 * old + 0.5 * act["cheek_raise"],
         "furrow": 0.35 * old + act["brow_lower"],
         "forehead": 0.8 * old + 0.6 * (act["inner_brow_raise"] + act["outer_brow_raise"]) * (0.4 + 0.6 * old),
@@ -782,12 +771,8 @@ def palette(f, look):
     grey = torch.sigmoid((f.age_years - 56) / 7 + 0.5 * look["hair_hue"])[:, None] * 0.9
     hair = hair + (0.78 - hair) * grey
     rosy = torch.tensor([1.0, 0.56, 0.56]).to(skin)
-    lip = skin * (
-        rosy + 0.10 * (look["lip_colour"].clamp(-2.5, 2)[:, None] * torch.tensor([0.5, -1, -0.8]).to(skin))
-    )
-    blush = (
-        torch.tensor([0.03, -0.035, -0.03]).to(skin) * (1 + 0.5 * look["lip_colour"].clamp(-2, 2))[:, None]
-    )
+    lip = skin * (rosy + 0.10 * (look["lip_colour"].clamp(-2.5, 2)[:, None] * torch.tensor([0.5, -1, -0.8]).to(skin)))
+    blush = torch.tensor([0.03, -0.035, -0.03]).to(skin) * (1 + 0.5 * look["lip_colour"].clamp(-2, 2))[:, None]
     iris = _blend((0.15, 0.08, 0.05), (0.45, 0.62, 0.72), torch.sigmoid(1.5 * look["iris_tone"] - 0.7))
     iris = iris * (1 + 3 * tint * look["iris_hue"][:, None])
     colours = {"skin": skin, "hair": hair, "lip": lip, "blush": blush, "iris": iris, "brow": 0.75 * hair}
@@ -880,9 +865,7 @@ def body_shapes(scene):
     out["neck"] = _disc((throat + body) / 2, across * width[:, None], down * 1.5, width)
     upright = torch.tensor([0.0, 1.0]).to(like) * pose.scale[:, None]
     out["cloth"] = _disc(pose.shift + 3.55 * upright, across * 2.2, upright * 1.6, 1.6)
-    cranium = Surface(
-        surfaces.outline[:, :1], surfaces.slope[:, :1], surfaces.bulge[:, :1], surfaces.size[:, :1]
-    )
+    cranium = Surface(surfaces.outline[:, :1], surfaces.slope[:, :1], surfaces.bulge[:, :1], surfaces.size[:, :1])
     return out, cranium
 
 
@@ -904,9 +887,7 @@ def lambert(pose, centre, radii, light):
     """
     surface = _ellipsoids(pose, centre[:, None], radii[:, None])
     middle = pose.camera(centre[:, None])[:, 0]
-    weight = (((light[:, None] @ pose.rotation)[:, 0] / radii)[:, None] @ pose.rotation.mT)[
-        :, 0
-    ]  # R (R^T l / r)
+    weight = (((light[:, None] @ pose.rotation)[:, 0] / radii)[:, None] @ pose.rotation.mT)[:, 0]  # R (R^T l / r)
     scale = pose.scale[:, None]
     xy = weight[:, :2] / scale
     shifted = -(xy * (middle[:, :2] * scale + pose.shift)).sum(-1, keepdim=True)
@@ -944,9 +925,7 @@ def _textures(device):
 def _sample(texture, u, v):
     """Bilinear look-up of a (1, 1, H, W) table at coordinates in -1..1: (N, P) -> (N, P)."""
     grid = torch.stack([u, v], -1)[None]
-    return torch.nn.functional.grid_sample(texture, grid, padding_mode="reflection", align_corners=False)[
-        0, 0
-    ]
+    return torch.nn.functional.grid_sample(texture, grid, padding_mode="reflection", align_corners=False)[0, 0]
 
 
 def background_plan(f):
@@ -1018,9 +997,7 @@ def _eye_layers(planes, px, clip):
         upper = _soft(0.022 * px - planes[f"lid_top_{side}"].abs())
         lower = _soft(0.010 * px - planes[f"lid_bottom_{side}"].abs()) * 0.45
         lash = torch.maximum(upper, lower) * _soft(planes[f"eye_window_{side}"])
-        parts.append(
-            (lash, white * _soft(planes[f"glint_{side}"]), white * pupil, white * _soft(iris), white)
-        )
+        parts.append((lash, white * _soft(planes[f"glint_{side}"]), white * pupil, white * _soft(iris), white))
     both = [torch.maximum(left, right) * clip for left, right in zip(*parts, strict=True)]
     return list(zip(both, ("lash", "glint", "pupil", "iris", "white"), strict=True))
 
@@ -1173,9 +1150,7 @@ def _compose(d, size, basis):
     hair, xyz = _hair_mask(d, planes, px, basis)
     layers = [(hair, "hair"), *_brow_layer(d, planes, clip), *_eye_layers(planes, px, clip)]
     layers += [*_mouth_layers(d, planes, px, skin), *_ear_layer(d, planes), (skin, "skin")]
-    layers += [
-        (_soft(planes[name], soft), name) for name, soft in (("neck", 1), ("cloth", 1), ("hair_back", 1.5))
-    ]
+    layers += [(_soft(planes[name], soft), name) for name, soft in (("neck", 1), ("cloth", 1), ("hair_back", 1.5))]
     assert tuple(name for _, name in layers) == LAYERS
     weights, behind = _over([coverage for coverage, _ in layers])
     weight = dict(zip(LAYERS, weights.unbind(1), strict=True))
@@ -1242,9 +1217,7 @@ def _glasses(scene, px, basis):
     near = torch.tensor([0.42, -0.06, 0.0]).to(left)
     flip = torch.tensor([-1.0, 1, 1]).to(left)
     ends = [(left + near * flip, far * flip), (right + near, far)]
-    centre = torch.stack(
-        [left + drop, right + drop, (left + right) / 2 + drop] + [(a + b) / 2 for a, b in ends], 1
-    )
+    centre = torch.stack([left + drop, right + drop, (left + right) / 2 + drop] + [(a + b) / 2 for a, b in ends], 1)
     w, h = 0.34 + 0.06 * u[:, 1], 0.24 + 0.10 * u[:, 2]
     unit = torch.eye(3).to(left)
     lens_a, lens_b = w[:, None] * unit[0], h[:, None] * unit[1]
@@ -1269,9 +1242,7 @@ def _mask(scene, px, basis):
     """A cloth mask from the bridge of the nose to under the chin, with two folds."""
     u, pose = scene.f.occluder_shape, scene.pose
     n = len(u)
-    ends = (
-        torch.tensor([[-0.98, 0.50, -0.45], [0.98, 0.50, -0.45], [0, 0, 0]]).to(scene.model).repeat(n, 1, 1)
-    )
+    ends = torch.tensor([[-0.98, 0.50, -0.45], [0.98, 0.50, -0.45], [0, 0, 0]]).to(scene.model).repeat(n, 1, 1)
     ends[:, 2] = scene.model[:, 20] + torch.tensor([0.0, -0.32, -0.02]).to(scene.model)
     ends[:, :2, 1] += 0.25 * u[:, 1:2]
     flat = pose.flat(ends)
@@ -1312,9 +1283,7 @@ PAINTERS = {1: _hand, 2: _glasses, 3: _mask, 4: _hair_lock}  # by index into OCC
 def _take(scene, index):
     """The samples `index` of a scene."""
     pick = lambda d: {k: v[index] for k, v in d.items()}
-    tensors = {
-        name: getattr(scene, name)[index] for name in ("f", "pose", "light", "model", "flat", "outline")
-    }
+    tensors = {name: getattr(scene, name)[index] for name in ("f", "pose", "light", "model", "flat", "outline")}
     return Scene(look=pick(scene.look), act=pick(scene.act), colours=pick(scene.colours), **tensors)
 
 
@@ -1420,9 +1389,7 @@ def render(factors, size=64, grey=False, device=None, chunk=None):
     order = f.occluder.argsort(stable=True)  # chunks of one occluder each: fewer, larger operations
     f, back = f[order], order.argsort()
     on_cpu = f.scale.device.type == "cpu"
-    chunk = chunk or max(
-        1, (1 << 16 if on_cpu else 1 << 22) // size**2
-    )  # the CPU's chunk should fit its cache
+    chunk = chunk or max(1, (1 << 16 if on_cpu else 1 << 22) // size**2)  # the CPU's chunk should fit its cache
     parts = [_render_block(f[i : i + BLOCK], size, grey, chunk) for i in range(0, len(f), BLOCK)]
     images, points, occluded = (torch.cat(column)[back] for column in zip(*parts, strict=True))
     low, high = points.amin(1), points.amax(1)
@@ -1449,9 +1416,7 @@ def contact_sheet(path=None, size=128, columns=8):
 
     Writes a PNG when `path` is given.
     """
-    base = dataclasses.replace(
-        sample_factors(1, 4, occluded_share=0, yaw_deg=0, pitch_deg=0, roll_deg=0, shift=0)
-    )
+    base = dataclasses.replace(sample_factors(1, 4, occluded_share=0, yaw_deg=0, pitch_deg=0, roll_deg=0, shift=0))
     base = dataclasses.replace(
         base[torch.zeros(columns, dtype=torch.long)],
         expression=torch.zeros(columns, dtype=torch.long),
