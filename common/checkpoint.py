@@ -18,7 +18,8 @@ from common.cli import UserError
 def atomic(path):
     """A temporary path beside `path`, renamed onto it when the block ends without an error.
 
-    Raises UserError when the disk is full; the old file then still stands and no half-written one is left.
+    Raises UserError when the disk is full or the folder cannot be written; the old file then still stands and no
+    half-written one is left.
     """
     from safetensors import SafetensorError
 
@@ -35,6 +36,8 @@ def atomic(path):
         full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
         if full or "file write failed" in str(error) or "unexpected pos" in str(error):
             raise UserError(f"{path}: the disk is full; free some space and run the same command again") from None
+        if isinstance(error, PermissionError | FileExistsError | NotADirectoryError):
+            raise UserError(f"{path}: cannot be written ({error.strerror}); choose another folder") from None
         raise
     finally:
         temporary.unlink(missing_ok=True)
@@ -66,8 +69,10 @@ def save_weights(path, model, **metadata):
     from safetensors.torch import save_file
 
     tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    # One entry, because safetensors writes several in random order: equal weights must give equal files.
+    about = json.dumps({k: str(v) for k, v in metadata.items()}, sort_keys=True)
     with atomic(path) as temporary:
-        save_file(tensors, str(temporary), metadata={k: str(v) for k, v in metadata.items()})
+        save_file(tensors, str(temporary), metadata={"about": about})
     return sha256(path)
 
 
@@ -98,10 +103,11 @@ def read_weights(path):
     try:
         with safe_open(str(path), framework="pt") as handle:
             names = list(handle.keys())
-            return {name: handle.get_tensor(name) for name in names}, dict(handle.metadata() or {})
+            about = json.loads((handle.metadata() or {}).get("about", "{}"))
+            return {name: handle.get_tensor(name) for name in names}, about
     except FileNotFoundError:
         raise UserError(f"{path}: no such weights file") from None
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, json.JSONDecodeError) as error:
         raise UserError(f"{path}: not a readable safetensors file ({error}); fetch or train it again") from None
 
 
