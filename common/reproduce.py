@@ -70,7 +70,10 @@ def choose(plans, wanted, name):
     """(preset, data set): the wanted one, or with "auto" the richest that data and hardware allow; says which."""
     if wanted not in ("auto", *plans):
         raise cli.UserError(f"unknown preset {wanted!r}: known are auto, {', '.join(plans)}")
-    options = [p for p in ("paper", "short", "demo") if p in plans] if wanted == "auto" else [wanted]
+    options = [wanted]
+    if wanted == "auto":  # a data set that was asked for by name decides which presets make sense
+        options = [p for p in ("paper", "short", "demo") if p in plans and (not name or name in plans[p].data)]
+        options = options or ["short"]
     passed_over = []
     for preset in options:
         sets = (name,) if name else plans[preset].data

@@ -105,7 +105,9 @@ def check(cfg):
     limits = {
         "steps": cfg.steps >= 1, "batch": cfg.batch >= 2, "lr": cfg.lr > 0,
         "crop": cfg.crop >= 32 and (cfg.row != "heatmap" or cfg.crop % 16 == 0),  # its maps are added across scales
-        "val_share": 0 < cfg.val_share < 1, "margin": cfg.margin > 0, "averaging": 0 <= cfg.averaging < 1,
+        "val_share": 0 < cfg.val_share < 1, "margin": cfg.margin > 0, 
+        # SGD's stages restart from validated weights, which must be the trained ones and not their average.
+        "averaging": 0 <= cfg.averaging < 1 and (cfg.optimizer == "adamw" or not cfg.averaging),
         "precision": cfg.precision in ("fp32", "bf16"), "optimizer": cfg.optimizer in ("sgd", "adamw"),
         "row": cfg.row in ROWS, "evaluate_every": cfg.evaluate_every >= 1, "weight_decay": cfg.weight_decay >= 0,
         "clip": cfg.clip > 0,

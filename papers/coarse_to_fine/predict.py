@@ -12,6 +12,7 @@ import torch
 
 from common import checkpoint, cli, images, parallel, runs
 from papers.coarse_to_fine.config import PAPER
+from papers.coarse_to_fine.crops import square
 from papers.coarse_to_fine.evaluate import load
 
 
@@ -65,7 +66,7 @@ def parse_box(text, photo, path):
     """[x, y, w, h] from `X,Y,W,H`, or the whole image. UserError when malformed or outside the image."""
     height, width = photo.shape[1:]
     if text is None:
-        return [0.0, 0.0, float(width), float(height)]
+        return [-0.5, -0.5, float(width), float(height)]  # pixel centres are integers, so the image starts at -0.5
     try:
         x, y, w, h = (float(part) for part in text.split(","))
     except ValueError:
@@ -80,8 +81,7 @@ def parse_box(text, photo, path):
 def predict(model, cfg, photo, box):
     """Points (P, 2) in image pixels for one face in `photo` (3, H, W), `box` = x, y, w, h."""
     device = next(iter(model.state_dict().values())).device
-    x, y, w, h = box
-    centre, side = torch.tensor([[x + w / 2 - 0.5, y + h / 2 - 0.5]]), torch.tensor([max(w, h)])
+    centre, side = square(torch.tensor([box]))
     pixels, reduction = photo.unsqueeze(0), 1
     while side.item() / reduction > 2.2 * cfg.crop and min(pixels.shape[-2:]) >= 2:
         pixels, reduction = images.halve(pixels), reduction * 2

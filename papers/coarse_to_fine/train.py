@@ -62,21 +62,22 @@ def train(cfg, device, out=runs.LOCAL):
     )
     steps, best = None, loop.Best(model)
     if cfg.row != "mean-shape":
-        steps, best = fit_model(model, crops_of, val_crops, cfg, run, share, device)
+        named = lambda step: ", ".join(faces.names[i] for i in batch_index(fit, cfg, step).tolist())
+        steps, best = fit_model(model, crops_of, val_crops, cfg, run, share, device, named)
     if not parallel.is_main():
         return None
     return record(run, cfg, faces, model, best, test, test_crops, crops.reduction, steps, device)
 
 
-def fit_model(model, crops_of, val_crops, cfg, run, share, device):
+def fit_model(model, crops_of, val_crops, cfg, run, share, device, describe=None):
     """The loop. Leaves `model` with its last weights; returns the finished Steps and the best-validation holder."""
     average = loop.averaged(model, cfg.averaging)
     judged = average.module if cfg.averaging else model
     optimizer, best = make_optimizer(cfg, model), loop.Best(judged)
     network = parallel.wrap(model, device)
     parts = {"model": model, "optimizer": optimizer, "best": best, "average": average}
-    named = dict(label=run.name, identity=runs.fingerprint(cfg))
-    steps = loop.Steps(run.folder, parts, cfg.steps, cfg.batch, "crops", **named)
+    about = dict(label=run.name, identity=runs.fingerprint(cfg), describe=describe)
+    steps = loop.Steps(run.folder, parts, cfg.steps, cfg.batch, "crops", **about)
     control = cfg.row if cfg.row in ("direct", "principal") else "cft"
     stages = method.schedule(method.STAGES, cfg.steps, control)
     for step in steps:
