@@ -1,0 +1,185 @@
+"""The command line: settings from a dataclass, one line for every mistake, the right exit code."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+
+import pytest
+
+from common import cli, reproduce
+from papers.coarse_to_fine import train
+from tests.conftest import REPOSITORY, one_line_error
+
+
+@dataclass(frozen=True)
+class Settings:
+    steps: int = 10
+    lr: float = 0.1
+    jpeg: bool = True
+    weight_decay: float = 0.0
+
+
+def test_options_come_from_the_dataclass():
+    parsed = cli.parse(Settings(steps=3), ["--lr", "0.5", "--no-jpeg", "--weight-decay=1e-4"], "prog")
+    assert parsed == Settings(steps=3, lr=0.5, jpeg=False, weight_decay=1e-4)
+
+
+def test_the_last_of_two_equal_options_counts():
+    """`make reproduce-x ARGS="--seed 3"` appends to the options that the recipe already gave."""
+    assert cli.parse(Settings(), ["--steps", "4", "--steps", "7"], "prog").steps == 7
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--stepz", "3"], ["'--stepz'", "did you mean --steps?"]),
+        (["--weight_decai", "3"], ["did you mean --weight-decay?"]),
+        (["--qqqq", "3"], ["known:", "--lr"]),
+        (["stray"], ["'stray'"]),
+        (["--steps", "many"], ["--steps", "many", "prog --help"]),
+        (["--lr"], ["--lr"]),
+        (["--jpeg", "maybe"], ["maybe"]),
+    ],
+)
+def test_a_wrong_option_is_one_line(words, said):
+    with pytest.raises(cli.UserError) as error:
+        cli.parse(Settings(), words, "prog")
+    one_line_error(error, *said)
+
+
+def test_take_option():
+    assert cli.take_option(["a", "--out", "x", "b"], "out") == ("x", ["a", "b"])
+    assert cli.take_option(["--out=y=z", "--outer", "1"], "out") == ("y=z", ["--outer", "1"])
+    assert cli.take_option(["a"], "out", "default") == ("default", ["a"])
+    with pytest.raises(cli.UserError, match="--out needs a value"):
+        cli.take_option(["--out"], "out")
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "line"),
+    [
+        (cli.UserError("x.png: no image"), 2, "error: x.png: no image"),
+        (cli.MissingData("lfpw: run make data-lfpw"), 3, "error: lfpw: run make data-lfpw"),
+        (cli.Interrupted("saved at step 3"), 130, "interrupted: saved at step 3"),
+        (KeyboardInterrupt(), 130, "interrupted: "),
+    ],
+)
+def test_exit_codes(raised, code, line, capsys, monkeypatch):
+    def main(argv):
+        raise raised
+
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    with pytest.raises(SystemExit) as stop:
+        cli.entry(main, [])
+    said = capsys.readouterr().err
+    assert stop.value.code == code and said.startswith(line)
+    one_line_error(said)
+
+
+def test_a_programming_error_keeps_its_traceback(monkeypatch):
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    with pytest.raises(ZeroDivisionError):
+        cli.entry(lambda argv: 1 / 0, [])
+
+
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_program_with_130(kind):
+    """Ctrl-C, and a supervisor's SIGTERM, outside of any training loop."""
+    code = (
+        "import time\nfrom common import cli\ncli.entry(lambda argv: (print('ready', flush=True), time.sleep(60)), [])"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdout.readline() == "ready\n"
+        time.sleep(0.1)
+        os.kill(child.pid, kind)
+        said = child.stderr.read()
+    assert child.returncode == 130
+    one_line_error(said, "interrupted")
+
+
+def test_a_reader_that_leaves_is_no_error():
+    """`make help | head -1` must not end in a traceback."""
+    code = "from common import cli\ncli.entry(lambda argv: [print('x' * 100) for _ in range(100000)], [])"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as child:
+        child.stdout.readline()
+        child.stdout.close()
+        said = child.stderr.read()
+    assert child.returncode == 0 and "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--preset", "demi"], ["'demi'", "demo"]),
+        (["--row", "cfd"], ["'cfd'", "cft", "heatmap"]),
+        (["--row", "cft", "--learning-rate", "1"], ["--learning-rate"]),
+        (["--batchh", "1"], ["did you mean --batch?"]),
+        (["--steps", "0"], ["--steps 0"]),
+        (["--precision", "fp8"], ["--precision fp8"]),
+        (["--val-share", "1"], ["--val-share 1"]),
+        (["--lr", "nan"], ["--lr nan"]),
+        (["--weight-decay", "-1"], ["--weight-decay -1"]),
+        (["--row", "heatmap", "--crop", "100"], ["--crop 100"]),
+    ],
+)
+def test_settings_of_a_paper_are_checked_before_anything_is_read(words, said):
+    with pytest.raises(cli.UserError) as error:
+        train.parse(words)
+    one_line_error(error, *said)
+
+
+def test_reproduce_names_what_exists():
+    for words, said in (([], "coarse-to-fine"), (["coarse-to-fin"], "coarse-to-fine")):
+        with pytest.raises(cli.UserError) as error:
+            reproduce.main(words)
+        one_line_error(error, said)
+    with pytest.raises(cli.UserError) as error:
+        reproduce.main(["coarse-to-fine", "--preset", "tiny"])
+    one_line_error(error, "tiny", "auto", "short")
+    with pytest.raises(cli.UserError) as error:
+        reproduce.main(["coarse-to-fine", "--preset", "demo", "--seeds", "0,1"])
+    one_line_error(error, "--seeds", "'0 1 2'")
+
+
+def test_a_preset_without_its_data_says_how_to_get_it(monkeypatch, capsys):
+    monkeypatch.delenv("DATA_MIRROR", raising=False)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    for words, name in ((["--data", "lfpw"], "lfpw"), ([], "cofw")):
+        with pytest.raises(SystemExit) as stop:
+            cli.entry(reproduce.main, ["coarse-to-fine", "--preset", "short", *words])
+        assert stop.value.code == 3
+        one_line_error(capsys.readouterr().err, name, f"make data-{name}")
+
+
+def test_auto_takes_the_richest_preset_that_is_possible(monkeypatch, capsys):
+    from papers.coarse_to_fine.config import PLAN
+
+    monkeypatch.setattr(reproduce, "has_gpu", lambda: False)
+    monkeypatch.setattr(reproduce.data, "available", lambda name: False)
+    assert reproduce.choose(PLAN, "auto", None) == ("demo", "embedded")
+    said = capsys.readouterr().out
+    assert "preset paper needs cofw or 300w" in said and "make data-cofw" in said and "minutes" in said
+    monkeypatch.setattr(reproduce.data, "available", lambda name: name == "lfpw")
+    assert reproduce.choose(PLAN, "auto", None) == ("short", "lfpw")
+    monkeypatch.setattr(reproduce.data, "available", lambda name: True)
+    assert reproduce.choose(PLAN, "auto", None) == ("short", "cofw")
+    assert "paper is sized for a GPU" in capsys.readouterr().out
+    monkeypatch.setattr(reproduce, "has_gpu", lambda: True)
+    monkeypatch.setattr(reproduce.data, "available", lambda name: name == "cofw")
+    assert reproduce.choose(PLAN, "auto", None) == ("paper", "cofw")
+
+
+def test_help_lists_every_setting_with_its_source(capsys):
+    with pytest.raises(SystemExit) as stop:
+        train.parse(["--help"])
+    said = capsys.readouterr().out
+    assert not stop.value.code
+    for word in ("--batch", "--rotation-deg", "released solver", "our choice"):
+        assert word in said

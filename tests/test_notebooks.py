@@ -1,0 +1,33 @@
+"""Every notebook runs from its first cell to its last, and the committed one shows its outputs."""
+
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from common import notebooks
+from common.cli import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = sorted(ROOT.glob("papers/*/explain.ipynb"))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.parent.name)
+def test_notebook_executes(path):
+    executed = notebooks.execute(path, timeout_s=300)
+    assert all(cell.get("outputs") is not None for cell in executed.cells if cell.cell_type == "code")
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.parent.name)
+def test_committed_notebook_is_executed(path):
+    cells = [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
+    assert [c.execution_count for c in cells] == list(range(1, len(cells) + 1)), "run make notebooks and commit"
+    assert any("image/png" in o.get("data", {}) for c in cells for o in c.outputs), "a notebook without a picture"
+
+
+def test_a_failing_cell_is_one_line(tmp_path):
+    bad = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1 / 0")])
+    nbformat.write(bad, tmp_path / "bad.ipynb")
+    with pytest.raises(UserError, match=r"bad\.ipynb: a cell failed: ZeroDivisionError") as error:
+        notebooks.execute(tmp_path / "bad.ipynb")
+    assert len(str(error.value).splitlines()) == 1

@@ -1,0 +1,113 @@
+"""Two gloo processes compute what one process does: batch normalisation in float64, training in float32."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from common import checkpoint, cli, parallel
+from papers.coarse_to_fine import train
+from tests.conftest import REPOSITORY, TINY, TINY_DRIVER, one_line_error
+
+WORDS = [*TINY.split(), "--steps", "6", "--evaluate-every", "6"]  # a validation would restore at a stage change
+SCRIPT = (
+    TINY_DRIVER
+    + """
+import sys
+from common import parallel
+from tests.test_parallel import normalise
+out = sys.argv.pop(1)
+parallel.start("cpu")
+part = parallel.my_slice(6)
+torch.save(normalise(part, parallel.sync_batch_norm), f"{out}/norm{parallel.rank()}.pt")
+cli.entry(train.main)
+"""
+)
+
+
+def normalise(part, convert=lambda module: module):
+    """One training step of batch normalisation in float64 over the rows `part` of a fixed batch."""
+    gen = torch.Generator().manual_seed(1)
+    x = (3 + 2 * torch.randn(6, 4, 5, 5, generator=gen, dtype=torch.float64))[part].requires_grad_()
+    norm = convert(torch.nn.Sequential(torch.nn.BatchNorm2d(4, eps=1e-9).double()))
+    torch.nn.init.constant_(norm[0].weight, 1.7)
+    weight = torch.randn(6, 4, 5, 5, generator=gen, dtype=torch.float64)[part]
+    y = norm(x)
+    (y * y * weight).sum().backward()
+    found = {"y": y.detach(), "x": x.grad, "scale": norm[0].weight.grad, "shift": norm[0].bias.grad}
+    found |= {"mean": norm[0].running_mean, "var": norm[0].running_var}
+    norm.eval()
+    return found | {"eval": norm(x).detach()}
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """Folder of what two processes under torchrun wrote."""
+    out = tmp_path_factory.mktemp("two")
+    (out / "script.py").write_text(SCRIPT)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    words = [*launch, out / "script.py", out, *WORDS, "--out", out / "runs"]
+    environment = {**__import__("os").environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(words, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return out
+
+
+def test_normalisation_sees_the_whole_batch(two):
+    whole = normalise(slice(0, 6))
+    parts = [torch.load(two / f"norm{rank}.pt") for rank in range(2)]
+    close = lambda a, b: torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+    for key in ("y", "x", "eval"):
+        close(torch.cat([p[key] for p in parts]), whole[key])
+    for key in ("scale", "shift"):
+        close(parts[0][key] + parts[1][key], whole[key])
+    for key in ("mean", "var"):
+        close(parts[0][key], whole[key])
+        close(parts[1][key], whole[key])
+
+
+def test_two_processes_train_to_the_weights_of_one(two, tiny, tmp_path):
+    record = train.main([*WORDS, "--out", str(tmp_path)])
+    (one,) = tmp_path.rglob("model.safetensors")
+    (other,) = two.rglob("model.safetensors")
+    ours, theirs = checkpoint.read_weights(one)[0], checkpoint.read_weights(other)[0]
+    assert ours.keys() == theirs.keys() and any("running_var" in key for key in ours)
+    start = {k: v.clone() for k, v in ours.items()}
+    for key, value in ours.items():
+        if value.is_floating_point():
+            gap = (theirs[key] - value).norm() / value.norm().clamp(min=1e-3)
+            assert gap < 1e-5, f"{key}: {gap:.1e}"
+        else:
+            assert torch.equal(value, theirs[key]), key
+    assert start and record["environment"]["processes"] == 1
+    (theirs_record,) = two.rglob("run.json")
+    theirs_record = checkpoint.read_json(theirs_record)
+    assert theirs_record["environment"]["processes"] == 2
+    assert theirs_record["metrics"]["nme_interpupil_pct"] == pytest.approx(
+        record["metrics"]["nme_interpupil_pct"], rel=1e-3
+    )
+
+
+def test_a_batch_that_does_not_split_is_one_line(monkeypatch):
+    monkeypatch.setattr(parallel, "world", lambda: 2)
+    monkeypatch.setattr(parallel, "rank", lambda: 1)
+    assert parallel.my_slice(6) == slice(3, 6)
+    with pytest.raises(cli.UserError) as error:
+        parallel.my_slice(5)
+    one_line_error(error, "batch size 5", "2 processes")
+
+
+def test_devices_that_are_not_here_are_one_line(monkeypatch):
+    for name, word in (("tpu", "auto, cpu, cuda"), ("cuda", "--device cpu")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        with pytest.raises(cli.UserError) as error:
+            parallel.start(name)
+        one_line_error(error, f"--device {name}", word)
+
+
+def test_one_process_is_left_alone():
+    model = torch.nn.BatchNorm1d(2)
+    assert parallel.wrap(model, torch.device("cpu")) is model
+    assert (parallel.world(), parallel.rank(), parallel.is_main()) == (1, 0, True)
+    assert parallel.any_rank(True, "cpu") is True and parallel.my_slice(5) == slice(0, 5)

@@ -1,0 +1,286 @@
+"""The repository's own promises: rooms and their doors, pinned packages, fresh tables, short functions."""
+
+import ast
+import functools
+import re
+import statistics
+import subprocess
+import sys
+import tomllib
+
+import pytest
+
+from common import claims, report, runs
+from tests.conftest import REPOSITORY, python
+
+SOURCES = sorted([*REPOSITORY.glob("common/*.py"), *REPOSITORY.glob("papers/*/*.py")])
+PAPERS = sorted({path.parent.name for path in REPOSITORY.glob("papers/*/*.py")})
+# What `common` may import at module level; heavier packages are imported inside the function that needs them.
+COMMON_MAY = {"numpy", "torch", "tqdm", "common"}
+ALSO = {"stats.py": {"scipy"}}
+
+
+@functools.cache
+def parsed(path):
+    return ast.parse(path.read_text())
+
+
+def relative(path):
+    return str(path.relative_to(REPOSITORY))
+
+
+def imports(tree, nested=True):
+    """Top-level package and, for our own, the room (`papers.resup`), of every import in a module."""
+    nodes = ast.walk(tree) if nested else tree.body
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative import"
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names if node.module == "papers")
+
+
+def functions(path):
+    for node in ast.walk(parsed(path)):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            yield node.name, node.end_lineno - node.lineno + 1
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=relative)
+def test_rooms(path):
+    """`common` knows no paper, no paper knows another; only the tests see two of them."""
+    room = path.parent.name
+    for name in imports(parsed(path)):
+        first, _, rest = name.partition(".")
+        assert first != "tests", name
+        if first == "papers":
+            assert room != "common", f"common imports {name}"
+            assert rest.split(".")[0] in ("", room), f"{room} imports {name}"
+
+
+@pytest.mark.parametrize("path", [p for p in SOURCES if p.parent.name == "common"], ids=relative)
+def test_common_loads_little(path):
+    """Importing `common` needs numpy, torch and tqdm, so that `--help` and error messages come at once."""
+    allowed = COMMON_MAY | ALSO.get(path.name, set()) | set(sys.stdlib_module_names)
+    found = {name.partition(".")[0] for name in imports(parsed(path), nested=False)}
+    assert found <= allowed, found - allowed
+
+
+@pytest.mark.parametrize("paper", PAPERS)
+def test_every_module_of_a_paper_is_short_enough_to_read(paper):
+    for path in (REPOSITORY / "papers" / paper).glob("*.py"):
+        assert len(path.read_text().splitlines()) <= 400, relative(path)
+
+
+def test_functions_are_short():
+    lengths = {f"{relative(path)}:{name}": lines for path in SOURCES for name, lines in functions(path)}
+    long = {name: lines for name, lines in lengths.items() if lines > 80}
+    assert not long
+    assert statistics.median(lengths.values()) <= 14
+
+
+def test_no_class_hierarchies_or_registries():
+    """No base class of ours but torch's Module and Dataset, exceptions and the standard library's."""
+    ours = {n.name for p in SOURCES for n in ast.walk(parsed(p)) if isinstance(n, ast.ClassDef)}
+    for path in SOURCES:
+        for node in ast.walk(parsed(path)):
+            if isinstance(node, ast.ClassDef):
+                bases = {b.id for b in node.bases if isinstance(b, ast.Name)} & ours
+                assert bases <= {"UserError"}, f"{relative(path)}: {node.name} inherits from {bases}"
+
+
+# Packages
+
+
+def requirement(text):
+    """`torch>=2.9,<3` -> ("torch", {">=2.9", "<3"})."""
+    name, ranges = re.fullmatch(r"([A-Za-z0-9_.-]+?)\s*((?:[<>=!~].*)?)", text.strip()).groups()
+    return re.sub(r"[-_.]+", "-", name).lower(), frozenset(part.strip() for part in ranges.split(",") if part.strip())
+
+
+@pytest.fixture(scope="module")
+def project():
+    return tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+
+
+@pytest.fixture(scope="module")
+def locked():
+    """Name -> (version, number of hashes) of requirements.lock."""
+    text = (REPOSITORY / "requirements.lock").read_text().replace("\\\n", " ")
+    entries = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+    found = {}
+    for entry in entries:
+        name, version = re.match(r"([A-Za-z0-9_.\[\]-]+)==([^\s;]+)", entry.strip()).groups()
+        found.setdefault(requirement(name)[0], []).append((version, entry.count("--hash=sha256:")))
+    return found
+
+
+def test_environment_yml_and_pyproject_agree(project):
+    lines = (REPOSITORY / "environment.yml").read_text().splitlines()
+    listed = dict(requirement(line.strip()[2:]) for line in lines if line.startswith("      - "))
+    assert listed == dict(map(requirement, project["dependencies"]))
+    conda = dict(requirement(line.strip()[2:]) for line in lines if re.match(r"  - python[<>=]", line))
+    assert conda == {"python": requirement("python" + project["requires-python"])[1]}
+
+
+def test_the_fixed_packages_are_there(project):
+    wanted = {"torch", "torchvision", "numpy", "scipy", "matplotlib", "pandas", "pytest", "jupyter"}
+    assert wanted <= dict(map(requirement, project["dependencies"])).keys()
+
+
+def test_every_package_is_locked_inside_its_range_with_hashes(project, locked):
+    def key(version):
+        return [int(part) for part in re.findall(r"\d+", version.split("+")[0])]
+
+    holds = {">=": lambda a, b: a >= b, "<": lambda a, b: a < b}
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    for name, ranges in map(requirement, wanted):
+        assert name in locked, f"{name} is not locked: make lock"
+        for version, _ in locked[name]:
+            for rule in ranges:
+                operator, bound = re.match(r"(>=|<)(.*)", rule).groups()
+                assert holds[operator](key(version), key(bound)), f"{name} {version} is outside {rule}: make lock"
+    assert all(hashes for versions in locked.values() for _, hashes in versions)
+
+
+def test_what_the_sources_import_is_declared(project):
+    """A package that only came along with another one may leave again."""
+    packages = {"pil": "pillow", "sklearn": "scikit-learn", "nbformat": "jupyter", "nbclient": "jupyter"}
+    declared = dict(map(requirement, project["dependencies"])).keys() | {"requests"}  # pooch's own dependency
+    for path in SOURCES:
+        for name in imports(parsed(path)):
+            first = name.partition(".")[0].lower()
+            if first not in {m.lower() for m in sys.stdlib_module_names} | {"common", "papers"}:
+                assert packages.get(first, first) in declared | {"pytorch-metric-learning"}, f"{relative(path)}: {name}"
+
+
+# Files
+
+
+def tracked():
+    """Files that git holds or would hold."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+    )
+    if listed.returncode:
+        pytest.skip("no git repository here: the list of tracked files is unknown")
+    return [REPOSITORY / name for name in listed.stdout.splitlines() if (REPOSITORY / name).is_file()]
+
+
+def test_the_top_level_is_the_agreed_one():
+    for name in ("papers", "common", "data", "results", "tests", "environment.yml", "Makefile", "README.md"):
+        if name in ("results", "README.md") and not (REPOSITORY / "README.md").exists():
+            pytest.skip("README.md and results/ are not written yet")
+        assert (REPOSITORY / name).exists(), name
+
+
+def test_no_path_of_a_machine_is_in_a_tracked_file():
+    telltale = re.compile(r"/work/(main|shared)|/home/\w|/Users/\w|/root/|\.\./shared|C:\\\\")
+    exempt = ("tests/", ".ci/", "requirements.lock")
+    for path in tracked():
+        if relative(path).startswith(exempt) or path.suffix in (".png", ".npz", ".safetensors"):
+            continue
+        found = telltale.search(path.read_text(errors="replace"))
+        assert not found, f"{relative(path)}: {found.group()}"
+
+
+def test_nothing_large_and_no_data_set_is_tracked():
+    for path in tracked():
+        assert path.stat().st_size < 8 * 2**20, relative(path)
+        assert not relative(path).startswith(("data/raw", "data/prepared")), relative(path)
+        assert path.suffix not in (".pt", ".pth", ".mat", ".rec", ".bin", ".tar", ".zip"), relative(path)
+
+
+def readme():
+    path = REPOSITORY / "README.md"
+    if not path.exists():
+        pytest.skip("README.md is not written yet")
+    return path.read_text()
+
+
+def test_readme_names_the_two_commands():
+    for command in ("make reproduce-coarse-to-fine", "make test"):
+        assert command in readme()
+
+
+def test_links_of_the_readmes_lead_somewhere():
+    readme()
+    for path in [REPOSITORY / "README.md", *REPOSITORY.glob("papers/*/README.md")]:
+        for target in re.findall(r"\]\(([^)#\s]+)", path.read_text()):
+            assert "://" in target or (path.parent / target).exists(), f"{relative(path)}: {target}"
+
+
+def test_every_make_target_that_is_documented_exists():
+    makefile = (REPOSITORY / "Makefile").read_text()
+    targets = re.findall(r"^([a-zA-Z%-]+):", makefile, re.M)
+    documents = [p for p in [REPOSITORY / "README.md", *REPOSITORY.glob("papers/*/README.md")] if p.exists()]
+    for path in documents:
+        for name in re.findall(r"(?:^|`)make ([a-z][a-z0-9-]*)", path.read_text(), re.M):
+            fits = any(re.fullmatch(t.replace("%", r"[a-z0-9-]*"), name) for t in targets)
+            assert fits, f"{relative(path)}: make {name}"
+
+
+def test_ci_types_what_the_readme_says():
+    script = (REPOSITORY / ".ci" / "run").read_text()
+    assert re.search(r"^make test$", script, re.M)
+    assert (REPOSITORY / ".ci" / "run").stat().st_mode & 0o111
+
+
+def test_make_help_lists_the_targets():
+    done = subprocess.run(["make", "help"], cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0
+    for word in ("reproduce-", "test", "verify", "why", "data-", "coarse-to-fine"):
+        assert word in done.stdout
+
+
+def test_the_citation_names_five_papers():
+    path = REPOSITORY / "CITATION.cff"
+    if not path.exists():
+        pytest.skip("CITATION.cff is not written yet")
+    references = path.read_text().split("references:")[1]
+    assert len(re.findall(r"^\s+- type:", references, re.M)) == 5
+
+
+def test_generated_files_are_fresh():
+    """`make report` would change nothing."""
+    readme()
+    for path, text in report.generated().items():
+        assert path.exists() and path.read_text() == text, f"{relative(path)} is stale: make report"
+
+
+def test_every_claim_can_be_computed():
+    """Known metric, known row, a preset that exists; nothing marked unverified is called published."""
+    for paper in claims.papers():
+        config = __import__(f"papers.{paper}.config", fromlist=["config"])
+        written, known = claims.read(paper), claims.metrics_of(paper)
+        entries = [entry for kind in claims.REQUIRED for entry in written.get(kind, [])]
+        assert len({entry["id"] for entry in entries}) == len(entries), "an id is used twice"
+        for entry in entries:
+            assert entry["metric"] in known and entry["preset"] in config.PRESETS, entry["id"]
+            rows = {entry[key] for key in ("row", "better", "than") if key in entry}
+            assert rows <= config.ROWS.keys(), entry["id"]
+            assert "unverified" not in str(entry) and entry.get("tolerance", 1) > 0
+        assert {plan for plan in config.PLAN} == set(config.PRESETS)
+
+
+def test_recorded_runs_are_the_presets_own_settings():
+    """A committed record whose settings are no longer the preset's must say so in its overrides."""
+    for paper in claims.papers():
+        config = __import__(f"papers.{paper}.config", fromlist=["config"])
+        for record in runs.recorded(paper):
+            now = runs.as_dict(
+                config.preset(record["config"]["preset"], record["config"]["row"], record["data"]["name"])
+            )
+            changed = {k for k in now if record["config"].get(k) != now[k]}
+            assert changed == set(record["overrides"]), f"{record['run']}: {changed ^ set(record['overrides'])}"
+
+
+def test_error_messages_come_without_loading_torch():
+    """`common.cli` alone is light, so a wrong command answers at once."""
+    heavy = "import sys, common.cli; print([m for m in ('torch', 'tyro', 'matplotlib') if m in sys.modules])"
+    assert python("-c", heavy).stdout == "[]\n"
+    assert runs.ROOT == REPOSITORY

@@ -1,0 +1,277 @@
+"""Cells, tables and their verification, in a temporary repository with made-up records."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from common import checkpoint, claims, cli, report, runs
+from papers.coarse_to_fine import config, evaluate
+from tests.conftest import REPOSITORY, one_line_error
+
+PAPER = "coarse_to_fine"
+README = "# A card\n\n<!-- generated: results -->\n<!-- end of results -->\n\nThe end.\n"
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    """A repository with this paper's claims, empty cards and no record."""
+    folder = tmp_path / "papers" / PAPER
+    folder.mkdir(parents=True)
+    shutil.copy(REPOSITORY / "papers" / PAPER / "claims.toml", folder)
+    (folder / "README.md").write_text(README)
+    (tmp_path / "README.md").write_text(README)
+    monkeypatch.setattr(runs, "ROOT", tmp_path)
+    monkeypatch.setattr(runs, "RECORDED", tmp_path / "results")
+    for function in (claims.papers, claims.read, report.generated):
+        monkeypatch.setattr(function, "__defaults__", (tmp_path,))
+    monkeypatch.setattr(runs.recorded, "__defaults__", (tmp_path / "results",))
+    return tmp_path
+
+
+def put(root, row, error_px, seed=0, data="cofw", preset="short", trained=True, **overrides):
+    """Write a complete record whose faces all have about this mean error over a distance of 100 pixels."""
+    settings = runs.as_dict(config.preset(preset, row, data)) | {"seed": seed} | overrides
+    rng = np.random.default_rng(0)  # the same faces for every run
+    noise = rng.uniform(0.9, 1.1, (60, 29)) * error_px
+    name = f"{data}-{preset}-{row}-s{seed}" + "".join(f"-{k}" for k in overrides)
+    folder = root / "results" / PAPER / name
+    distance = "interpupil_px" if data != "lfpw" else "eyecentre_px"
+    predictions = {
+        "error_px": noise.astype(np.float32), "error_px_validation_chosen": noise.astype(np.float32),
+        distance: np.full(60, 100.0), "interocular_px": np.full(60, 140.0),
+        "principal": np.arange(29) < 12,
+    }  # fmt: skip
+    runs.write_predictions(folder / "predictions.npz", predictions)
+    runs.write_history(folder / "history.csv", [{"step": 1, "loss": 2.0}])
+    record = {
+        "paper": PAPER, "run": name, "config": settings, "overrides": overrides | ({"seed": seed} if seed else {}),
+        "data": {"name": data, "fingerprint": "f" * 64, "test_faces": 60, "boxes": "official"}, "selection": "last",
+        "metrics": evaluate.measure(predictions), "weights": {"file": "model.safetensors", "sha256": "a" * 64},
+        "predictions_sha256": checkpoint.sha256(folder / "predictions.npz"), "started": "2026-01-01T00:00:00Z",
+        "seconds": 12.0 * trained, "samples_per_s": 300.0, "source": {"commit": "c" * 40, "dirty": True, "sha256": "x"},
+        "environment": {"device": "a processor", "threads": 2, "torch": "2", "python": "3.12"},
+    }  # fmt: skip
+    checkpoint.write_json(folder / "run.json", record)
+    return folder
+
+
+def fresh(root):
+    """`make report` without its figures."""
+    for path, text in report.generated().items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+def cell(name):
+    return next(c for c in claims.cells(PAPER) if c.claim["id"] == name)
+
+
+def test_without_records_nothing_is_claimed(root):
+    assert {c.status for c in claims.cells(PAPER)} == {"data missing"}
+    assert all(report.value(c) == "—" for c in claims.cells(PAPER))
+    fresh(root)
+    report.verify()
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(6.3, "replicated"), (5.2, "better"), (7.5, "worse"), (6.08, "inconclusive")]
+)
+def test_a_level_gets_its_computed_status(root, error, status):
+    for seed in range(3):
+        put(root, "cft", error, seed)
+    found = cell("cofw-nme-short")
+    assert found.status == status and len(found.records) == 3
+    assert cell("cofw-nme").status == "not run"  # the data is here, that preset was not run
+    assert cell("lfpw-cft").status == "data missing"
+
+
+def test_a_contrast_needs_three_seeds_a_side(root):
+    for seed in range(3):
+        put(root, "cft", 5 + 0.01 * seed, seed, "lfpw")
+    put(root, "direct", 6, 0, "lfpw")
+    assert cell("lfpw-coarse-to-fine").status == "inconclusive"
+    assert len(cell("lfpw-coarse-to-fine").records) == 1  # only the seed that both sides have
+    for seed in (1, 2):
+        put(root, "direct", 6 + 0.01 * seed, seed, "lfpw")
+    found = cell("lfpw-coarse-to-fine")
+    assert found.status == "supported" and found.interval.mean == pytest.approx(1, abs=0.05)
+    for seed in range(3):
+        put(root, "direct", 4, seed, "lfpw")
+    assert cell("lfpw-coarse-to-fine").status == "refuted"
+
+
+def test_a_row_without_training_stands_for_every_seed(root):
+    for seed in range(3):
+        put(root, "cft", 5 + 0.01 * seed, seed, "embedded", "demo")
+    put(root, "mean-shape", 20, 0, "embedded", "demo", trained=False)
+    found = cell("embedded-learns")
+    assert found.status == "supported" and len(found.others) == 3
+
+
+def test_a_changed_setting_keeps_a_run_out_of_the_claim(root):
+    put(root, "cft", 6.3, 0)
+    put(root, "cft", 3.0, 0, batch=128)
+    put(root, "cft", 6.3, 1)
+    assert [r["config"]["seed"] for r in cell("cofw-nme-short").records] == [0, 1]
+
+
+def test_tables_hold_what_the_cells_say(root):
+    for seed in range(3):
+        put(root, "cft", 6.3, seed)
+    fresh(root)
+    card, front = ((root / p / "README.md").read_text() for p in (f"papers/{PAPER}", "."))
+    assert "| CFT on COFW, mean error, shortened training | 6.33 | 6.3" in card and "| replicated |" in card
+    assert "| replicated |" in front and front.endswith("The end.\n") and front.startswith("# A card")
+    page = (root / "results" / "index.html").read_text()
+    assert "6.33" in page and "class='replicated'" in page and "Zhiwen Shao" in page
+    fresh(root)
+    assert (root / "README.md").read_text() == front  # writing twice changes nothing
+
+
+def test_verify_passes_on_fresh_files_and_counts(root, capsys):
+    put(root, "cft", 6.3)
+    fresh(root)
+    report.main(["verify"])
+    said = capsys.readouterr().out
+    assert "replicated" in said and "published 6.33" in said and "metric values recomputed" in said
+
+
+def tampered(root, change):
+    """A verified repository, then `change(folder)`; returns verify's error."""
+    folder = put(root, "cft", 6.3)
+    fresh(root)
+    report.verify()
+    change(folder)
+    with pytest.raises(cli.UserError) as error:
+        report.verify()
+    return error, folder
+
+
+def edit(path, change):
+    record = json.loads(path.read_text())
+    change(record)
+    path.write_text(json.dumps(record))
+
+
+def test_changed_predictions_are_noticed(root):
+    def change(folder):
+        arrays = runs.read_predictions(folder / "predictions.npz")
+        arrays["error_px"][0, 0] += 0.01
+        runs.write_predictions(folder / "predictions.npz", arrays)
+
+    error, folder = tampered(root, change)
+    one_line_error(error, folder / "predictions.npz", "git")
+
+
+def test_missing_predictions_are_noticed(root):
+    error, folder = tampered(root, lambda folder: (folder / "predictions.npz").unlink())
+    one_line_error(error, folder / "predictions.npz", "missing")
+
+
+def test_a_changed_metric_is_noticed(root):
+    change = lambda folder: edit(folder / "run.json", lambda r: r["metrics"].update(nme_interpupil_pct=6.31))
+    error, folder = tampered(root, change)
+    one_line_error(error, folder / "run.json", "nme_interpupil_pct", "6.31")
+
+
+def test_an_unknown_metric_is_noticed(root):
+    change = lambda folder: edit(folder / "run.json", lambda r: r["metrics"].update(nme_best_pct=1.0))
+    error, folder = tampered(root, change)
+    one_line_error(error, folder / "run.json", "nme_best_pct")
+
+
+def test_predictions_changed_together_with_their_hash_are_noticed(root):
+    def change(folder):
+        arrays = runs.read_predictions(folder / "predictions.npz")
+        runs.write_predictions(folder / "predictions.npz", arrays | {"error_px": arrays["error_px"] * 0.9})
+        digest = checkpoint.sha256(folder / "predictions.npz")
+        edit(folder / "run.json", lambda r: r.update(predictions_sha256=digest))
+
+    error, folder = tampered(root, change)
+    one_line_error(error, folder / "run.json", "its predictions give")
+
+
+@pytest.mark.parametrize("name", ["README.md", f"papers/{PAPER}/README.md", "results/index.html"])
+def test_a_number_typed_by_hand_is_stale(root, name):
+    error, _ = tampered(
+        root, lambda folder: (root / name).write_text((root / name).read_text().replace("6.33", "6.30"))
+    )
+    one_line_error(error, "stale", name, "make report")
+
+
+def test_a_new_record_makes_the_tables_stale(root):
+    error, _ = tampered(root, lambda folder: put(root, "cft", 6.4, 1))
+    one_line_error(error, "stale", "README.md")
+
+
+def test_prose_around_the_table_is_free(root):
+    put(root, "cft", 6.3)
+    fresh(root)
+    path = root / "README.md"
+    path.write_text(path.read_text().replace("The end.", "Another end."))
+    report.verify()
+
+
+def test_lost_markers_are_one_line(root):
+    (root / "README.md").write_text("# no markers\n")
+    with pytest.raises(cli.UserError) as error:
+        report.generated()
+    one_line_error(error, root / "README.md", "generated: results", "restore")
+
+
+def test_why_prints_the_chain(root, capsys):
+    put(root, "cft", 6.3)
+    put(root, "cft", 6.4, 1)
+    for name in (f"{PAPER}.cofw-nme-short", "coarse-to-fine.cofw-nme-short"):
+        report.main(["why", name])
+        said = capsys.readouterr().out
+        for word in ("6.33", "abstract", "0.25", "official test boxes", "inter-pupil", "status    inconclusive",
+                     "cofw-short-cft-s0",
+                     "cofw-short-cft-s1", "c" * 40, "uncommitted changes", "a processor", "f" * 64, "a" * 64, "lr=",
+                     "predictions.npz, sha256"):  # fmt: skip
+            assert word in said, word
+
+
+def test_why_without_a_run_and_of_nothing(root, capsys):
+    report.main(["why", f"{PAPER}.cofw-nme"])
+    assert "no committed run has data 'cofw' and preset 'paper'" in capsys.readouterr().out
+    for name in ("coarse_to_fine.nothing", "nothing", ""):
+        with pytest.raises(cli.UserError) as error:
+            report.main(["why", name])
+        one_line_error(error, "CELL is one of", f"{PAPER}.cofw-nme")
+
+
+def test_usage_is_one_line(root):
+    for words in ([], ["wright"], ["why"], ["verify", "x"]):
+        with pytest.raises(cli.UserError) as error:
+            report.main(words)
+        one_line_error(error, "usage")
+
+
+@pytest.mark.parametrize("key", ["tolerance_reason", "source", "published", "metric"])
+def test_an_incomplete_claim_is_named(root, key):
+    path = root / "papers" / PAPER / "claims.toml"
+    lines = path.read_text().splitlines()
+    first = next(i for i, line in enumerate(lines) if line.startswith(f"{key} ="))
+    path.write_text("\n".join(lines[:first] + lines[first + 1 :]))
+    with pytest.raises(cli.UserError) as error:
+        claims.read(PAPER)
+    one_line_error(error, path, "'cofw-nme'", f"lacks {key}")
+
+
+def test_claims_that_cannot_be_read_are_one_line(root):
+    path = root / "papers" / PAPER / "claims.toml"
+    text = path.read_text()
+    path.write_text(text + "\n[[level\n")
+    with pytest.raises(cli.UserError) as error:
+        claims.read(PAPER)
+    one_line_error(error, path, "TOML")
+    path.write_text(text.replace('metric = "nme_interpupil_pct"', 'metric = "nme"', 1))
+    with pytest.raises(cli.UserError) as error:
+        claims.cells(PAPER)
+    one_line_error(error, "cofw-nme", "unknown metric 'nme'")
+    with pytest.raises(cli.UserError) as error:
+        claims.read("no_paper")
+    one_line_error(error, "no such paper", PAPER)
