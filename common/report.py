@@ -59,16 +59,21 @@ def paper_block(paper, cells):
 
 
 def summary_block(all_cells):
-    """The generated table of the top-level README: published cells and claims of every paper."""
+    """The generated table of the top-level README: what was run on real data, and each paper's headline claims."""
     head = ("paper", "cell", "published", "ours", "status")
-    lines = [head, ["---"] * len(head)]
-    for cell in all_cells:
-        if cell.kind == "measured" and cell.status == "demo only":
-            continue
-        published = cell.claim.get("published", "claim" if cell.kind == "contrast" else "—")
-        link = f"[{cell.paper.replace('_', '-')}](papers/{cell.paper}/README.md)"
-        lines.append((link, cell.claim["what"], published, value(cell), cell.status))
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+    lines, notes = [head, ["---"] * len(head)], []
+    for paper in dict.fromkeys(cell.paper for cell in all_cells):
+        cells = [c for c in all_cells if c.paper == paper]
+        link = f"[{paper.replace('_', '-')}](papers/{paper}/README.md)"
+        shown = [c for c in cells if c.claim.get("headline") or (c.records and c.claim["preset"] != "demo")]
+        for cell in shown:
+            published = cell.claim.get("published", "claim" if cell.kind == "contrast" else "—")
+            lines.append((link, cell.claim["what"], published, value(cell), cell.status))
+        waiting = sum(not c.records and c not in shown for c in cells)
+        if waiting:
+            notes.append(f"{link} lists {waiting} further cells without a run")
+    table = "".join("| " + " | ".join(line) + " |\n" for line in lines)
+    return table + (f"\n{'; '.join(notes)}.\n" if notes else "")
 
 
 def insert(text, name, block, path):

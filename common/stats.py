@@ -4,7 +4,7 @@ Two things vary: the trained model (seeds) and the faces that happen to be in th
 added in quadrature. With one seed only the second is known, and the tables say so.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import stats as distributions
@@ -31,7 +31,8 @@ class Interval:
 def level(metric, runs, confidence=LEVEL_CONFIDENCE):
     """Interval of a metric over runs; `runs` is a list of predictions (dicts of arrays over the same samples)."""
     values = np.array([metric.value(run) for run in runs])
-    return _interval(values, _sampling_error(metric, runs), _count(metric, runs[0]), confidence)
+    found = _interval(values, _sampling_error(metric, runs), _count(metric, runs[0]), confidence)
+    return replace(found, low=max(0.0, found.low))  # errors, rates and areas cannot be negative
 
 
 def contrast(metric, runs_a, runs_b, confidence=CONTRAST_CONFIDENCE):
