@@ -113,13 +113,17 @@ def gather(samples, title="", total=None):
 
     samples: iterable of (image, row). An image is encoded bytes, kept as they are, or a uint8 array (H, W, 3)
     or (H, W), stored as lossless WebP. A row is a dict of scalars, strings or arrays, the same keys each time.
+    A sample (None, arrays) adds arrays of the whole set, such as a list of pairs.
     """
-    encoded, rows = [], []
+    encoded, rows, whole = [], [], {}
     for image, row in tqdm(samples, desc=title, total=total, disable=None, leave=False, unit="img"):
+        if image is None:
+            whole.update(row)
+            continue
         encoded.append(image if isinstance(image, bytes) else encode(image))
         rows.append(row)
     arrays = {key: np.array([row[key] for row in rows]) for key in (rows[0] if rows else {})}
-    return encoded, arrays
+    return encoded, arrays | whole
 
 
 def write(path, encoded, arrays, meta, threads=2):

@@ -1,0 +1,329 @@
+"""Readers on small files written here in the official byte layouts, and every bad input's one line."""
+
+import io
+import pickle
+import struct
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from common import align, readers_recognition
+from common.cli import UserError
+from papers.arcface import readers
+
+torch.set_num_threads(1)
+MAGIC = struct.pack("<I", 0xCED7230A)
+
+
+def jpeg(value, size=16, height=None):
+    buffer = io.BytesIO()
+    Image.new("RGB", (size, height or size), (value, 0, 255 - value)).save(buffer, "JPEG", quality=95)
+    return buffer.getvalue()
+
+
+def colour(image):
+    return image.float().mean((-2, -1)).round().int().tolist()
+
+
+# ---- .bin
+
+
+def write_bin(path, encoded, same, protocol=4):
+    path.write_bytes(pickle.dumps((encoded, same), protocol))
+    return path
+
+
+def python2_pickle(encoded, same):
+    """The bytes that Python 2's pickle, protocol 2, writes: byte strings as BINSTRING, which is str there."""
+    out = b"\x80\x02]q\x01("
+    for data in encoded:
+        out += b"T" + struct.pack("<i", len(data)) + data
+    out += b"e]q\x02(" + b"".join(b"\x88" if s else b"\x89" for s in same) + b"e\x86q\x03."
+    return out
+
+
+def test_bin_of_both_pythons(tmp_path):
+    encoded, same = [jpeg(v) for v in (10, 20, 200, 100)], [True, False]
+    path = write_bin(tmp_path / "a.bin", encoded, same)
+    old = tmp_path / "old.bin"
+    old.write_bytes(python2_pickle(encoded, same))
+    for file in (path, old):
+        images, truth = readers.read_bin(file, size=16)
+        assert images.shape == (4, 3, 16, 16) and images.dtype == torch.uint8
+        assert truth.tolist() == same and truth.dtype == bool
+        for image, value in zip(images, (10, 20, 200, 100)):  # RGB, in the file's order
+            assert np.abs(np.array(colour(image)) - [value, 0, 255 - value]).max() <= 2
+
+
+class Evil:
+    def __reduce__(self):
+        return print, ("code ran",)
+
+
+def test_bin_that_tries_anything_else(tmp_path, capsys):
+    good = [jpeg(1)] * 4
+    cases = {
+        "it wants to run builtins.print": ([Evil()], [True]),
+        "it wants to run numpy": ([np.zeros(3, np.uint8)], [True]),
+        "it wants to run __builtin__.set": pickle.dumps(([], {True}), 2),
+        "expected .list of images, list of bools.": (good, {True}),
+        "it wants to run _codecs.encode": pickle.dumps((good, [True, False]), 2),
+        "image 1 is a str, not bytes": ([good[0], "a"], [True]),
+        "truth 1 is a int, not bool": (good, [True, 1]),
+        "expected .list of images, list of bools., found dict": {"a": good},
+        "found tuple": (good, (True, False)),
+        "4 images for 1 pairs": (good, [True]),
+        "0 images for 0 pairs": ([], []),
+    }
+    path = tmp_path / "x.bin"
+    for message, content in cases.items():
+        path.write_bytes(content if isinstance(content, bytes) else pickle.dumps(content, 4))
+        with pytest.raises(UserError, match=message) as caught:
+            readers.read_bin(path, 16)
+        assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+    assert "code ran" not in capsys.readouterr().out
+
+
+def test_bin_with_persistent_ids_extensions_or_damage(tmp_path):
+    path = tmp_path / "x.bin"
+    whole = pickle.dumps(([jpeg(1)] * 2, [True]), 4)
+    shell = b"cos\nsystem\n(S'echo code ran'\ntR."
+    for content in (b"Pabc\n.", b"\x80\x04\x82\x01.", shell, whole[:-40], b"", b"\x80\x04}"):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"x.bin: not a plain pickle"):
+            readers.read_bin(path, 16)
+    with pytest.raises(UserError, match="no such file"):
+        readers.read_bin(tmp_path / "absent.bin")
+    write_bin(path, [jpeg(1), b"no jpeg"], [True])
+    with pytest.raises(UserError, match=r"x.bin: image 1: not an image"):
+        readers.read_bin(path, 16)
+    write_bin(path, [jpeg(1), jpeg(1, 20)], [True])
+    with pytest.raises(UserError, match=r"x.bin: image 1: 20x20 px, not 16x16; align it first"):
+        readers.read_bin(path, 16)
+
+
+# ---- RecordIO
+
+
+def part(kind, data):
+    return MAGIC + struct.pack("<I", kind << 29 | len(data)) + data + b"\0" * (-len(data) % 4)
+
+
+def record(label, image=b"", index=0):
+    labels = np.atleast_1d(np.asarray(label, "<f4"))
+    if np.ndim(label) == 0:
+        return struct.pack("<IfQQ", 0, label, index, 0) + image
+    return struct.pack("<IfQQ", len(labels), 0.0, index, 0) + labels.tobytes() + image
+
+
+def write_set(folder, records, classes=2, size=16):
+    """records: {key: payload, or list of ready-made parts}"""
+    data, index = b"", ""
+    for key, payload in records.items():
+        index += f"{key}\t{len(data)}\n"
+        data += payload if payload.startswith(MAGIC) else part(0, payload)
+    (folder / "train.rec").write_bytes(data)
+    (folder / "train.idx").write_text(index)
+    (folder / "property").write_text(f"{classes},{size},{size}")
+    return folder
+
+
+def small_set(folder, **changes):
+    """Insightface's layout: record 0 says that images are 1..3 and identities 4..5."""
+    records = {0: record([4, 6])}
+    records |= {1: record([0, 0], jpeg(10)), 2: record([0, 0], jpeg(60)), 3: record(1.0, jpeg(200))}
+    records |= {4: record([1, 3]), 5: record([3, 4])}
+    return write_set(folder, records | changes.pop("records", {}), **changes)
+
+
+def test_recordio_with_identities(tmp_path):
+    data = readers.RecordIO(small_set(tmp_path))
+    assert len(data) == 3 and data.classes == 2
+    labels, reds = [], []
+    for image, label in torch.utils.data.DataLoader(data, batch_size=None):
+        assert image.shape == (3, 16, 16) and image.dtype == torch.uint8
+        labels.append(int(label))
+        reds.append(colour(image)[0])
+    assert labels == [0, 0, 1] and np.abs(np.array(reds) - [10, 60, 200]).max() <= 2
+
+
+def test_recordio_without_header_takes_every_record(tmp_path):
+    write_set(tmp_path, {7: record(1.0, jpeg(5)), 3: record(0.0, jpeg(250))})
+    data = readers.RecordIO(tmp_path)
+    assert [data[i][1] for i in range(2)] == [0, 1] and abs(colour(data[0][0])[0] - 250) <= 2
+
+
+def test_recordio_in_loader_workers(tmp_path):
+    loader = torch.utils.data.DataLoader(readers.RecordIO(small_set(tmp_path)), batch_size=3, num_workers=1)
+    images, labels = next(iter(loader))
+    assert images.shape == (3, 3, 16, 16) and labels.tolist() == [0, 0, 1]
+
+
+def test_a_record_that_holds_the_magic_number(tmp_path):
+    """The writer cuts a record at an aligned magic number and drops it; the reader must put it back."""
+    payload = record(1.0, jpeg(90))
+    pad = b"\0" * (-len(payload) % 4)
+    first, second = payload + pad, b"tail"
+    ready = part(1, first) + part(2, b"") + part(3, second)
+    write_set(tmp_path, {0: ready, 1: record(0.0, jpeg(1))})
+    data = readers.RecordIO(tmp_path)
+    assert data._record(0) == first + MAGIC + MAGIC + second
+    assert data[0][1] == 1 and abs(colour(data[0][0])[0] - 90) <= 2
+
+
+def test_truncated_record_files(tmp_path):
+    small_set(tmp_path)
+    path = tmp_path / "train.rec"
+    whole = path.read_bytes()
+    for cut in (len(whole) - 4, len(whole) - 37, len(whole) // 2, 0):
+        path.write_bytes(whole[:cut])
+        with pytest.raises(UserError, match=r"train.rec: (truncated|missing or empty).*fetch the file again"):
+            readers.RecordIO(tmp_path)
+
+
+def test_records_that_contradict_each_other(tmp_path):
+    cases = {
+        r"identity 1 \(record 5\) has no image": {"records": {5: record([3, 3])}},
+        "3 identities where property says 2": {"records": {0: record([3, 6])}},
+        "2 identities where property says 5": {"classes": 5},
+    }
+    for message, changes in cases.items():
+        with pytest.raises(UserError, match=message):
+            readers.RecordIO(small_set(tmp_path, **changes))
+    for label in (2.0, -1.0):
+        data = readers.RecordIO(small_set(tmp_path, records={2: record(label, jpeg(3))}))
+        with pytest.raises(UserError, match=rf"record 2 has label {label:g}, outside 0\.\.1"):
+            data[1]
+    data = readers.RecordIO(small_set(tmp_path, records={2: record(0.0, jpeg(3, 20, 16))}))
+    with pytest.raises(UserError, match="record 2 is 20x16 px"):
+        data[1]
+    data = readers.RecordIO(small_set(tmp_path, records={2: record(0.0, b"junk")}))
+    with pytest.raises(UserError, match="record 2: not an image"):
+        data[1]
+    data = readers.RecordIO(small_set(tmp_path, records={2: b"short"}))
+    with pytest.raises(UserError, match="record 2 is shorter than its header"):
+        data[1]
+    data = readers.RecordIO(small_set(tmp_path, records={2: struct.pack("<IfQQ", 9, 0, 0, 0)}))
+    with pytest.raises(UserError, match="record 2 is shorter than its 9 labels"):
+        data[1]
+
+
+def test_index_and_property_files(tmp_path):
+    with pytest.raises(UserError, match="property: no such file"):
+        readers.RecordIO(tmp_path)
+    small_set(tmp_path)
+    index = (tmp_path / "train.idx").read_text()
+    for name, text, message in (
+        ("train.idx", "0 1 2\n", "expected lines 'key<TAB>offset'"),
+        ("train.idx", "", "empty"),
+        ("train.idx", index.replace("1\t", "9\t", 1), "the index has no record 1|rec and idx do not belong"),
+        ("train.idx", index.replace("\n", "4\n"), "train.rec: (truncated|no record)"),
+        ("property", "2,16", "expected one line"),
+    ):
+        small_set(tmp_path)
+        (tmp_path / name).write_text(text)
+        with pytest.raises(UserError, match=message):
+            readers.RecordIO(tmp_path)[0]
+
+
+# ---- Folders
+
+
+def tree(folder, people, size=16):
+    for person, count in people.items():
+        (folder / person).mkdir(parents=True)
+        for i in range(count):
+            (folder / person / f"{person}_{i + 1:04d}.jpg").write_bytes(jpeg(i, size))
+    return folder
+
+
+def test_identity_folder(tmp_path):
+    tree(tmp_path, {"B": 1, "A": 2})
+    (tmp_path / "A" / "notes.txt").write_text("x")
+    rows = [row for _, row in readers_recognition.identity_folder(tmp_path)]
+    assert [(r["name"], r["identity"]) for r in rows] == [("A/A_0001.jpg", 0), ("A/A_0002.jpg", 0), ("B/B_0001.jpg", 1)]
+    images = readers.decode([data for data, _ in readers_recognition.identity_folder(tmp_path)])
+    assert images.shape == (3, 3, 16, 16)
+    (tmp_path / "C").mkdir()
+    with pytest.raises(UserError, match=r"C: an identity with no image"):
+        list(readers_recognition.identity_folder(tmp_path))
+    with pytest.raises(UserError, match="no identity folders"):
+        list(readers_recognition.identity_folder(tmp_path / "absent"))
+
+
+def test_image_folders_one_by_one(tmp_path):
+    tree(tmp_path, {"B": 1, "A": 2})
+    found = readers.FolderSet(tmp_path)
+    assert len(found) == 3 and found.classes == 2 and [found[i][1] for i in range(3)] == [0, 0, 1]
+    assert found[1][0].shape == (3, 16, 16) and colour(found[1][0]) == colour(readers.decode([jpeg(1)])[0])
+    (tmp_path / "B" / "B_0002.jpg").write_bytes(jpeg(0, 18))
+    with pytest.raises(UserError, match=r"B_0002.jpg: 18x18 px, unlike the first"):
+        readers.FolderSet(tmp_path)[3]
+
+
+# ---- LFW
+
+
+def lfw_tree(folder, size=112):
+    tree(folder / "lfw", {"Aaron_Peirsol": 2, "Zico": 1, "Al_Gore": 3}, size)
+    (folder / "protocols").mkdir()
+    write = lambda name, text: (folder / "protocols" / name).write_text(text)
+    write("peopleDevTrain.txt", "2\nAaron_Peirsol\t2\nZico\t1\n")
+    write("peopleDevTest.txt", "1\nAl_Gore\t3\n")
+    write("people.txt", "2\n1\nAl_Gore\t3\n2\nAaron_Peirsol\t2\nZico\t1\n")
+    for name in ("pairs.txt", "pairsDevTrain.txt", "pairsDevTest.txt"):
+        lines = ["Al_Gore\t1\t3", *["Aaron_Peirsol\t1\t2"] * 9, *["Zico\t1\tAl_Gore\t2"] * 10]
+        write(name, "10\n" + "\n".join(lines) + "\n")
+    return folder
+
+
+def test_lfw_folder(tmp_path):
+    *samples, (none, pairs) = readers_recognition.lfw(lfw_tree(tmp_path))
+    assert [row["name"] for _, row in samples][1] == "Aaron_Peirsol/Aaron_Peirsol_0002.jpg"
+    assert [row["identity"] for _, row in samples] == [0, 0, 1, 1, 1, 2]
+    assert [int(row["split"]) for _, row in samples] == [0, 0, 1, 1, 1, 0]
+    assert [int(row["people_set"]) for _, row in samples] == [1, 1, 0, 0, 0, 1]
+    assert none is None and pairs.keys() == {"pairs", "pairs_devtrain", "pairs_devtest"}
+    assert pairs["pairs"][[0, -1]].tolist() == [[2, 4, 1, 0], [5, 3, 0, 9]]
+
+
+def test_lfw_that_is_incomplete(tmp_path):
+    lfw_tree(tmp_path)
+    (tmp_path / "lfw" / "Al_Gore" / "Al_Gore_0002.jpg").unlink()
+    with pytest.raises(UserError, match=r"1 people differ from the protocol, e.g. Al_Gore: 2 images, not 3"):
+        list(readers_recognition.lfw(tmp_path))
+    (tmp_path / "protocols" / "peopleDevTest.txt").unlink()
+    with pytest.raises(UserError, match=r"no peopleDevTrain\.txt and peopleDevTest\.txt"):
+        list(readers_recognition.lfw(tmp_path))
+
+
+def test_pairs_that_name_an_absent_image(tmp_path):
+    lfw_tree(tmp_path)
+    path = tmp_path / "protocols" / "pairsDevTest.txt"
+    path.write_text(path.read_text().replace("Zico\t1", "Zico\t7"))
+    with pytest.raises(UserError, match=r"absent, e.g. Zico/Zico_0007.jpg"):
+        list(readers_recognition.lfw(tmp_path))
+
+
+def test_lfw_photos_are_aligned_by_their_points(tmp_path):
+    lfw_tree(tmp_path, size=250)
+    with pytest.raises(UserError, match=r"250x250 px, not aligned to 112; put landmarks.csv"):
+        list(readers_recognition.lfw(tmp_path))
+    points = align.TEMPLATE_112 + [60, 40]  # the crop is then the photo's part from (60, 40) on
+    head = "file,prob," + ",".join(f"c{i}" for i in range(10))
+    names = [name for _, name, _ in readers_recognition.identity_files(tmp_path / "lfw")]
+    line = lambda name: f"{name},1.0," + ",".join(f"{v:.4f}" for v in points.ravel())
+    (tmp_path / "landmarks.csv").write_text("\n".join([head, *map(line, names)]))
+    rng = np.random.default_rng(0)
+    photo = rng.integers(0, 256, (250, 250, 3), np.uint8)
+    Image.fromarray(photo).save(tmp_path / "lfw" / "Zico" / "Zico_0001.png")
+    (tmp_path / "lfw" / "Zico" / "Zico_0001.jpg").unlink()
+    with pytest.raises(UserError, match=r"Zico_0001.png: has no line in landmarks.csv"):
+        list(readers_recognition.lfw(tmp_path))
+    (tmp_path / "landmarks.csv").write_text("\n".join([head, *map(line, [*names, "Zico/Zico_0001.png"])]))
+    samples = readers_recognition.lfw(tmp_path)
+    crop = [image for _, (image, _) in zip(range(6), samples, strict=False)][-1]
+    assert crop.shape == (112, 112, 3)
+    assert np.abs(crop.astype(int) - photo[40:152, 60:172].astype(int)).max() <= 2
