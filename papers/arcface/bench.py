@@ -1,0 +1,123 @@
+"""Comparisons of this paper for `make bench`: heads, alignment and augmentation on synthetic input."""
+
+import importlib.util
+import os
+
+import torch
+
+from common import align, faces, images
+from papers.arcface import data
+from papers.arcface.config import preset
+from papers.arcface.method import MARGINS, MarginHead
+from papers.arcface.partial import ShardedHead
+
+BATCH, FEATURES = 64, 512
+CLASSES = (10_000, 100_000, 1_000_000)
+RATE = 0.1
+
+
+def comparisons():
+    """(what, name, run, other name, other run) for common.bench; a None other is a plain time."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    x = torch.randn(BATCH, FEATURES, device=device)
+    for classes in CLASSES:
+        y = torch.randint(classes, (BATCH,), device=device)
+        what = f"head, {classes:,} people, {BATCH} faces"
+        if not fits(8 * bytes_of(classes, RATE), device):
+            print(f"  {what}: left out, not enough free memory")
+            continue
+        sampled = sharded_step(classes, x, y, device)
+        dense = fits(bytes_of(classes, 1), device)
+        note = f"sampled {RATE:g}, {bytes_of(classes, RATE) / 2**20:.0f} MiB"
+        name = f"dense, {bytes_of(classes, 1) / 2**20:.0f} MiB" if dense else ""
+        yield what, note, sampled, name, dense_step(classes, x, y, device) if dense else None
+    y = torch.randint(10_000, (BATCH,), device=device)
+    if importlib.util.find_spec("pytorch_metric_learning"):
+        ours, theirs = ours_and_theirs(10_000, x, y, device)
+        yield "ArcFace loss and gradient, 10,000 people", "ours", ours, "pytorch-metric-learning", theirs
+    drawn = faces.generate(BATCH, 1, size=112)
+    one = lambda: [align.align(drawn.images[i : i + 1], drawn.five[i : i + 1].numpy()) for i in range(BATCH)]
+    yield f"aligning {BATCH} faces", "batched", lambda: align.align(drawn.images, drawn.five.numpy()), "one by one", one
+    cfg = preset("short")
+    batched = lambda: data.augment(drawn.images, cfg, 0, slice(None))
+    yield f"augmenting {BATCH} faces", "batched", batched, "one by one", lambda: one_by_one(drawn.images, cfg)
+
+
+def bytes_of(classes, rate):
+    """W, its gradient and its momentum, the logits and their gradient, in bytes of float32.
+
+    A sampled head keeps W and its momentum whole and the rest in proportion to the sampled classes.
+    """
+    rows = classes * FEATURES * 4
+    touched = rows + 3 * BATCH * classes * 4
+    return 2 * rows + int(rate * touched)
+
+
+def fits(size, device):
+    """Whether `size` bytes are free, with as much left over."""
+    if device.type == "cuda":
+        return 2 * size < torch.cuda.mem_get_info()[0]
+    return 2 * size < os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def dense_step(classes, x, y, device):
+    """Forward, backward and SGD with momentum on all of W."""
+    head = MarginHead(classes, FEATURES, check=False).to(device)
+    optimizer = torch.optim.SGD(head.parameters(), 0.1, momentum=0.9, weight_decay=5e-4)
+
+    def step():
+        optimizer.zero_grad(set_to_none=True)
+        head(x, y).backward()
+        optimizer.step()
+
+    return step
+
+
+def sharded_step(classes, x, y, device):
+    """The same on a tenth of the classes."""
+    head = ShardedHead(classes, FEATURES, rate=RATE).to(device)
+
+    def step():
+        head(x, y).backward()
+        head.step(0.1)
+
+    return step
+
+
+def ours_and_theirs(classes, x, y, device):
+    """Value and gradient of ArcFace by us and by pytorch-metric-learning, on the same W; they agree before timing."""
+    from pytorch_metric_learning.losses import ArcFaceLoss
+
+    weight = torch.randn(classes, FEATURES, device=device)
+    head = MarginHead(classes, FEATURES, MARGINS["arcface"], check=False).to(device)
+    other = ArcFaceLoss(classes, FEATURES, margin=28.6478898, scale=64).to(device)  # degrees
+    with torch.no_grad():
+        head.weight.copy_(weight)
+        other.W.copy_(weight.T)
+
+    def step(module):
+        def run():
+            given = x.clone().requires_grad_()
+            loss = module(given, y)
+            loss.backward()
+            return loss.detach(), given.grad
+
+        return run
+
+    mine, theirs = step(head), step(other)
+    for a, b in zip(mine(), theirs(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+    return mine, theirs
+
+
+def one_by_one(pictures, cfg):
+    """The obvious data path: the same operations on one face at a time."""
+    gen = images.generator(0)
+    for picture in pictures.split(1):
+        side = picture.shape[-1]
+        centre = (side - 1) / 2 + images.uniform(-6.0, 6.0, (1, 2), gen)
+        extent, angle = images.uniform(95.0, 123.0, (1,), gen), images.uniform(-0.17, 0.17, (1,), gen)
+        where = images.similarity(centre, extent, angle, torch.rand(1, generator=gen) < 0.5, cfg.input_px)
+        x = data.coarse(images.crop(picture, where, cfg.input_px), gen)
+        x = images.blur(images.colour_jitter(x, gen, 0.15, 0.3, 0.3, 0.15), gen, 0.2, 1.5)
+        images.erase(x, gen, 0.4, 0.1, 0.4)

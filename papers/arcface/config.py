@@ -1,0 +1,201 @@
+"""Settings of a run and the rows of the table. Each default is the paper's value or marked as our choice."""
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+
+from common.cli import UserError
+from common.reproduce import Plan
+from papers.arcface import method
+from papers.arcface.nets import NETS, IResNet, make_net
+from papers.arcface.partial import ShardedHead, gather
+
+PAPER = "arcface"
+ROWS = {
+    "softmax": "softmax",
+    "norm_softmax": "norm-softmax",
+    "sphereface": "SphereFace (m1 = 1.35)",
+    "cosface": "CosFace (m3 = 0.35)",
+    "arcface": "ArcFace (m2 = 0.5)",
+    "cm1": "combined (1, 0.3, 0.2)",
+    "cm2": "combined (0.9, 0.4, 0.15)",
+    "triplet": "triplet on angles (0.35)",
+    "subcenter": "sub-center ArcFace (K = 3)",
+    "cleaned": "ArcFace after sub-center cleaning",
+    "given": "given MobileFaceNet weights (not trained by us)",
+}
+PROTOCOLS = ("view1", "view2", "tune", "pairs", "bins")
+# The weights that the project was given: foamliu's MobileFaceNet, 128-d, ArcFace loss on refined MS-Celeb-1M.
+GIVEN_FILE = "mobilefacenet-ms1m-128d.safetensors"
+GIVEN_SHA256 = "631c2db53a7de2d9f63564488355d47bea991e64d258a161c655f6eeaf503afe"
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that decides a run's outcome. Defaults: the CASIA column of Table 2 (CVPR text, section 3.1)."""
+
+    preset: str = "paper"
+    data: str = "casia"  # casia | ms1mv2 (RecordIO or image folders), lfw, embedded
+    protocol: str = "bins"  # what is tested: verification sets, LFW's view1, view2 or pairs; tune stays in DevTrain
+    row: str = "arcface"  # the loss; see ROWS
+    seed: int = 0
+    weights: str = ""  # sha256 of weights that are tested without training (row "given")
+    net: str = "iresnet50"  # Table 2; iresnet100 for MS1MV2
+    units: tuple[int, ...] = ()  # with net "iresnet": units of the four stages
+    widths: tuple[int, ...] = ()  # with net "iresnet": channels of the four stages
+    kaiming: bool = False  # convolutions start by Kaiming's rule; insightface: N(0, 0.1)
+    features: int = 512  # section 3.1
+    dropout: float = 0.4  # the paper's code (mxnet); 0 in the torch script
+    input_px: int = 112  # section 3.1
+    batch: int = 512  # section 3.1, over all processes
+    steps: int = 32_000  # section 3.1, CASIA
+    lr: float = 0.1  # section 3.1
+    drops: tuple[int, ...] = (20_000, 28_000)  # lr / 10 at these steps; none: one cosine to zero (our choice)
+    warmup: int = 0  # steps of linear warm-up
+    momentum: float = 0.9  # section 3.1
+    nesterov: bool = False
+    weight_decay: float = 5e-4  # section 3.1; on everything, W included
+    clip: float = 5.0  # largest norm of the network's gradient (insightface's torch script)
+    averaging: float = 0.0  # decay of a running average of the weights, 0 is off (the paper has none)
+    precision: str = "fp32"  # or bf16 (autocast of the network; the head is float32 always)
+    scale: float = 64.0  # s
+    strength: float = 1.0  # share of the row's margin: m2 = 0.5 * strength and so on (our way to shrink all alike)
+    margin_warmup: float = 0.0  # share of the steps in which the margin grows linearly from zero
+    past_pi: str = "keep_decreasing"  # see method.PAST_PI
+    gradient: str = "full"  # see method.GRADIENTS
+    triplet_margin: float = 0.35  # Table 2, radians
+    images_per_person: int = 0  # of a batch; 0: images are drawn one by one. Triplet: 5 (insightface's settings)
+    sharded: bool = False  # W spread over the processes, sampled at `sample_rate` (Partial FC)
+    sample_rate: float = 1.0
+    augment: str = "flip"  # the paper's; "strong" is ours, for small sets
+    min_images: int = 1  # people with fewer images do not train
+    noise: float = 0.0  # share of training labels replaced by another person's, for the sub-center rows
+    workers: int = 2  # loader processes of sets that do not fit memory
+
+    @property
+    def run_name(self):
+        """Folder of the run: the row, or the row with a hash of what was changed."""
+        from common.runs import fingerprint
+
+        base = dataclasses.replace(preset(self.preset, self.row, self.data), seed=self.seed)
+        changed = "" if self == base else "-" + fingerprint(self)
+        return f"{self.data}-{self.preset}-{self.row}-s{self.seed}{changed}"
+
+
+# LFW has 4,038 people to train on with 2.4 images each, so everything is smaller than in the paper, for every row
+# alike and all our choice. Scale and strength are to be tuned on DevTrain alone (`--protocol tune`).
+LFW = dict(
+    data="lfw", net="iresnet", units=(2, 2, 2, 2), widths=(32, 64, 128, 256), kaiming=True, features=256, dropout=0.4,
+    input_px=64, lr=0.1, drops=(), nesterov=True, averaging=0.99, precision="bf16", scale=24.0, strength=0.6,
+    margin_warmup=0.3, augment="strong", protocol="view1",
+)  # fmt: skip
+SHORT = LFW | dict(batch=128, steps=900, warmup=45)
+LARGE = LFW | dict(widths=(48, 96, 192, 384), input_px=96, batch=256, steps=2_200, warmup=110)  # 60 passes of DevTrain
+DEMO = dict(
+    data="embedded", protocol="view1", net="iresnet", units=(1, 1, 1, 1), widths=(16, 32, 64, 128), kaiming=True,
+    features=64, dropout=0.0, input_px=32, batch=64, steps=200, lr=0.1, drops=(), warmup=15, nesterov=True,
+    precision="bf16", scale=8.0, margin_warmup=0.3,
+)  # fmt: skip
+NOISE_PCT = (10, 20, 30, 40)
+PRESETS = {
+    "paper": Config(),
+    "short": Config(preset="short", **SHORT),
+    "demo": Config(preset="demo", **DEMO),
+    "view1": Config(preset="view1", **LARGE),
+    "view2": Config(preset="view2", **LARGE | dict(protocol="view2")),
+    "pairs": Config(preset="pairs", data="lfw", protocol="pairs", row="given", weights=GIVEN_SHA256),
+    **{f"noise{p}": Config(preset=f"noise{p}", noise=p / 100, **SHORT) for p in NOISE_PCT},
+}
+# Section 3.1: the longer schedule and the deeper network of MS1MV2, and what the loss of a row needs.
+BY_DATA = {"ms1mv2": dict(net="iresnet100", steps=180_000, drops=(100_000, 160_000))}
+BY_ROW = {"triplet": dict(images_per_person=4, min_images=2)}  # our batches divide by 4, insightface took 5
+
+COMPARED = ("softmax", "norm_softmax", "sphereface", "cosface", "arcface", "triplet")
+NOISY = ("arcface", "subcenter", "cleaned")
+# What `make reproduce-arcface` runs of a preset when nothing else is asked for.
+PLAN = {
+    "demo": Plan(("embedded",), ("softmax", "norm_softmax", "arcface"), (0,), "about 3 minutes on two CPU cores"),
+    "short": Plan(("lfw",), COMPARED, (0,), "about 30 minutes a row on two CPU cores, 1 on a GPU"),
+    "view1": Plan(("lfw",), ("arcface",), (0, 1, 2), "2 minutes a seed on a GPU, hours on a CPU", needs_gpu=True),
+    "view2": Plan(("lfw",), ("arcface",), (0,), "ten trainings, 20 minutes on a GPU", needs_gpu=True),
+    "pairs": Plan(("lfw",), ("given",), (0,), "about 5 minutes on two CPU cores"),
+    "paper": Plan(("casia", "ms1mv2"), ("arcface",), (0,), "16 million faces a run: sized for a GPU", needs_gpu=True),
+    **{f"noise{p}": Plan(("lfw",), NOISY, (0,), "about 30 minutes a row on two CPU cores") for p in NOISE_PCT},
+}
+
+
+def preset(name, row="arcface", data=None):
+    """The configuration of a preset's row on a data set (None: the preset's own). UserError for an unknown name."""
+    for value, known, what in ((name, PRESETS, "preset"), (row, ROWS, "row")):
+        if value not in known:
+            raise UserError(f"unknown {what} {value!r}: known are {', '.join(known)}")
+    data = data or PRESETS[name].data
+    own = BY_ROW.get(row, {}) | (BY_DATA.get(data, {}) if name == "paper" else {})
+    return dataclasses.replace(PRESETS[name], row=row, data=data, **own)
+
+
+def check(cfg):
+    """UserError for a setting that cannot work, before any data is read."""
+    iresnet = len(cfg.units) == len(cfg.widths) == 4 if cfg.net == "iresnet" else cfg.net in NETS
+    limits = {
+        "steps": cfg.steps >= 1, "batch": cfg.batch >= 2, "lr": cfg.lr > 0, "scale": cfg.scale > 0, "net": iresnet,
+        "row": cfg.row in ROWS, "protocol": cfg.protocol in PROTOCOLS, "features": cfg.features >= 2,
+        "precision": cfg.precision in ("fp32", "bf16"), "augment": cfg.augment in ("flip", "strong"),
+        "averaging": 0 <= cfg.averaging < 1 and not (cfg.averaging and cfg.sharded), "clip": cfg.clip > 0,
+        "margin_warmup": 0 <= cfg.margin_warmup <= 1, "sample_rate": 0 < cfg.sample_rate <= 1,
+        "noise": 0 <= cfg.noise < 1, "weight_decay": cfg.weight_decay >= 0, "min_images": cfg.min_images >= 1,
+        "images_per_person": cfg.images_per_person >= 0 and cfg.batch % max(1, cfg.images_per_person) == 0,
+        "sharded": not cfg.sharded or cfg.row in method.MARGINS,
+    }  # fmt: skip
+    for name, fine in limits.items():
+        if not fine:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(cfg, name)}: not a usable value; see --help")
+    if cfg.row == "triplet" and cfg.images_per_person < 2:
+        raise UserError("--images-per-person: the triplet loss needs at least 2 images of a person in a batch")
+
+
+def build_net(cfg):
+    """The embedding network of a configuration."""
+    if cfg.net == "iresnet":
+        net = IResNet(cfg.units, cfg.widths, cfg.features, cfg.dropout, cfg.input_px)
+    elif cfg.net.startswith("iresnet"):
+        net = make_net(cfg.net, features=cfg.features, dropout=cfg.dropout, input_px=cfg.input_px)
+    else:
+        net = make_net(cfg.net, features=cfg.features)
+    for module in net.modules() if cfg.kaiming else ():
+        if isinstance(module, torch.nn.Conv2d):
+            torch.nn.init.kaiming_normal_(module.weight, mode="fan_out")
+    return net
+
+
+def margins_at(cfg, step):
+    """(m1, m2, m3) of a step: the row's margin times its strength, growing linearly in the margin's warm-up."""
+    m1, m2, m3 = method.MARGINS[cfg.row if cfg.row in method.MARGINS else "arcface"]
+    warm = min(1.0, (step + 1) / (cfg.margin_warmup * cfg.steps)) if cfg.margin_warmup else 1.0
+    share = cfg.strength * warm
+    return 1 + (m1 - 1) * share, m2 * share, m3 * share
+
+
+def build_head(cfg, classes):
+    """The loss of a row as a module: forward(embeddings, labels) of this process's images is a scalar."""
+    if cfg.row == "triplet":
+        return TripletHead(cfg.triplet_margin)
+    if cfg.row == "softmax":
+        return method.make_head("softmax", classes, cfg.features, check=False)
+    rules = dict(margins=margins_at(cfg, 0), scale=cfg.scale, past_pi=cfg.past_pi, gradient=cfg.gradient)
+    if cfg.sharded:
+        return ShardedHead(classes, cfg.features, rate=cfg.sample_rate, seed=cfg.seed, **rules)
+    centers = 3 if cfg.row == "subcenter" else 1  # K of section 3.2 (journal version)
+    return method.MarginHead(classes, cfg.features, centers=centers, check=False, **rules)
+
+
+class TripletHead(torch.nn.Module):
+    """The triplet loss over the images of all processes; it has no centres."""
+
+    def __init__(self, margin):
+        super().__init__()
+        self.margin = margin
+
+    def forward(self, embeddings, labels):
+        return method.triplet_loss(gather(embeddings), gather(labels), self.margin)

@@ -1,0 +1,333 @@
+"""What is trained on and what is tested: the embedded people, LFW's views, and large sets read from disk."""
+
+import dataclasses
+import functools
+import hashlib
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from common import align, images, verification
+from common import data as sets
+from common import faces as embedded
+from common.cli import MissingData, UserError
+from papers.arcface import readers
+
+# Pictures of `people` persons train, pictures of `test_people` others test. Synthetic: see common/faces.py.
+EMBEDDED = dict(people=60, train=1200, test_people=60, test=480, size=48, pairs=800, seed=1801)
+BINS = ("lfw", "cfp_fp", "agedb_30")  # Table 2's verification sets
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FaceSet:
+    """N aligned faces in memory. A list of pairs has rows (left, right, same, fold)."""
+
+    images: torch.Tensor  # (N, 3, S, S) uint8 RGB
+    identity: np.ndarray  # (N,)
+    split: np.ndarray  # (N,) 0 train, 1 test (LFW: View 1)
+    people_set: np.ndarray  # (N,) 0..9 (LFW: View 2), 255 where there is none
+    pairs: dict[str, np.ndarray]  # name -> (P, 4) int
+    fingerprint: str
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Training:
+    """What one network learns from: `images` in memory, or a map-style `dataset` of (uint8 image, label)."""
+
+    labels: np.ndarray  # (N,) 0..classes - 1
+    classes: int
+    images: torch.Tensor | None = None
+    dataset: torch.utils.data.Dataset | None = None
+    wrong: np.ndarray | None = None  # (N,) bool: labels that were replaced on purpose
+
+    def __len__(self):
+        return len(self.labels)
+
+    def only(self, keep):
+        """The same faces without those where `keep` (N,) is false, and the people left renumbered."""
+        keep = np.asarray(keep, bool)
+        labels = np.unique(self.labels[keep], return_inverse=True)[1]
+        return Training(labels, int(labels.max()) + 1, self.images[torch.from_numpy(keep)])
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Test:
+    """A verification set: pairs of `images`, rows (left, right, same, fold), and the people where known."""
+
+    name: str  # of the metrics; empty for the main set
+    images: torch.Tensor  # (N, 3, S, S) uint8
+    pairs: np.ndarray  # (P, 4)
+    identity: np.ndarray | None = None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Task:
+    """One network's training and tests; View 2 has ten."""
+
+    name: str
+    training: Training
+    tests: list[Test]
+
+
+# ------------------------------------------------------------------------------------------------ sets in memory
+
+
+@functools.lru_cache(maxsize=1)
+def load(name):
+    """A FaceSet: "embedded" or "lfw". MissingData (with the steps to obtain it) when it is not on this machine."""
+    if name == "embedded":
+        return _embedded_set()
+    pack = sets.ensure(name)
+    pairs = {key: value for key, value in pack.arrays.items() if key.startswith("pairs")}
+    if "identity" not in pack.arrays or not pairs:
+        raise UserError(f"{name}: no set of aligned faces with pairs; this paper reads embedded, lfw, casia, ms1mv2")
+    columns = (pack.arrays[key] for key in ("identity", "split", "people_set"))
+    return FaceSet(pack.decode(), *columns, pairs, pack.meta["fingerprint"])
+
+
+def _embedded_set():
+    """Synthetic people, aligned by their exact five points; those of the test are never trained on."""
+    e = EMBEDDED
+    drawn = [
+        embedded.generate(e[part], e["seed"] + k, size=e["size"], identities=e[people], people_seed=e["seed"] + 10 * k)
+        for k, (part, people) in enumerate((("train", "people"), ("test", "test_people")), start=1)
+    ]
+    crops = torch.cat([align.align(d.images, d.five.numpy(), e["size"]) for d in drawn])
+    identity = np.concatenate([drawn[0].identity_label.numpy(), drawn[1].identity_label.numpy() + e["people"]])
+    split = np.repeat(np.array([0, 1], np.uint8), (e["train"], e["test"]))
+    pairs = sample_pairs(np.flatnonzero(split), identity, e["pairs"], e["seed"])
+    fingerprint = hashlib.sha256(crops.numpy().tobytes() + pairs.tobytes()).hexdigest()
+    return FaceSet(crops, identity, split, np.full(len(split), 255, np.uint8), {"pairs_devtest": pairs}, fingerprint)
+
+
+def sample_pairs(index, identity, count, seed):
+    """(2 count, 4) pairs among the images `index`: `count` (or as many as there are) same, as many different."""
+    rng = np.random.default_rng(seed)
+    left, right = np.triu_indices(len(index), 1)
+    same = identity[index[left]] == identity[index[right]]
+    count = min(count, int(same.sum()), int((~same).sum()))
+    chosen = np.concatenate([rng.choice(np.flatnonzero(same == kind), count, replace=False) for kind in (True, False)])
+    fold = verification.balanced_folds(same[chosen])
+    return np.stack([index[left[chosen]], index[right[chosen]], same[chosen], fold], 1).astype(np.int32)
+
+
+# ------------------------------------------------------------------------------------------------ tasks
+
+
+def tasks(cfg, source=None):
+    """(list of Task, description for the record) of a configuration. `source`: folder of a set read in place."""
+    if cfg.protocol == "bins":
+        training, fingerprint = large_training(cfg, source)
+        return [Task("", training, bin_tests(folder_of(cfg.data, source)))], {"fingerprint": fingerprint}
+    faces = load(cfg.data)
+    if cfg.protocol == "pairs":
+        raise UserError("protocol pairs tests people that training would see; use view1 or view2")
+    if cfg.protocol == "view2":
+        if "pairs" not in faces.pairs:
+            raise UserError(f"{cfg.data}: has no View 2; --protocol view2 needs lfw")
+        made = [view2_task(cfg, faces, k) for k in range(10)]
+    else:
+        made = [view1_task(cfg, faces, held_out=cfg.protocol == "tune")]
+    return made, {"fingerprint": faces.fingerprint}
+
+
+def view1_task(cfg, faces, held_out=False):
+    """Train on the people of split 0, test on the others' pairs. `held_out` takes a fifth of split 0 for the test."""
+    train = faces.split == 0
+    pairs, test = faces.pairs["pairs_devtest"], ~train
+    if held_out:  # tuning must not see the test people
+        people = np.unique(faces.identity[train])
+        order = torch.randperm(len(people), generator=images.generator(2007)).numpy()
+        test = train & np.isin(faces.identity, people[order[: len(people) // 5]])
+        train = train & ~test
+        pairs = sample_pairs(np.flatnonzero(test), faces.identity, 3000, 2007)
+    return Task("", training_of(cfg, faces, train), [test_of(faces, pairs, test)])
+
+
+def view2_task(cfg, faces, fold):
+    """Train on the people of nine sets, test on the tenth's 600 pairs."""
+    pairs = faces.pairs["pairs"]
+    test = faces.people_set == fold
+    return Task(f"fold{fold}", training_of(cfg, faces, ~test), [test_of(faces, pairs[pairs[:, 3] == fold], test)])
+
+
+def training_of(cfg, faces, chosen):
+    """Training faces where `chosen` (N,), without people who have fewer than cfg.min_images, with cfg.noise."""
+    count = np.bincount(faces.identity[chosen], minlength=faces.identity.max() + 1)
+    chosen = chosen & (count[faces.identity] >= cfg.min_images)
+    if not chosen.any():
+        raise UserError(f"--min-images {cfg.min_images}: nobody in {cfg.data} has that many images")
+    labels = np.unique(faces.identity[chosen], return_inverse=True)[1]
+    training = Training(labels, int(labels.max()) + 1, faces.images[torch.from_numpy(chosen)])
+    return with_noise(training, cfg.noise, cfg.seed) if cfg.noise else training
+
+
+def with_noise(training, share, seed):
+    """Replace the labels of a random `share` of the faces by another person's, each with equal chance."""
+    gen, n = images.generator(seed, 7), len(training)
+    wrong = np.zeros(n, bool)
+    wrong[torch.randperm(n, generator=gen)[: round(share * n)].numpy()] = True
+    step = torch.randint(1, training.classes, (n,), generator=gen).numpy()
+    labels = np.where(wrong, (training.labels + step) % training.classes, training.labels)
+    return dataclasses.replace(training, labels=labels, wrong=wrong)
+
+
+def test_of(faces, pairs, chosen):
+    """The Test on `pairs`, holding the faces where `chosen` (N,) is true and no others."""
+    place = np.cumsum(chosen) - 1
+    moved = np.column_stack([place[pairs[:, 0]], place[pairs[:, 1]], pairs[:, 2:]])
+    return Test("", faces.images[torch.from_numpy(chosen)], moved, faces.identity[chosen])
+
+
+# ------------------------------------------------------------------------------------------------ large sets
+
+
+def folder_of(name, source=None):
+    """Folder of a set that is read in place. MissingData when it is absent."""
+    folder = Path(source) if source else Path(os.environ.get("DATA_ROOT") or sets.REPOSITORY_DATA) / name
+    if not folder.is_dir():
+        raise MissingData(f"{folder}: no such folder; name the one that holds {name} by --source FOLDER")
+    return folder
+
+
+def large_training(cfg, source):
+    """(Training, fingerprint) from RecordIO (train.rec, train.idx, property) or from <identity>/<image> folders."""
+    folder = folder_of(cfg.data, source)
+    if (folder / "train.rec").exists() or (folder / "property").exists():
+        dataset = readers.RecordIO(folder)
+        what = f"{(folder / 'train.rec').stat().st_size} bytes of RecordIO"
+        labels = dataset.labels() if cfg.images_per_person else np.zeros(len(dataset), int)  # else only counted
+    else:
+        dataset = readers.FolderSet(folder)
+        labels, what = dataset.labels, "identity folders"
+    return Training(labels, dataset.classes, dataset=dataset), f"{what}, {len(dataset)} images"
+
+
+def bin_tests(folder):
+    """A Test for each of Table 2's sets whose .bin lies in the folder; LFW's comes first. UserError if none does."""
+    found = [name for name in BINS if (folder / f"{name}.bin").exists()]
+    if not found:
+        raise UserError(f"{folder}: holds none of {', '.join(f'{name}.bin' for name in BINS)} to test on; add one")
+    return [bin_test(folder / f"{name}.bin", "" if name == "lfw" else name) for name in found]
+
+
+def bin_test(path, name=""):
+    """The Test of a .bin file, with ten contiguous folds as insightface has them."""
+    pictures, same = readers.read_bin(path)
+    left = 2 * np.arange(len(same))
+    return Test(name, pictures, np.stack([left, left + 1, same, verification.contiguous_folds(len(same))], 1))
+
+
+# ------------------------------------------------------------------------------------------------ batches
+
+
+def batches(training, cfg, first, share, device):
+    """Yield (uint8 images (b, 3, S, S), labels (b,)) of this process's `share` of steps first, first + 1, ...
+
+    For augmentation "strong" the whole batch comes, since its random numbers belong to whole batches.
+    """
+    whole = slice(0, cfg.batch) if cfg.augment == "strong" else share
+    pick = picker(training, cfg)
+    if training.images is not None:
+        pictures, labels = training.images.to(device), torch.from_numpy(training.labels).to(device)
+        for step in range(first, cfg.steps):
+            index = pick(step)[whole].to(device)
+            yield pictures[index], labels[index]
+        return
+    loader = torch.utils.data.DataLoader(
+        training.dataset, batch_sampler=_Plan(pick, whole, first, cfg.steps), num_workers=cfg.workers,
+        pin_memory=device.type == "cuda",
+    )  # fmt: skip
+    for pictures, labels in loader:
+        yield pictures.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+
+
+class _Plan:
+    """The image numbers of each step, for a DataLoader."""
+
+    def __init__(self, pick, part, first, steps):
+        self.pick, self.part, self.first, self.steps = pick, part, first, steps
+
+    def __len__(self):
+        return self.steps - self.first
+
+    def __iter__(self):
+        return (self.pick(step)[self.part].tolist() for step in range(self.first, self.steps))
+
+
+def picker(training, cfg):
+    """A function step -> indices (batch,): shuffled passes one after another, or people with several images each."""
+    n = len(training)
+    if cfg.images_per_person:
+        return functools.partial(people_batch, *_by_person(training.labels), cfg)
+    shuffled = functools.lru_cache(maxsize=2)(lambda p: torch.randperm(n, generator=images.generator(cfg.seed, 1, p)))
+
+    def index(step):
+        first = step * cfg.batch
+        passes = range(first // n, (first + cfg.batch - 1) // n + 1)
+        order = torch.cat([shuffled(p) for p in passes])
+        return order[first - passes[0] * n : first - passes[0] * n + cfg.batch]
+
+    return index
+
+
+def _by_person(labels):
+    """(images sorted by person (N,), first (C,) and number (C,) of each person's)."""
+    order = np.argsort(labels, kind="stable")
+    count = np.bincount(labels)
+    return torch.from_numpy(order), torch.from_numpy(np.cumsum(count) - count), torch.from_numpy(count)
+
+
+def people_batch(order, start, count, cfg, step):
+    """Indices (batch,) of batch / K random people with K of their images each; fewer images are repeated."""
+    gen, k = images.generator(cfg.seed, 1, step), cfg.images_per_person
+    able = (count >= 2).nonzero().flatten()
+    if len(able) < cfg.batch // k:
+        raise UserError(f"--batch {cfg.batch}: only {len(able)} people have two images, {cfg.batch // k} are needed")
+    people = able[torch.randperm(len(able), generator=gen)[: cfg.batch // k]]
+    base = (torch.rand(len(people), generator=gen) * count[people]).long()
+    place = (base.unsqueeze(1) + torch.arange(k)) % count[people].unsqueeze(1)
+    return order[(start[people].unsqueeze(1) + place).flatten()]
+
+
+def augment(pictures, cfg, step, share):
+    """Network input pixels 0..255 (b, 3, input_px, input_px) float of this process's share of a batch.
+
+    "flip" mirrors half of the faces. "strong": a random similarity, colour, low resolution, blur and covered
+    rectangles; amounts are our choice.
+    """
+    gen = images.generator(cfg.seed, 2, step)
+    flip = torch.rand(cfg.batch, generator=gen) < 0.5
+    if cfg.augment == "flip":
+        return resize(pictures, cfg.input_px, flip[share])
+    n, side, device = len(pictures), pictures.shape[-1], pictures.device
+    centre = (side - 1) / 2 + images.uniform(-0.06 * side, 0.06 * side, (n, 2), gen, device)
+    extent = side * images.uniform(0.85, 1.1, (n,), gen, device)
+    angle = images.uniform(-0.17, 0.17, (n,), gen, device)  # +-10 degrees
+    where = images.similarity(centre, extent, angle, flip.to(device), cfg.input_px)
+    x = images.crop(pictures, where, cfg.input_px)
+    x = images.colour_jitter(coarse(x, gen), gen, 0.15, 0.3, 0.3, 0.15)
+    x = images.blur(x, gen, 0.2, 1.5)
+    return images.erase(x, gen, 0.4, 0.1, 0.4)[share]
+
+
+def coarse(x, gen, probability=0.2):
+    """Reduce and enlarge some faces (B, 3, S, S); one factor of 0.3 to 0.7 for the whole batch keeps it batched."""
+    some = images.uniform(0, 1, (len(x), 1, 1, 1), gen, x.device) < probability
+    small = int(x.shape[-1] * (0.3 + 0.4 * torch.rand((), generator=gen).item()))
+    blocks = torch.nn.functional.interpolate(x, size=small, mode="area")
+    return torch.where(some, torch.nn.functional.interpolate(blocks, size=x.shape[-1], mode="bilinear"), x)
+
+
+def resize(pictures, size, flip=None):
+    """uint8 faces (B, 3, S, S) as float pixels (B, 3, size, size), mirrored where `flip` (B,) is true."""
+    if pictures.shape[-1] == size:
+        x = pictures.float()
+        return x if flip is None else torch.where(flip.to(x.device).view(-1, 1, 1, 1), x.flip(3), x)
+    n, side = len(pictures), pictures.shape[-1]
+    middle = torch.full((n, 2), (side - 1) / 2)
+    flip = torch.zeros(n, dtype=torch.bool) if flip is None else flip.cpu()
+    where = images.similarity(middle, torch.full((n,), float(side)), torch.zeros(n), flip, size)
+    return images.crop(pictures, where.to(pictures.device), size)

@@ -1,0 +1,286 @@
+"""Verification accuracy of a weights file: `python -m papers.arcface.evaluate --weights FILE --data lfw`.
+
+--data is lfw, embedded, or a .bin file of insightface; --protocol is pairs (LFW's 6,000, ten folds) or view1 (its 1,000
+pairsDevTest). Protocol: embeddings of image and mirror image are added; ten folds, thresholds learned on the other nine
+(common/verification.py). Weights that were trained on LFW's DevTrain are not tested on the 6,000 pairs: 2,985 of the
+4,281 people there are in DevTrain.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from common import checkpoint, cli, nets, parallel, runs, verification
+from common.cli import MissingData, UserError
+from common.metrics import Metric
+from papers.arcface import data
+from papers.arcface.config import GIVEN_FILE, GIVEN_SHA256, PAPER, preset
+from papers.arcface.nets import load_net
+
+# ---- Metrics, all computed from what a record holds
+
+
+def _pairs(name):
+    """Keys of a test set's arrays in a predictions file: the main set's have no ending."""
+    return tuple(f"{key}_{name}" if name else key for key in ("distance", "same", "fold"))
+
+
+def _accuracy(keys):
+    """Share of pairs judged rightly: the mean over the folds when these are of one size, as in every list here."""
+    return lambda p: 100 * verification.verify(*(p[key] for key in keys), both=False).correct.mean()
+
+
+def _tar(keys, far):
+    return lambda p: 100 * verification.tar_at_far(*(p[key] for key in keys), far=far, both=False).tar
+
+
+def _gap(p):
+    angle, same = angles_deg(p["distance"]), p["same"].astype(bool)
+    return angle[~same].mean() - angle[same].mean()
+
+
+def _separation(p):
+    """Difference of the two kinds' mean angles over their joint standard deviation (d')."""
+    angle, same = angles_deg(p["distance"]), p["same"].astype(bool)
+    return _gap(p) / np.sqrt((angle[same].var() + angle[~same].var()) / 2)
+
+
+def _area(p):
+    from sklearn.metrics import roc_auc_score
+
+    return 100 * roc_auc_score(p["same"].astype(bool), -p["distance"].astype(np.float64))
+
+
+def _array(key):
+    return lambda p: p[key]
+
+
+def _drop(what, limit_deg=75.0):
+    """Precision or recall, in percent, of the labels dropped by the 75-degree rule against those made wrong."""
+
+    def statistic(p):
+        dropped, wrong = p["subcenter_angle_deg"] > limit_deg, p["noise_flag"].astype(bool)
+        return 100 * (dropped & wrong).sum() / max(1, (dropped if what == "precision" else wrong).sum())
+
+    return statistic
+
+
+def angles_deg(distance):
+    """Angles of pairs in degrees from squared distances 2 - 2 cos."""
+    return np.degrees(np.arccos(np.clip(1 - np.asarray(distance, np.float64) / 2, -1, 1)))
+
+
+def _verification_metrics():
+    for name, label in (("", ""), ("cfp_fp", ", CFP-FP"), ("agedb_30", ", AgeDB-30")):
+        keys, end = _pairs(name), f"_{name}" if name else ""
+        yield Metric(
+            f"accuracy{end}_pct",
+            f"verification accuracy, ten folds{label} (%)",
+            False,
+            statistic=_accuracy(keys),
+            needs=keys,
+        )
+    keys = _pairs("")
+    for far, end, label in ((1e-2, "1pct", "1 %"), (1e-3, "01pct", "0.1 %")):
+        yield Metric(
+            f"tar_far{end}_pct",
+            f"true accepts at {label} false accepts (%)",
+            False,
+            statistic=_tar(keys, far),
+            needs=keys,
+        )
+    yield Metric("auc_pct", "area under the ROC curve (%)", False, statistic=_area, needs=keys)
+    yield Metric(
+        "gap_deg", "mean angle of different pairs less same pairs' (degrees)", False, statistic=_gap, needs=keys
+    )
+    yield Metric("separation", "the same over the joint standard deviation", False, statistic=_separation, needs=keys)
+    # Table 3. Centres are means of unit embeddings (the paper does not say); people with one image are left out.
+    for key, label, lower in (
+        ("intra_deg", "test face to its person's centre (degrees)", True),
+        ("inter_deg", "test person's centre to the nearest other (degrees)", False),
+        ("train_intra_deg", "training face to its person's centre (degrees)", True),
+        ("train_inter_deg", "training person's centre to the nearest other (degrees)", False),
+        ("w_ec_deg", "row of W to its person's centre (degrees)", True),
+        ("w_inter_deg", "row of W to the nearest other row (degrees)", False),
+    ):
+        yield Metric(key, label, lower, _array(key), needs=(key,))
+    both = ("subcenter_angle_deg", "noise_flag")
+    for what in ("precision", "recall"):
+        yield Metric(f"drop_{what}_pct", f"{what} of the labels dropped at 75 degrees (%)", False,
+                     statistic=_drop(what), needs=both)  # fmt: skip
+
+
+METRICS = {m.name: m for m in _verification_metrics()}
+
+
+def measure(predictions):
+    """Every metric that the predictions allow, name -> value."""
+    return {name: m.value(predictions) for name, m in METRICS.items() if m.available(predictions)}
+
+
+# ---- From a network to predictions
+
+
+def embed(net, pictures, device, flip=True, batch=128):
+    """Unit embeddings (N, d), float64, of uint8 faces (N, 3, S, S) of any size: the mirror image's are added."""
+    prepare = lambda part: nets.to_input(data.resize(part, net.input_px), net.pixels)
+    return verification.embed(net.eval(), pictures, prepare, batch, device, flip)
+
+
+def predictions(net, test, device):
+    """Arrays of a data.Test for the record: computed numbers, neither images nor names."""
+    used = np.unique(test.pairs[:, :2]) if test.identity is None else np.arange(len(test.images))
+    place = np.zeros(len(test.images), int)
+    place[used] = np.arange(len(used))
+    vectors = embed(net, test.images[torch.from_numpy(used)], device)
+    left, right = (vectors[place[test.pairs[:, k]]] for k in (0, 1))
+    arrays = dict(zip(_pairs(test.name), (
+        verification.squared_distances(left, right).astype(np.float32),
+        test.pairs[:, 2].astype(bool), test.pairs[:, 3].astype(np.uint8),
+    ), strict=True))  # fmt: skip
+    if test.identity is not None:
+        arrays |= person_angles(vectors, test.identity)
+    return arrays
+
+
+def person_angles(vectors, labels, prefix="", weight=None):
+    """`intra_deg` per face and `inter_deg` per person with two or more faces; with W also `w_ec_deg`, `w_inter_deg`.
+
+    As verification.angle_statistics, one value per face, person or row, so that intervals can be computed.
+    """
+    people, place, count = np.unique(labels, return_inverse=True, return_counts=True)
+    centre = np.zeros((len(people), vectors.shape[1]))
+    np.add.at(centre, place, vectors)
+    centre = verification.unit_rows(centre)
+    several = count >= 2
+    degrees = lambda cosine: np.degrees(np.arccos(np.clip(cosine, -1, 1))).astype(np.float32)
+    arrays = {}
+    if several.sum() >= 2:
+        own = (vectors * centre[place]).sum(1)[several[place]]
+        nearest = verification.nearest_cosine(centre[several])
+        arrays = {f"{prefix}intra_deg": degrees(own), f"{prefix}inter_deg": degrees(nearest)}
+    if weight is not None:
+        rows = verification.unit_rows(weight)
+        arrays["w_ec_deg"] = degrees((rows[people] * centre).sum(1))
+        arrays["w_inter_deg"] = degrees(verification.nearest_cosine(rows))
+    return arrays
+
+
+def embed_training(net, training, device):
+    """Unit embeddings (N, d) float32 tensor of the training faces, without mirror images."""
+    return torch.from_numpy(embed(net, training.images, device, flip=False)).float()
+
+
+def angles_of_training(net, head, training, device):
+    """Table 3's angles on the training faces; nothing for sets that do not fit memory."""
+    if training.images is None:
+        return {}
+    weight = getattr(head, "weight", None)
+    if weight is not None and (len(weight) != training.classes):
+        weight = None  # several centres per person, or only this process's share
+    rows = None if weight is None else weight.detach().cpu().numpy()
+    return person_angles(embed_training(net, training, device).double().numpy(), training.labels, "train_", rows)
+
+
+# ---- The command
+
+
+def main(argv):
+    device_name, argv = cli.take_option(argv, "device", "auto")
+    path, argv = cli.take_option(argv, "weights")
+    name, argv = cli.take_option(argv, "data", "lfw")
+    protocol, argv = cli.take_option(argv, "protocol")
+    out, argv = cli.take_option(argv, "out")
+    if path is None or argv:
+        raise UserError(
+            "usage: python -m papers.arcface.evaluate --weights FILE --data lfw|embedded|FILE.bin "
+            "[--protocol pairs|view1] [--out FOLDER]"
+        )
+    device = parallel.start(device_name)
+    if out is not None:
+        record = record_given(preset("pairs", "given"), path, device, out)
+        show(f"{path} on lfw, pairs", record["metrics"])
+        return
+    net = load_net(path).to(device)
+    test, about = test_set(name, protocol or ("pairs" if name == "lfw" else None), path)
+    found = predictions(net, test, device)
+    show(f"{path} on {about}: {len(test.pairs)} pairs", measure(found))
+    result = verification.verify(found["distance"], found["same"], found["fold"])
+    print(f"  folds {' '.join(f'{v:.2f}' for v in result.fold_accuracy_pct)}, standard deviation {result.std_pct:.2f}")
+
+
+def show(title, metrics):
+    print(title)
+    for key, value in metrics.items():
+        print(f"  {METRICS[key].label:60s} {value:8.3f}")
+
+
+def test_set(name, protocol, weights):
+    """(data.Test, description) of a set's name or a .bin file."""
+    if name.endswith(".bin"):
+        if protocol:
+            raise UserError(f"--protocol {protocol}: a .bin file has one list of pairs; leave --protocol out")
+        return data.bin_test(Path(name)), name
+    faces = data.load(name)
+    key = {"pairs": "pairs", "view1": "pairs_devtest", None: "pairs_devtest"}.get(protocol)
+    if key not in faces.pairs:
+        raise UserError(f"--protocol {protocol}: {name} has {', '.join(faces.pairs)}; known are pairs, view1")
+    if key == "pairs":
+        refuse_leak(weights)
+        chosen = np.zeros(len(faces.identity), bool)
+        chosen[faces.pairs[key][:, :2]] = True
+    else:
+        chosen = faces.split == 1
+    return data.test_of(faces, faces.pairs[key], chosen), f"{name}, {protocol or 'its pairs'}"
+
+
+def refuse_leak(path):
+    """UserError when a weights file says that it was trained on LFW."""
+    words = checkpoint.read_weights(path)[1] if str(path).endswith(".safetensors") else {}
+    if words.get("trained_on") == "lfw":
+        raise UserError(f"{path}: was trained on LFW's people, so the 6,000 pairs are no test; use --protocol view1")
+
+
+def given_weights(path=None):
+    """Path of the given weights after checking the hash: `path`, or data/raw. MissingData when they are absent."""
+    import os
+
+    from common import data as sets
+
+    root = Path(os.environ.get("DATA_ROOT") or sets.REPOSITORY_DATA)
+    path = Path(path) if path else root / "raw" / GIVEN_FILE
+    if not path.is_file():
+        raise MissingData(f"{path}: no such weights file; put {GIVEN_FILE} there or name it (see data/README.md)")
+    if checkpoint.sha256(path) != GIVEN_SHA256:
+        raise UserError(f"{path}: not the given weights ({GIVEN_SHA256[:12]}...); leave --out away for other weights")
+    return path
+
+
+def record_given(cfg, path, device, out):
+    """Test the given weights on LFW's 6,000 pairs and write the record; returns it."""
+    run = runs.Run(PAPER, cfg.run_name, cfg, preset(cfg.preset, cfg.row, cfg.data), out)
+    if run.finished():
+        print(f"{run.name}: already recorded in {run.folder}; delete that folder to run it again", file=sys.stderr)
+        return checkpoint.read_json(run.folder / "run.json")
+    path = given_weights(path)
+    net = load_net(path).to(device)
+    test, _ = test_set(cfg.data, cfg.protocol, path)
+    found = predictions(net, test, device)
+    fingerprint = data.load(cfg.data).fingerprint
+    return run.finish(
+        metrics=measure(found),
+        predictions=found,
+        history=[{"step": 0}],
+        data={"name": cfg.data, "protocol": cfg.protocol, "fingerprint": fingerprint, "test_pairs": len(test.pairs)},
+        selection="given",
+        device=device,
+        seconds=0.0,
+        samples=0,
+        weights={"file": GIVEN_FILE, "sha256": GIVEN_SHA256},
+    )
+
+
+if __name__ == "__main__":
+    cli.entry(main)

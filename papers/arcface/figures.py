@@ -1,0 +1,98 @@
+"""Pictures of the results, drawn from records alone: ROC curves, angle histograms, training curves."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from common import checkpoint, runs, verification
+from papers.arcface.config import ROWS
+from papers.arcface.evaluate import angles_deg
+
+COLOURS = {
+    "softmax": "#999999", "norm_softmax": "#4477aa", "sphereface": "#aa7744", "cosface": "#228833",
+    "arcface": "#cc3311", "cm1": "#c9a227", "cm2": "#8866aa", "triplet": "#33aabb", "subcenter": "#663399",
+    "cleaned": "#117733", "given": "#333333",
+}  # fmt: skip
+
+
+def draw(records, folder):
+    """One PNG per data set and preset. Returns the paths."""
+    groups = {}
+    for record in records:
+        if set(record["overrides"]) <= {"seed"}:
+            groups.setdefault((record["data"]["name"], record["config"]["preset"]), []).append(record)
+    return [overview(group, Path(folder) / f"{data}-{preset}.png") for (data, preset), group in sorted(groups.items())]
+
+
+def overview(records, path):
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rows = {row: [r for r in records if r["config"]["row"] == row] for row in ROWS}
+    rows = {row: found for row, found in rows.items() if found}
+    trained = [row for row in rows if rows[row][0]["seconds"]]
+    figure, axes = plt.subplots(1, 3 if trained else 2, figsize=(16 if trained else 11, 4.6), layout="constrained")
+    predictions = {
+        row: [runs.read_predictions(r["folder"] / "predictions.npz") for r in found] for row, found in rows.items()
+    }
+    for row, seeds in predictions.items():
+        curve(axes[0], row, seeds)
+    histograms(axes[1], predictions)
+    for row in trained:
+        learning(axes[2], row, rows[row])
+    finish(axes, bool(trained))
+    data, config = records[0]["data"], records[0]["config"]
+    figure.suptitle(f"{data['name']}, preset {config['preset']}, {data['test_pairs']} test pairs", fontsize=11)
+    with checkpoint.atomic(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=90, metadata={"Software": None})
+    plt.close(figure)
+    return path
+
+
+def curve(axes, row, seeds):
+    """ROC of the pairs, one line per seed; false accepts on a logarithmic axis from one pair on."""
+    for k, p in enumerate(seeds):
+        far, tar, _ = verification.roc(p["distance"], p["same"])
+        accuracy = np.mean([verification.verify(q["distance"], q["same"], q["fold"]).accuracy_pct for q in seeds])
+        label = f"{ROWS[row]}: {accuracy:.2f} %" if k == 0 else None
+        least = 1 / max(1, (~p["same"].astype(bool)).sum())
+        axes.step(100 * np.maximum(far, least / 2), 100 * tar, where="post", color=COLOURS[row], lw=1.2, label=label)
+
+
+def histograms(axes, predictions):
+    """Angles of same (filled) and different pairs (line); of many rows only softmax and ArcFace."""
+    shown = [row for row in ("softmax", "norm_softmax", "arcface", "given") if row in predictions] or list(predictions)[
+        :2
+    ]
+    grid = np.arange(0, 141, 4)
+    for row in shown[:1] + shown[-1:] if len(shown) > 2 else shown:
+        angle = np.concatenate([angles_deg(p["distance"]) for p in predictions[row]])
+        same = np.concatenate([p["same"].astype(bool) for p in predictions[row]])
+        axes.hist(angle[same], grid, density=True, color=COLOURS[row], alpha=0.35, label=f"{ROWS[row]}: same")
+        axes.hist(angle[~same], grid, density=True, color=COLOURS[row], histtype="step", lw=1.4, label="different")
+
+
+def learning(axes, row, records):
+    """Mean angle between a training face and its own centre, one thin line per network."""
+    for record in records:
+        history = pd.read_csv(record["folder"] / "history.csv")
+        if "theta_deg" not in history or not history["theta_deg"].abs().max() > 0:
+            continue  # the triplet loss has no centres
+        for _, part in history.groupby("task", dropna=False):
+            faces = part["step"] * record["config"]["batch"] / 1000
+            axes.plot(faces, part["theta_deg"], color=COLOURS[row], lw=0.9)
+
+
+def finish(axes, trained):
+    """Titles, labels and legends."""
+    axes[0].set(xscale="log", xlabel="false accepts (%)", ylabel="true accepts (%)", title="ROC")
+    axes[0].xaxis.set_major_formatter("{x:g}")
+    axes[0].legend(loc="lower right", fontsize=8)
+    axes[1].set(xlabel="angle between the two embeddings (degrees)", ylabel="density", title="Test pairs", yticks=[])
+    axes[1].legend(fontsize=8)
+    if trained:
+        axes[2].set(xlabel="training faces (thousands)", ylabel="angle to the own centre (degrees)", ylim=(0, 100))
+        axes[2].set_title("While training")
