@@ -21,7 +21,8 @@ def execute(path, timeout_s=600):
     try:
         client.execute()
     except CellExecutionError as error:
-        raise cli.UserError(f"{path}: a cell failed: {str(error).strip().splitlines()[-1]}") from None
+        first = (error.evalue.splitlines() or [""])[0]
+        raise cli.UserError(f"{path}: a cell failed: {error.ename}: {first}") from None
     notebook.metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     return notebook
 
