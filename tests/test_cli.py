@@ -91,9 +91,11 @@ def test_a_signal_ends_a_program_with_130(kind):
     code = (
         "import time\nfrom common import cli\ncli.entry(lambda argv: (print('ready', flush=True), time.sleep(60)), [])"
     )
+    default = lambda: signal.signal(kind, signal.SIG_DFL)  # a background shell hands its children an ignored SIGINT
     with subprocess.Popen(
-        [sys.executable, "-c", code], cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as child:
+        [sys.executable, "-c", code], cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=default,
+    ) as child:  # fmt: skip
         assert child.stdout.readline() == "ready\n"
         time.sleep(0.1)
         os.kill(child.pid, kind)
