@@ -11,7 +11,7 @@ from papers.coarse_to_fine import data, train
 from papers.coarse_to_fine.config import Model, preset
 from papers.coarse_to_fine.crops import FaceCrops, Offsets, landmark_boxes
 
-BATCH = 64
+BATCH, ROUND = 64, 20
 
 
 def comparisons():
@@ -21,8 +21,11 @@ def comparisons():
     crops = FaceCrops(faces, cfg.crop, cfg.margin, device)
     index = torch.arange(BATCH, device=device)
     batched = lambda: crops.training(index, images.generator(0), cfg, Offsets())
-    loader = pil_loader(faces, cfg)
-    yield f"augmenting {BATCH} crops", "batched tensors", batched, "PIL per sample, 2 workers", lambda: next(loader)
+    many = lambda: [batched() for _ in range(ROUND)]
+    loader = torch.utils.data.DataLoader(
+        PilCrops(faces, cfg), BATCH, num_workers=2, sampler=range(ROUND * BATCH), persistent_workers=True
+    )  # a whole round each, because workers go on filling their queue while the other side is timed
+    yield f"augmenting {ROUND * BATCH} crops", "batched tensors", many, "PIL, 2 workers", lambda: list(loader)
     fast, slow = (
         stepper(dataclasses.replace(cfg, precision=p), faces.markup, batched(), device) for p in ("bf16", "fp32")
     )
@@ -55,14 +58,9 @@ def predictor(cfg, markup, device):
     return model, torch.rand(1, 3, cfg.crop, cfg.crop, device=device) * 255
 
 
-def pil_loader(faces, cfg):
-    """The obvious data path: a Dataset that rotates, crops, flips and compresses one PIL image at a time."""
-    loader = torch.utils.data.DataLoader(PilCrops(faces, cfg), BATCH, shuffle=True, num_workers=2, drop_last=True)
-    while True:
-        yield from loader
-
-
 class PilCrops(torch.utils.data.Dataset):
+    """The obvious data path: rotate, crop, flip and compress one PIL image at a time."""
+
     def __init__(self, faces, cfg):
         self.faces, self.cfg = faces, cfg
         self.centre, self.side = landmark_boxes(faces.points, cfg.margin)
