@@ -115,7 +115,7 @@ COMPARED = ("softmax", "norm_softmax", "sphereface", "cosface", "arcface", "trip
 NOISY = ("arcface", "subcenter", "cleaned")
 # What `make reproduce-arcface` runs of a preset when nothing else is asked for.
 PLAN = {
-    "demo": Plan(("embedded",), ("softmax", "norm_softmax", "arcface"), (0,), "about 3 minutes on two CPU cores"),
+    "demo": Plan(("embedded",), ("softmax", "norm_softmax", "arcface"), (0,), "minutes on two CPU cores"),
     "short": Plan(("lfw",), COMPARED, (0,), "about 30 minutes a row on two CPU cores, 1 on a GPU"),
     "view1": Plan(("lfw",), ("arcface",), (0, 1, 2), "2 minutes a seed on a GPU, hours on a CPU", needs_gpu=True),
     "view2": Plan(("lfw",), ("arcface",), (0,), "ten trainings, 20 minutes on a GPU", needs_gpu=True),

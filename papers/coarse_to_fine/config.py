@@ -59,7 +59,8 @@ class Config:
 
 
 # What the shortened schedules change, for every row alike and all our choice: AdamW with one cosine, averaged
-# weights, biases that start at the mean shape, bfloat16. Network, loss, stages and augmentation stay.
+# weights, biases that start at the mean shape, bfloat16. Network, loss, stage weights and augmentation stay; stages
+# no longer restart from validated weights.
 QUICK = dict(
     optimizer="adamw", lr=1e-3, weight_decay=0.05, averaging=0.999, start_at_mean=True, precision="bf16", warmup=200
 )
