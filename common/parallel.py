@@ -4,7 +4,10 @@ Every rank computes the same global batch description and works on its own slice
 changes the speed and nothing else (up to the order of floating-point sums).
 """
 
+import datetime
+import gc
 import os
+import sys
 
 import torch
 import torch.distributed as dist
@@ -29,7 +32,8 @@ def start(device="auto"):
             f"rank {local} has no GPU of its own ({torch.cuda.device_count()} here); lower --nproc-per-node"
         )
     if "RANK" in os.environ and not dist.is_initialized():
-        dist.init_process_group("nccl" if use_cuda else "gloo")
+        # Long, because the other ranks wait at the end while the first one tests and writes the record.
+        dist.init_process_group("nccl" if use_cuda else "gloo", timeout=datetime.timedelta(hours=2))
     if use_cuda:
         torch.cuda.set_device(local)
         return torch.device("cuda", local)
@@ -56,8 +60,13 @@ def barrier():
 
 
 def finish():
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    """Leave the process group, all ranks together: one that goes while another still works has aborted at times."""
+    if not dist.is_initialized():
+        return
+    if sys.exc_info()[0] is None:  # after an error the others may never come
+        dist.barrier()
+    gc.collect()  # DistributedDataParallel sits in reference cycles and must not outlive the group
+    dist.destroy_process_group()
 
 
 def my_slice(batch_size):
