@@ -50,6 +50,19 @@ def entry(main, argv=None):
         raise SystemExit(0) from None
 
 
+def experiment(argv, preset, check, row, prog):
+    """A paper's settings: --preset, --row and --data give the defaults, every further option overrides one.
+
+    `preset(name, row, data)` builds them and `check(config)` raises UserError for settings that do not go together.
+    """
+    name, rest = take_option(argv, "preset", "short")
+    row, rest = take_option(rest, "row", row)
+    data, rest = take_option(rest, "data")
+    config = parse(preset(name, row, data), rest, prog)
+    check(config)
+    return config
+
+
 def parse(default, argv, prog):
     """Options for every field of the dataclass instance `default`, parsed from `argv` by tyro.
 

@@ -36,18 +36,37 @@ def value(cell):
     return f"{i.mean:.2f} [{i.low:.2f}, {i.high:.2f}]" if i else "—"
 
 
+def split(cells, kind):
+    """(cells of one kind that runs answer, those without a run)."""
+    cells = [c for c in cells if c.kind == kind]
+    return [c for c in cells if c.interval], [c for c in cells if not c.interval]
+
+
+def tables(cells, kind):
+    """Markdown of the cells of one kind: a table of those that runs answer, the others folded away below it."""
+    answered, waiting = split(cells, kind)
+    text = table(answered, kind)
+    if waiting:
+        text += f"\n<details><summary>{waiting_line(waiting, kind)}</summary>\n\n{table(waiting, kind)}\n</details>\n"
+    return text
+
+
+def waiting_line(cells, kind):
+    count = f"{len(cells)} {'cell' if len(cells) == 1 else 'cells'}"
+    return f"{HEADS[kind][0]}: {count} without a run"
+
+
 def table(cells, kind):
-    """Markdown table of the cells of one kind; empty when there are none."""
-    rows = [row(c) for c in cells if c.kind == kind]
-    if not rows:
+    """Markdown table; empty when there are no cells."""
+    if not cells:
         return ""
-    lines = [HEADS[kind], ["---"] * len(HEADS[kind]), *rows]
+    lines = [HEADS[kind], ["---"] * len(HEADS[kind]), *map(row, cells)]
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
 def paper_block(paper, cells):
     """The generated part of a paper's card."""
-    tables = [table(cells, kind) for kind in HEADS]
+    blocks = [tables(cells, kind) for kind in HEADS]
     figures = sorted(Path(runs.RECORDED, paper, "figures").glob("*.png"))
     pictures = [f"![{f.stem}](../../results/{paper}/figures/{f.name})\n" for f in figures]
     note = (
@@ -55,7 +74,7 @@ def paper_block(paper, cells):
         f"samples alone. A gain is positive when the first-named side is better. `make why CELL={paper}.<claim>` "
         "explains a cell, `make verify` recomputes all of them.\n"
     )
-    return "\n".join([*[t for t in tables if t], note, *pictures])
+    return "\n".join([*filter(None, blocks), note, *pictures])
 
 
 def summary_block(all_cells):
@@ -206,7 +225,12 @@ def page(all_cells):
         about, cells = claims.read(paper)["paper"], [c for c in all_cells if c.paper == paper]
         parts.append(f"<h2>{escape(about['title'])}</h2><p>{escape(about['authors'])}, {escape(about['venue'])}, "
                      f"<a href='{about['url']}'>{about['url']}</a></p>")  # fmt: skip
-        parts += [html_table(cells, kind) for kind in HEADS]
+        for kind in HEADS:
+            answered, waiting = split(cells, kind)
+            parts.append(html_table(answered, kind))
+            if waiting:
+                folded = f"<summary>{escape(waiting_line(waiting, kind))}</summary>{html_table(waiting, kind)}"
+                parts.append(f"<details>{folded}</details>")
         figures = sorted(Path(runs.RECORDED, paper, "figures").glob("*.png"))
         parts += [f"<img src='{paper}/figures/{f.name}' alt='{f.stem}'>" for f in figures]
         parts.append("<h3>Records</h3><ul>" + "".join(record_item(r) for r in runs.recorded(paper)) + "</ul>")
@@ -220,9 +244,9 @@ def page(all_cells):
 
 
 def html_table(cells, kind):
-    rows = [row(c) for c in cells if c.kind == kind]
-    if not rows:
+    if not cells:
         return ""
+    rows = [row(c) for c in cells]
     head = "".join(f"<th>{escape(h)}</th>" for h in HEADS[kind])
     body = "".join(
         "<tr>" + "".join(f"<td class='{escape(t) if t == r[-1] else ''}'>{escape(t)}</td>" for t in r) + "</tr>"

@@ -1,11 +1,9 @@
 """Pictures of the results, drawn from records alone: ROC curves, angle histograms, training curves."""
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 
-from common import checkpoint, runs, verification
+from common import figures, runs, verification
 from papers.arcface.config import ROWS
 from papers.arcface.evaluate import angles_deg
 
@@ -18,23 +16,14 @@ COLOURS = {
 
 def draw(records, folder):
     """One PNG per data set and preset. Returns the paths."""
-    groups = {}
-    for record in records:
-        if set(record["overrides"]) <= {"seed"}:
-            groups.setdefault((record["data"]["name"], record["config"]["preset"]), []).append(record)
-    return [overview(group, Path(folder) / f"{data}-{preset}.png") for (data, preset), group in sorted(groups.items())]
+    return figures.draw_groups(records, folder, overview)
 
 
 def overview(records, path):
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    rows = {row: [r for r in records if r["config"]["row"] == row] for row in ROWS}
-    rows = {row: found for row, found in rows.items() if found}
+    rows = figures.by_row(records, ROWS)
     trained = [row for row in rows if rows[row][0]["seconds"]]
-    figure, axes = plt.subplots(1, 3 if trained else 2, figsize=(16 if trained else 11, 4.6), layout="constrained")
+    count = 3 if trained else 2
+    figure, axes = figures.pyplot().subplots(1, count, figsize=(5.4 * count, 4.6), layout="constrained")
     predictions = {
         row: [runs.read_predictions(r["folder"] / "predictions.npz") for r in found] for row, found in rows.items()
     }
@@ -46,10 +35,7 @@ def overview(records, path):
     finish(axes, bool(trained))
     data, config = records[0]["data"], records[0]["config"]
     figure.suptitle(f"{data['name']}, preset {config['preset']}, {data['test_pairs']} test pairs", fontsize=11)
-    with checkpoint.atomic(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=90, metadata={"Software": None})
-    plt.close(figure)
-    return path
+    figures.save(figure, path)
 
 
 def curve(axes, row, seeds):

@@ -1,11 +1,9 @@
 """Pictures of the results, drawn from records alone (and, for embedded faces, from a model just trained)."""
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 
-from common import checkpoint, metrics, runs
+from common import figures, metrics, runs
 from papers.coarse_to_fine.config import ROWS
 
 COLOURS = {"mean-shape": "#999999", "principal": "#c9a227", "direct": "#4477aa", "cft": "#cc3311", "heatmap": "#228833"}
@@ -17,22 +15,12 @@ REGIONS = {
 
 def draw(records, folder):
     """One PNG per data set and preset: error distribution, error per point, training curves. Returns the paths."""
-    groups = {}
-    for record in records:
-        if set(record["overrides"]) <= {"seed"}:
-            groups.setdefault((record["data"]["name"], record["config"]["preset"]), []).append(record)
-    return [overview(group, Path(folder) / f"{data}-{preset}.png") for (data, preset), group in sorted(groups.items())]
+    return figures.draw_groups(records, folder, overview)
 
 
 def overview(records, path):
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    rows = {row: [r for r in records if r["config"]["row"] == row] for row in ROWS}
-    rows = {row: found for row, found in rows.items() if found}
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(16, 4.6), layout="constrained")
+    rows = figures.by_row(records, ROWS)
+    figure, (left, middle, right) = figures.pyplot().subplots(1, 3, figsize=(16, 4.6), layout="constrained")
     for row, found in rows.items():
         predictions = [runs.read_predictions(r["folder"] / "predictions.npz") for r in found]
         cumulative(left, row, predictions)
@@ -45,10 +33,7 @@ def overview(records, path):
     data, preset = about["data"], about["config"]["preset"]
     title = f"{data['name']}, preset {preset}, {data['test_faces']} test faces, boxes: {data['boxes']}"
     figure.suptitle(title, fontsize=11)
-    with checkpoint.atomic(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=90, metadata={"Software": None})
-    plt.close(figure)
-    return path
+    figures.save(figure, path)
 
 
 def normaliser(predictions):
@@ -104,13 +89,8 @@ def learning(axes, row, records):
 
 def faces(pixels, truth, predicted, path, columns=6):
     """Crops (N, 3, S, S) with true (white) and predicted (red) points (N, P, 2): for synthetic faces only."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     lines = -(-len(pixels) // columns)
-    figure, grid = plt.subplots(lines, columns, figsize=(2.2 * columns, 2.2 * lines), layout="constrained")
+    figure, grid = figures.pyplot().subplots(lines, columns, figsize=(2.2 * columns, 2.2 * lines), layout="constrained")
     for axes in grid.flat:
         axes.axis("off")
     for axes, image, true, ours in zip(grid.flat, pixels, truth, predicted, strict=False):
@@ -119,7 +99,4 @@ def faces(pixels, truth, predicted, path, columns=6):
         axes.plot(*true.T, "o", ms=4, mfc="none", mec="white", mew=0.8)
         axes.plot(*ours.T, ".", ms=3, color="#ee3311")
     figure.suptitle("white: truth, red: predicted", fontsize=9)
-    with checkpoint.atomic(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=90)
-    plt.close(figure)
-    return path
+    figures.save(figure, path)

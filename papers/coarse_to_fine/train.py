@@ -28,13 +28,8 @@ def main(argv):
 
 
 def parse(argv):
-    """Preset, row and data set give the defaults; every further option overrides one setting."""
-    name, rest = cli.take_option(argv, "preset", "short")
-    row, rest = cli.take_option(rest, "row", "cft")
-    chosen, rest = cli.take_option(rest, "data")
-    cfg = cli.parse(preset(name, row, chosen), rest, "python -m papers.coarse_to_fine.train")
-    check(cfg)
-    return cfg
+    """The Config of a command line."""
+    return cli.experiment(argv, preset, check, "cft", "python -m papers.coarse_to_fine.train")
 
 
 def train(cfg, device, out=runs.LOCAL):
