@@ -109,9 +109,8 @@ def _ferplus_folders(images, table, labels):
 def _fer2013_labels(path, n):
     """(n,) FER2013's codes by row of the vote table, from fer2013_labels.csv."""
     try:
-        pairs = [
-            (int(line["row"]), int(line["fer2013_label"])) for _, line in table_lines(path, ("row", "fer2013_label"))
-        ]
+        lines = table_lines(path, ("row", "fer2013_label"))
+        pairs = [(int(line["row"]), int(line["fer2013_label"])) for _, line in lines]
     except ValueError:
         raise UserError(f"{path}: a value is no number; restore it from its archive") from None
     if [row for row, _ in pairs] != list(range(n)) or not all(0 <= code <= 6 for _, code in pairs):
@@ -179,9 +178,7 @@ def rafdb(folder):
         data = path.read_bytes()
         size = open_image(data, path).size
         if size != (RAFDB_PX, RAFDB_PX):
-            raise UserError(
-                f"{path}: {size[0]}x{size[1]} px, expected the aligned 100x100; restore it from aligned.zip"
-            )
+            raise UserError(f"{path}: {size[0]}x{size[1]} px, expected 100x100; restore it from aligned.zip")
         yield data, {"name": name, "split": np.uint8(name.startswith("test")), "label": np.int8(label)}
 
 
