@@ -1,8 +1,8 @@
 """Near-duplicate pictures, found by a perceptual hash, so that a split can keep each group of them on one side.
 
 The hash is the usual one from the lowest frequencies of the cosine transform (Zauner: Implementation and benchmarking
-of perceptual image hash functions, 2010), with 16x16 of them instead of 8x8: on UTKFace's aligned faces, 63 bits confuse
-people that 255 bits keep apart. It survives resizing, recompression, other light and mirroring, and a shift of about one
+of perceptual image hash functions, 2010), with 16x16 of them instead of 8x8: on UTKFace's aligned faces 63 bits confuse
+people that 255 bits keep apart. It survives resizing, recompression, other light, mirroring and a shift of about one
 pixel in 64, no larger one.
 """
 
