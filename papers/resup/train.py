@@ -188,7 +188,7 @@ def set_rate(cfg, optimizer, epoch):
 
 
 def rate_at(cfg, epoch):
-    """Learning rate at `epoch`, fractions count: linear warm-up, then a tenth after each of cfg.drops, or one cosine."""
+    """Learning rate at `epoch` (or a fraction): linear warm-up, then a tenth after each of cfg.drops, or one cosine."""
     warm = min(1.0, (epoch + 0.01) / cfg.lr_warmup) if cfg.lr_warmup else 1.0
     if cfg.drops:
         return warm * cfg.lr * 0.1 ** sum(epoch >= drop for drop in cfg.drops)
