@@ -1,6 +1,6 @@
 """A data set as one file: the encoded images one after another, named arrays beside them, and a fingerprint.
 
-The file is an uncompressed .npz with a `meta.json` (numpy.load opens it). The images' bytes are memory-mapped:
+The file is an .npz with a `meta.json` (numpy.load opens it). The images' bytes are not compressed but memory-mapped:
 opening costs nothing and processes share the pages. Decoding happens once, into one tensor.
 """
 
@@ -146,7 +146,9 @@ def write(path, encoded, arrays, meta, threads=2):
         with atomic(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
             archive.writestr(zipfile.ZipInfo("meta.json"), json.dumps(meta, indent=1))
             for name, array in {"offsets": offsets, **arrays}.items():
-                with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
+                info = zipfile.ZipInfo(f"{name}.npy")
+                info.compress_type = zipfile.ZIP_DEFLATED  # file names take four bytes a letter
+                with archive.open(info, "w", force_zip64=True) as member:
                     np.lib.format.write_array(member, array, allow_pickle=False)
             with archive.open(zipfile.ZipInfo("blob.npy"), "w", force_zip64=True) as member:
                 header = {"descr": "|u1", "fortran_order": False, "shape": (int(offsets[-1]),)}
@@ -188,12 +190,15 @@ def decoder():
     return f"Pillow {PIL.__version__}, libjpeg {jpeg}, libwebp {features.version('webp')}"
 
 
-def encode(image):
-    """uint8 (H, W, 3) or (H, W) to lossless WebP. At 256x256 effort 0 takes 10 ms; 4 takes 65 to save 11 %."""
+def encode(image, effort=0):
+    """uint8 (H, W, 3) or (H, W) to lossless WebP. At 256x256 effort 0 takes 10 ms; 4 takes 65 to save 11 %.
+
+    Small pictures gain more: grey 48x48 faces shrink by a quarter from effort 0 (1.5 ms) to 2 (3 ms).
+    """
     from PIL import Image
 
     buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, format="WEBP", lossless=True, quality=0, method=0)
+    Image.fromarray(image).save(buffer, format="WEBP", lossless=True, quality=0, method=effort)
     return buffer.getvalue()
 
 
