@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from common import data as sets
+from common import emotions, images
 from common import faces as embedded
-from common import images
 from common.cli import UserError
 from papers.resup import noise
 
@@ -21,8 +21,6 @@ from papers.resup import noise
 EMBEDDED = dict(train=1500, valid=200, test=600, size=40, seed=2305)
 LOOKS = dict(intensity=(0.8, 1.0), yaw_deg=12.0, pitch_deg=8.0, roll_deg=8.0, occluded_share=0.05, grey=True)
 VALID_SHARE = 0.1  # of the training faces, in sets without a validation part (our choice)
-RAFDB = ("surprise", "fear", "disgust", "happiness", "sadness", "anger", "neutral")
-AFFECTNET = ("neutral", "happiness", "sadness", "surprise", "fear", "disgust", "anger", "contempt")
 CONTEMPT = ("contempt",)  # FER2013 has no such label
 
 
@@ -81,14 +79,12 @@ def load(name, rule="majority"):
 
 
 def _ferplus(name, arrays, rule):
-    from common import emotions
-
     label = emotions.labels(arrays["votes"], rule)
-    return label >= 0, label, arrays["fer2013"].astype(np.int64), tuple(emotions.EMOTIONS)
+    return label >= 0, label, arrays["fer2013"].astype(np.int64), emotions.EMOTIONS
 
 
 def _labelled(name, arrays, rule):
-    classes = {"rafdb": RAFDB, "affectnet": AFFECTNET}[name]
+    classes = {"rafdb": emotions.RAFDB, "affectnet": emotions.AFFECTNET}[name]
     label = arrays["label"].astype(np.int64)
     if label.min() < 0 or label.max() >= len(classes):
         raise UserError(
