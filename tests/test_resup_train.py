@@ -15,6 +15,7 @@ from papers.resup import data as sets
 from tests.conftest import REPOSITORY, one_line_error, python
 
 torch.set_num_threads(1)
+CLASSES = len(sets.SHOWN)
 FACES = dict(train=96, valid=24, test=40, size=24, seed=7)
 OPTIONS = "--device cpu --precision fp32 --width 4 --units 1 1 --input-px 16 --batch 24 --epochs 3 --warmup 1"
 TINY = OPTIONS.split()
@@ -45,28 +46,12 @@ def same_bits(a, b):
 # ---- The claim
 
 
-def test_the_weights_find_the_flipped_labels(tmp_path, monkeypatch):
-    """A third of four expressions' labels are flipped; a network of a minute tells which."""
-    monkeypatch.setattr(sets, "EMBEDDED", dict(train=600, valid=60, test=200, size=32, seed=2305))
-    monkeypatch.setattr(sets, "LOOKS", sets.LOOKS | dict(expressions=(0, 1, 2, 4), intensity=(1.0, 1.0)))
-    sets.load.cache_clear()
-    text = "--device cpu --precision fp32 --width 8 --input-px 32 --epochs 10 --warmup 4 --noise 0.3"
-    words = text.split()
-    # Class indices stay those of the eight expressions, four of which no face has: they may be without labels.
-    monkeypatch.setattr(noise, "check_classes", lambda *args, **more: [])
-    monkeypatch.setattr(sets.noise, "symmetric", four_of_eight)
-    found = train.main(["--preset", "demo", *words, "--out", str(tmp_path)])["metrics"]
-    sets.load.cache_clear()
-    assert found["weight_auc_pct"] > 85 and found["weight_clean_pct"] > found["weight_flipped_pct"] + 30
-    assert found["accuracy_mean_pct"] > 60, "chance is 25"
-
-
-def four_of_eight(labels, rate, classes, seed):
-    """Symmetric noise among the four classes that occur."""
-    known, place = np.unique(labels, return_inverse=True)
-    gen = np.random.default_rng(seed)
-    flip = gen.random(len(labels)) < rate
-    return known[np.where(flip, (place + gen.integers(1, len(known), len(labels))) % len(known), place)]
+def test_the_weights_find_the_flipped_labels(tmp_path):
+    """The demo's own settings, fewer epochs: the noise model tells most flipped labels from clean ones."""
+    words = ["--device", "cpu", "--epochs", "8", "--warmup", "4", "--out", str(tmp_path)]
+    found = train.main(["--preset", "demo", *words])["metrics"]
+    assert found["weight_auc_pct"] > 80 and found["weight_clean_pct"] > found["weight_flipped_pct"] + 20
+    assert found["accuracy_mean_pct"] > 50, "chance is 20"
 
 
 # ---- Records, resuming, processes
@@ -91,7 +76,7 @@ def test_a_record_gives_its_metrics_again_and_holds_no_picture(faces, tmp_path, 
 def test_the_flip_list_is_saved_and_is_the_draw(faces, tmp_path):
     start(tmp_path)
     arrays = result(tmp_path)[1]
-    given = noise.symmetric(arrays["train_label"], config.preset("demo").noise, 8, 0)
+    given = noise.symmetric(arrays["train_label"], config.preset("demo").noise, CLASSES, 0)
     assert (arrays["given"] == given).all() and (arrays["flip"] == (given != arrays["train_label"])).all()
     assert 0.25 < arrays["flip"].mean() < 0.55
 
@@ -152,7 +137,7 @@ def fitted(row, faces, tmp_path, **changes):
     """Networks and steps of a row after a few epochs, without a record."""
     cfg = dataclasses.replace(config.preset("demo", row), **TINY_SETTINGS | changes)
     training, valid, _ = sets.parts(faces, cfg)
-    twins = config.build_twins(cfg, 8)
+    twins = config.build_twins(cfg, CLASSES)
     run = types.SimpleNamespace(folder=tmp_path / row, name=row)
     judges, steps, _ = train.fit(cfg, twins, training, valid, run, slice(0, cfg.batch), torch.device("cpu"))
     return twins.members, judges, steps
@@ -387,9 +372,9 @@ def test_starting_weights_are_read_and_recorded(faces, tmp_path):
     written = start(tmp_path / "out", "resup", *words)
     assert written["data"]["init"].startswith("file ") and written["data"]["init"].endswith(", scratch")
     first, second = config.build_twins(
-        dataclasses.replace(cfg, init=("file", "scratch")), 8, (tmp_path / "w.pth", "")
+        dataclasses.replace(cfg, init=("file", "scratch")), CLASSES, (tmp_path / "w.pth", "")
     ).members
-    plain = config.build_twins(dataclasses.replace(cfg), 8).members
+    plain = config.build_twins(cfg, CLASSES).members
     assert not torch.equal(first.layer2[0].conv1.weight, plain[0].layer2[0].conv1.weight)
     assert torch.equal(first.fc.weight, plain[0].fc.weight) and equal(second, plain[1])
 

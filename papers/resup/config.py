@@ -103,7 +103,8 @@ SHORT = dict(
     precision="bf16",
 )  # fmt: skip
 DEMO = SHORT | dict(
-    data="embedded", width=12, units=(1, 1, 1), input_px=32, batch=50, epochs=16, warmup=5, noise=0.4,
+    data="embedded", width=12, units=(1, 1, 1), input_px=32, augment="paper", batch=50, epochs=30, warmup=8, noise=0.4,
+    optimizer="adamw", lr=3e-3, weight_decay=0.01,
 )  # fmt: skip
 LEVELS = (0, 10, 20, 40)  # percent, beside the 30 of `short`
 PRESETS = {

@@ -79,7 +79,7 @@ def headline(record):
 
 
 def learning(axes, row, records):
-    """Validation accuracy (true labels) of the networks' mean by epoch, a line per seed; the test accuracy in the key."""
+    """Validation accuracy of the networks' mean by epoch, a line per seed; the test accuracy in the key."""
     accuracy = np.mean([headline(r) for r in records])
     for k, record in enumerate(records):
         table = history(record)
@@ -142,7 +142,7 @@ def finish(axes):
 
 
 def published(records, path):
-    """Accuracy at 30 % flips as printed elsewhere and ours, in blocks by initialisation: compare within a block alone."""
+    """Accuracy at 30 % flips, printed elsewhere and ours, in blocks by initialisation: compare within a block alone."""
     import matplotlib
 
     matplotlib.use("Agg")
