@@ -208,7 +208,8 @@ def load(path, device):
         sizes = {key: int(words[key]) for key in ("nets", "width", "input_px")}
         cfg = dataclasses.replace(
             preset(words["preset"], words["row"], words["trained_on"]), stem=words["stem"], rule=words["rule"],
-            units=tuple(map(int, words["units"].split())), **sizes,
+            units=tuple(map(int, words["units"].split())), precision=words["precision"],
+            flip_test=words["flip_test"] == "True", **sizes,
         )  # fmt: skip
     except (KeyError, ValueError, cli.UserError) as error:
         raise cli.UserError(

@@ -105,19 +105,19 @@ def row_loss(cfg, logits, labels, index, judges, epoch, noise_rate):
 
     logits (M, b, K) of this process's share, labels (M, b), index (b,) of the samples (one order after the warm-up).
     """
-    plain, weights, targets, consistency = torch.ones(labels.shape, device=labels.device), None, None, 0.0
-    if epoch >= cfg.warmup:
-        weights, consistency = row_weights(cfg, logits, labels[0], index, judges, epoch, noise_rate), cfg.consistency
-        targets = torch.stack([judge.belief[index] for judge in judges]).mean(0) if cfg.relabel else None
-    return method.weighted_loss(
-        logits, labels, plain if weights is None else weights, consistency, targets, cfg.smoothing
-    )
+    if epoch < cfg.warmup:
+        return method.weighted_loss(
+            logits, labels, torch.ones_like(labels, dtype=torch.float32), smoothing=cfg.smoothing
+        )
+    weights = row_weights(cfg, logits, labels[0], index, judges, epoch, noise_rate)
+    targets = torch.stack([judge.belief[index] for judge in judges]).mean(0) if cfg.relabel else None
+    return method.weighted_loss(logits, labels, weights, cfg.consistency, targets, cfg.smoothing)
 
 
 def row_weights(cfg, logits, labels, index, judges, epoch, noise_rate):
-    """Weights (M, b) of a row after the warm-up; None for plain cross-entropy."""
+    """Weights (M, b) of a row after the warm-up; ones for plain cross-entropy."""
     if cfg.weighting == "none":
-        return None
+        return torch.ones(logits.shape[:2], device=logits.device)
     if cfg.weighting == "coteaching":
         dropped = method.forget_share(noise_rate, epoch, cfg.forget_ramp)
         return method.coteaching_weights(losses_of_batch(cfg, logits, labels), dropped)[:, parallel.my_slice(cfg.batch)]
@@ -206,6 +206,7 @@ def record(run, cfg, faces, twins, judges, best, parts, files, steps, device):
     words = dict(
         row=cfg.row, preset=cfg.preset, trained_on=cfg.data, classes=" ".join(faces.classes), nets=cfg.nets,
         stem=cfg.stem, width=cfg.width, units=" ".join(map(str, cfg.units)), input_px=cfg.input_px, rule=cfg.rule,
+        precision=cfg.precision, flip_test=cfg.flip_test,
     )  # fmt: skip
     digest = checkpoint.save_weights(path, twins, config=runs.fingerprint(cfg), **words)
     if best.weights is not None:
