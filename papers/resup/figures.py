@@ -14,11 +14,6 @@ COLOURS = {
     "ce": "#999999", "ce_two": "#555555", "own": "#c9a227", "swapped": "#228833", "resup": "#cc3311",
     "loss_mixture": "#4477aa", "coteaching": "#33aabb", "ce_plus": "#aa7744", "resup_plus": "#663399",
 }  # fmt: skip
-NAMES = {
-    "ferplus": ("neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt"),
-    "rafdb": ("surprise", "fear", "disgust", "happiness", "sadness", "anger", "neutral"),
-}
-NAMES["embedded"] = NAMES["ferplus"]
 JUDGED = ("own", "swapped", "resup", "loss_mixture", "resup_plus")
 
 
@@ -42,17 +37,24 @@ def overview(records, path):
 
     rows = {row: [r for r in records if r["config"]["row"] == row] for row in ROWS}
     rows = {row: found for row, found in rows.items() if found}
-    flips = records[0]["data"]["flipped_pct"] > 0
-    figure, axes = plt.subplots(1, 4 if flips else 2, figsize=(19 if flips else 11, 4.6), layout="constrained")
+    data, config = records[0]["data"], records[0]["config"]
+    names, flips = data["classes"].split(), data["flipped_pct"] > 0
+    judged = {row: found for row, found in rows.items() if row in JUDGED}
+    shape = (2, 3) if flips and judged else (1, 3) if judged else (1, 2)
+    figure, grid = plt.subplots(*shape, figsize=(5.6 * shape[1], 4.3 * shape[0]), layout="constrained", squeeze=False)
+    axes = grid.flatten()
     for row, found in rows.items():
         learning(axes[0], row, found)
-    per_class(axes[1], rows, records[0]["data"]["name"])
-    if flips:
-        for row in (r for r in rows if r in JUDGED):
-            trust(axes[2], row, rows[row])
-            calibration(axes[3], row, rows[row])
+    bars(axes[1], rows, names, accuracies)
+    if judged:
+        bars(axes[2], judged, names, trusted)
+    if len(axes) > 3:
+        row = "resup" if "resup" in judged else next(iter(judged))
+        humps(axes[3], row, judged[row])
+        for row, found in judged.items():
+            trust(axes[4], row, found)
+            calibration(axes[5], row, found)
     finish(axes)
-    data, config = records[0]["data"], records[0]["config"]
     what = f"{data['flipped_pct']:.1f} % of the training labels wrong ({data['noise']})" if flips else "clean labels"
     figure.suptitle(f"{data['name']}, preset {config['preset']}: {what}, {data['test_faces']} test faces", fontsize=11)
     return save(figure, path)
@@ -87,22 +89,37 @@ def learning(axes, row, records):
         axes.plot(table["epoch"], table["val_mean_pct"], color=COLOURS[row], lw=1.1, label=label)
 
 
-def per_class(axes, rows, data):
-    """Test accuracy of each class, mean of the networks and seeds."""
+def bars(axes, rows, names, of):
+    """A group of bars for each class: of(predictions) (K,), mean over the seeds, by row."""
     width = 0.8 / len(rows)
     for k, (row, found) in enumerate(rows.items()):
-        shares = []
-        for record in found:
-            p = runs.read_predictions(record["folder"] / "predictions.npz")
-            right = p.get("predicted_mean", p["predicted"]) == p["label"]
-            shares.append(np.bincount(p["label"], weights=right) / np.maximum(np.bincount(p["label"]), 1))
-        shares = 100 * np.mean(shares, axis=0)
-        axes.bar(np.arange(len(shares)) + (k - (len(rows) - 1) / 2) * width, shares, width, color=COLOURS[row])
-    count = np.bincount(p["label"])
-    names = NAMES.get(data, tuple(map(str, range(len(count)))))
-    axes.set_xticks(
-        range(len(count)), [f"{n}\n{c}" for n, c in zip(names, count, strict=False)], rotation=40, fontsize=8
-    )
+        values = np.mean([of(runs.read_predictions(r["folder"] / "predictions.npz")) for r in found], axis=0)
+        axes.bar(np.arange(len(values)) + (k - (len(rows) - 1) / 2) * width, values, width, color=COLOURS[row])
+    axes.set_xticks(range(len(names)), names, rotation=35, fontsize=8)
+
+
+def accuracies(p):
+    """Test accuracy of each class in percent, of the networks' mean where there are two."""
+    right = p.get("predicted_mean", p["predicted"]) == p["label"]
+    return 100 * np.bincount(p["label"], weights=right) / np.maximum(np.bincount(p["label"]), 1)
+
+
+def trusted(p):
+    """Mean weight of the clean training labels of each class."""
+    return class_weights(p if "flip" in p else p | {"flip": np.zeros(len(p["weight"]), bool)})
+
+
+def humps(axes, row, records):
+    """Similarities of clean and of flipped training labels after the last epoch, seeds pooled."""
+    arrays = [runs.read_predictions(r["folder"] / "predictions.npz") for r in records]
+    similarity = np.concatenate([p["similarity"].astype(float) for p in arrays])
+    flip = np.concatenate([p["flip"].astype(bool) for p in arrays])
+    bins = np.linspace(0, 1, 41)
+    for chosen, name, colour in ((~flip, "clean", "#228833"), (flip, "flipped", "#cc3311")):
+        axes.hist(similarity[chosen], bins, color=colour, alpha=0.5, label=f"{name}: {chosen.mean():.0%} of the labels")
+    axes.set(xlabel="similarity of prediction and given label", ylabel="training faces", yscale="log")
+    axes.set_title(f"Similarities, {ROWS[row].split(':')[0]}")
+    axes.legend(fontsize=8, loc="upper center")
 
 
 def trust(axes, row, records):
@@ -122,23 +139,22 @@ def calibration(axes, row, records):
     said, true, count = reliability(weight, np.concatenate([p["flip"].astype(bool) for p in arrays]))
     enough = count >= 20
     axes.plot(said[enough], true[enough], "o-", color=COLOURS[row], ms=4, lw=1.1)
-    low = np.nanmin([class_weights(p) for p in arrays], axis=0) if len(arrays) else ()
-    if np.isfinite(low).any():
-        axes.axhline(np.nanmin(low), color=COLOURS[row], lw=0.7, ls=":")
 
 
 def finish(axes):
     """Titles, labels and legends."""
     axes[0].set(xlabel="epoch", ylabel="validation accuracy (%)", title="While training (true labels)")
     axes[0].legend(fontsize=8, loc="lower right")
-    axes[1].set(ylabel="accuracy (%)", ylim=(0, 100), title="Test accuracy by class (number of faces)")
+    axes[1].set(ylabel="accuracy (%)", ylim=(0, 100), title="Test accuracy by class")
     if len(axes) > 2:
-        axes[2].set(xlabel="epoch", ylabel="mean weight", ylim=(0, 1), title="Clean labels (line), flipped (dashed)")
-        if axes[2].lines:
-            axes[2].legend(fontsize=8, loc="center right")
-        axes[3].plot([0, 1], [0, 1], color="#cccccc", lw=0.8, zorder=0)
-        axes[3].set(xlabel="P(clean) of the noise model", ylabel="share of clean labels", xlim=(0, 1), ylim=(0, 1))
-        axes[3].set_title("Reliability (dotted: mean weight of the worst class)")
+        axes[2].set(ylabel="mean weight", ylim=(0, 1), title="Trust in clean labels by true class")
+    if len(axes) > 3:
+        axes[4].set(xlabel="epoch", ylabel="mean weight", ylim=(0, 1), title="Clean labels (line), flipped (dashed)")
+        if axes[4].lines:
+            axes[4].legend(fontsize=8, loc="best")
+        axes[5].plot([0, 1], [0, 1], color="#cccccc", lw=0.8, zorder=0)
+        axes[5].set(xlabel="P(clean) of the noise model", ylabel="share of clean labels", xlim=(0, 1), ylim=(0, 1))
+        axes[5].set_title("Reliability of P(clean)")
 
 
 def published(records, path):

@@ -220,7 +220,8 @@ def record(run, cfg, faces, twins, judges, best, parts, files, steps, device):
         predictions=arrays,
         history=steps.history,
         data={
-            "name": cfg.data, "fingerprint": faces.fingerprint, "rule": cfg.rule, "noise": cfg.noise_kind,
+            "name": cfg.data, "fingerprint": faces.fingerprint, "rule": cfg.rule,
+            "classes": " ".join(faces.classes), "noise": cfg.noise_kind,
             "flipped_pct": round(100 * float(training.flip.mean()), 3), "without_label": " ".join(absent),
             "training_faces": len(training), "validation_faces": len(valid), "test_faces": len(test),
             "init": ", ".join(f"{kind} {checkpoint.sha256(f)[:12] if f else ''}".strip()
