@@ -192,7 +192,7 @@ def test_the_networks_see_their_own_order_only_while_warming_up():
         assert all(sorted(one.tolist()) == list(range(50)) for one in seen)
 
 
-@pytest.mark.parametrize("kind", ["paper", "strong"])
+@pytest.mark.parametrize("kind", ["paper", "strong", "flip"])
 def test_augmentation_is_a_function_of_seed_step_and_network(kind):
     cfg = dataclasses.replace(config.preset("demo"), augment=kind, batch=6, input_px=24)
     pictures = torch.randint(0, 256, (9, 1, 32, 32), dtype=torch.uint8)

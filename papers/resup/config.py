@@ -46,7 +46,7 @@ class Config:
     units: tuple[int, ...] = (2, 2, 2, 2)
     dropout: float = 0.0
     input_px: int = 224
-    augment: str = "paper"  # or "strong", ours
+    augment: str = "paper"  # or ours: "strong", and "flip" alone
     apart: bool = False  # each network has its own augmentation and, while warming up, its own order (ours)
     batch: int = 96  # over all processes; the last incomplete batch of an epoch is left out (our choice)
     epochs: int = 30
@@ -103,7 +103,7 @@ SHORT = dict(
     precision="bf16",
 )  # fmt: skip
 DEMO = SHORT | dict(
-    data="embedded", width=12, units=(1, 1, 1), input_px=32, augment="paper", batch=50, epochs=30, warmup=8, noise=0.4,
+    data="embedded", stem="small2", units=(1, 1, 1), input_px=32, augment="flip", batch=50, epochs=12, warmup=4, noise=0.4,
     optimizer="adamw", lr=3e-3, weight_decay=0.01,
 )  # fmt: skip
 LEVELS = (0, 10, 20, 40)  # percent, beside the 30 of `short`
@@ -144,7 +144,7 @@ def check(cfg):
         "noise": 0 <= cfg.noise < 1, "noise_kind": cfg.noise_kind in ("symmetric", "fer2013"),
         "init": len(cfg.init) == 2 and set(cfg.init) <= {"scratch", "msceleb", "imagenet", "file"},
         "stem": cfg.stem in nets.STEMS, "width": cfg.width >= 4, "units": len(cfg.units) >= 1 and min(cfg.units) >= 1,
-        "dropout": 0 <= cfg.dropout < 1, "input_px": cfg.input_px >= 8, "augment": cfg.augment in ("paper", "strong"),
+        "dropout": 0 <= cfg.dropout < 1, "input_px": cfg.input_px >= 8, "augment": cfg.augment in ("paper", "strong", "flip"),
         "epochs": cfg.epochs >= 1, "warmup": cfg.warmup >= 1, "optimizer": cfg.optimizer in ("adam", "adamw", "sgd"),
         "lr": cfg.lr > 0, "weight_decay": cfg.weight_decay >= 0, "clip": cfg.clip > 0, "lr_warmup": cfg.lr_warmup >= 0,
         "precision": cfg.precision in ("fp32", "bf16"), "judge_view": cfg.judge_view in ("augmented", "clean"),

@@ -18,10 +18,10 @@ from common.cli import UserError
 from papers.resup import noise
 
 # Synthetic: see common/faces.py. Stronger and more frontal than its defaults: a network of minutes must learn them.
-EMBEDDED = dict(train=1000, valid=200, test=600, size=32, seed=2305)
+EMBEDDED = dict(train=2000, valid=200, test=600, size=32, seed=2305)
 SHOWN = (0, 1, 2, 3, 4)  # neutral, happiness, surprise, sadness, anger
 LOOKS = dict(
-    expressions=SHOWN, intensity=(0.9, 1.0), identities=40, people_seed=23, yaw_deg=5.0, pitch_deg=4.0, roll_deg=4.0,
+    expressions=SHOWN, intensity=(1.0, 1.0), identities=12, people_seed=23, yaw_deg=5.0, pitch_deg=4.0, roll_deg=4.0,
     scale=(0.34, 0.37), shift=0.01, light_strength=(0.1, 0.3), occluded_share=0.0, blur=(0.1, 0.3), grey=True,
 )  # fmt: skip
 VALID_SHARE = 0.1  # of the training faces, in sets without a validation part (our choice)
@@ -193,6 +193,8 @@ def augment(pictures, cfg, gen):
     """uint8 faces (B, C, S, S) as augmented float pixels 0..255 (B, C, input_px, input_px)."""
     n, side, device = len(pictures), pictures.shape[-1], pictures.device
     flip = torch.rand(n, generator=gen) < 0.5
+    if cfg.augment == "flip":
+        return plain(torch.where(flip.view(-1, 1, 1, 1).to(device), pictures.flip(3), pictures), cfg)
     if cfg.augment == "paper":
         # Half are mirrored, one in five moves by up to 32 of 224 pixels (we repeat edges, the code pads with black).
         moved = (torch.rand(n, 1, generator=gen) < 0.2) * images.uniform(-1.0, 1.0, (n, 2), gen) * side * 32 / 224
