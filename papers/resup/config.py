@@ -103,8 +103,8 @@ SHORT = dict(
     precision="bf16",
 )  # fmt: skip
 DEMO = SHORT | dict(
-    data="embedded", stem="small2", units=(1, 1, 1), input_px=32, augment="flip", batch=50, epochs=12, warmup=4, noise=0.4,
-    optimizer="adamw", lr=3e-3, weight_decay=0.01,
+    data="embedded", stem="small2", units=(1, 1, 1), input_px=32, augment="flip", batch=50, epochs=12, warmup=4,
+    noise=0.4, optimizer="adamw", lr=3e-3, weight_decay=0.01,
 )  # fmt: skip
 LEVELS = (0, 10, 20, 40)  # percent, beside the 30 of `short`
 PRESETS = {
@@ -144,7 +144,8 @@ def check(cfg):
         "noise": 0 <= cfg.noise < 1, "noise_kind": cfg.noise_kind in ("symmetric", "fer2013"),
         "init": len(cfg.init) == 2 and set(cfg.init) <= {"scratch", "msceleb", "imagenet", "file"},
         "stem": cfg.stem in nets.STEMS, "width": cfg.width >= 4, "units": len(cfg.units) >= 1 and min(cfg.units) >= 1,
-        "dropout": 0 <= cfg.dropout < 1, "input_px": cfg.input_px >= 8, "augment": cfg.augment in ("paper", "strong", "flip"),
+        "dropout": 0 <= cfg.dropout < 1, "input_px": cfg.input_px >= 8,
+        "augment": cfg.augment in ("paper", "strong", "flip"),
         "epochs": cfg.epochs >= 1, "warmup": cfg.warmup >= 1, "optimizer": cfg.optimizer in ("adam", "adamw", "sgd"),
         "lr": cfg.lr > 0, "weight_decay": cfg.weight_decay >= 0, "clip": cfg.clip > 0, "lr_warmup": cfg.lr_warmup >= 0,
         "precision": cfg.precision in ("fp32", "bf16"), "judge_view": cfg.judge_view in ("augmented", "clean"),
