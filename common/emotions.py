@@ -14,7 +14,15 @@ VOTES = (*EMOTIONS, "unknown", "NF")  # the columns of fer2013new.csv; NF: not a
 RULES = ("majority", "half", "plurality", "emotions_only", "unique", "over_five")
 # FER2013's own codes: 0 angry, 1 disgust, 2 fear, 3 happy, 4 sad, 5 surprise, 6 neutral. It knows no contempt.
 FER2013_TO_FERPLUS = np.array([4, 5, 6, 1, 3, 2, 0], np.int8)
-RAFDB = ("surprise", "fear", "disgust", "happiness", "sadness", "anger", "neutral")  # label 0..6; its files count from 1
+RAFDB = (
+    "surprise",
+    "fear",
+    "disgust",
+    "happiness",
+    "sadness",
+    "anger",
+    "neutral",
+)  # label 0..6; its files count from 1
 AFFECTNET = ("neutral", "happiness", "sadness", "surprise", "fear", "disgust", "anger", "contempt")
 
 

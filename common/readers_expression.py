@@ -4,16 +4,15 @@ They yield samples (image, row) for `common.pack.gather`. Classes are numbered a
 Every bad input raises UserError: one line with the file, what is wrong, and the remedy.
 """
 
-import csv
 import dataclasses
 from pathlib import Path
 
 import numpy as np
 
 from common.cli import UserError
-from common.emotions import AFFECTNET, FER2013_TO_FERPLUS, RAFDB, VOTES
+from common.emotions import AFFECTNET, FER2013_TO_FERPLUS, VOTES
 from common.pack import encode, open_image
-from common.readers import folder_with
+from common.readers import check_same_names, find_file, find_folder, folder_with, table_lines
 
 IMAGES = {".jpg", ".jpeg", ".png", ".webp"}
 
@@ -48,35 +47,26 @@ def ferplus(folder):
     """Samples of FERPlus: 48x48 grey faces, rows {name, split, votes, fer2013}, in the order of the vote table.
 
     fer2013new.csv holds the votes. The pictures come from FER2013Train/, FER2013Valid/ and FER2013Test/ (then the
-    FER2013 labels from fer2013_labels.csv, else -1) or from fer2013.csv (or icml_face_data.csv). `fer2013` is in the
-    order of EMOTIONS. Equal pixels give an equal pack from either: all but lossless WebP is stored anew as that.
+    FER2013 labels from fer2013_labels.csv, -1 without it) or from fer2013.csv (or icml_face_data.csv); `fer2013` is in
+    the order of EMOTIONS. Equal pixels give equal packs: whatever is no WebP is stored anew as lossless WebP.
     """
     table = read_votes(folder_with(folder, "fer2013new.csv") / "fer2013new.csv")
-    pixels = next((file for file in ("fer2013.csv", "icml_face_data.csv") if _holds(folder, file)), None)
-    if _holds(folder, *FERPLUS_FOLDERS.values()):
-        yield from _ferplus_folders(folder_with(folder, *FERPLUS_FOLDERS.values()), table, folder)
-    elif pixels:
-        yield from _ferplus_pixels(folder_with(folder, pixels) / pixels, table)
+    folders = FERPLUS_FOLDERS.values()
+    if images := find_folder(folder, *folders):
+        yield from _ferplus_folders(images, table, find_file(folder, "fer2013_labels.csv"))
+    elif pixels := find_file(folder, "fer2013.csv", "icml_face_data.csv"):
+        yield from _ferplus_pixels(pixels, table)
     else:
-        needs = f"{', '.join(FERPLUS_FOLDERS.values())} or fer2013.csv"
-        raise UserError(f"{table.path}: votes without images; put {needs} beside it")
-
-
-def _holds(folder, *patterns):
-    try:
-        folder_with(folder, *patterns)
-    except UserError:
-        return False
-    return True
+        raise UserError(f"{table.path}: votes without images; put {', '.join(folders)} or fer2013.csv beside it")
 
 
 def read_votes(path):
     """The VoteTable of fer2013new.csv. Raises UserError for missing columns, wrong votes and repeated names."""
     usage, names, votes = [], [], []
-    for number, line in _lines(path, ("Usage", "Image name", *VOTES)):
+    for number, line in table_lines(path, ("Usage", "Image name", *VOTES)):
         try:
             cast = [int(line[column]) for column in VOTES]
-        except (TypeError, ValueError):
+        except ValueError:
             raise UserError(f"{path}: line {number} has a vote that is no number; fetch the table again") from None
         if min(cast) < 0 or sum(cast) not in VOTERS:
             raise UserError(f"{path}: line {number} has {sum(cast)} votes, expected ten; fetch the table again")
@@ -87,18 +77,6 @@ def read_votes(path):
         names.append(line["Image name"].strip())
         votes.append(cast)
     return VoteTable(path, usage, names, np.array(votes, np.uint8), _first_rows(path, names))
-
-
-def _lines(path, columns):
-    """(line number, {column: text}) of a CSV that must have `columns`; blanks around a column's name do not matter."""
-    with open(path, newline="", errors="replace") as handle:
-        reader = csv.DictReader(handle)
-        reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
-        missing = [column for column in columns if column not in reader.fieldnames]
-        if missing:
-            raise UserError(f"{path}: no column {', '.join(missing)} in its first line; fetch the table again")
-        for line in reader:
-            yield reader.line_num, line
 
 
 def _first_rows(path, names):
@@ -113,37 +91,27 @@ def _first_rows(path, names):
     return np.array(list(first.values()), np.int64)
 
 
-def _ferplus_folders(images, table, folder):
+def _ferplus_folders(images, table, labels):
     """Samples from the three image folders; every named row has its file and every file its row."""
-    wanted = {(FERPLUS_FOLDERS[table.usage[i]], Path(table.name[i]).stem): i for i in table.images}
+    wanted = {f"{FERPLUS_FOLDERS[table.usage[i]]}/{Path(table.name[i]).stem}": i for i in table.images}
     files = {}
     for part in FERPLUS_FOLDERS.values():
         for path in (images / part).iterdir():
-            if path.suffix.lower() in IMAGES and files.setdefault((part, path.stem), path) != path:
-                raise UserError(f"{path}: {files[part, path.stem].name} has the same name; remove one of them")
-    _same_names(images, table.path, files.keys(), wanted.keys())
-    known = _fer2013_labels(folder, len(table.name))
-    for key, i in wanted.items():
-        yield _grey_webp(files[key]), table.row(i, known[i])
+            name = f"{part}/{path.stem}"
+            if path.suffix.lower() in IMAGES and files.setdefault(name, path) != path:
+                raise UserError(f"{path}: the same name as {files[name].name}; remove one of them")
+    check_same_names(images, files.keys(), table.path, wanted.keys())
+    known = np.full(len(table.name), -1) if labels is None else _fer2013_labels(labels, len(table.name))
+    for name, i in wanted.items():
+        yield _grey_webp(files[name]), table.row(i, known[i])
 
 
-def _same_names(images, table, files, rows):
-    for names, what in ((rows - files, "rows without an image"), (files - rows, "images without a row")):
-        if names:
-            raise UserError(
-                f"{images}: {len(names)} {what} in {table.name}, e.g. {'/'.join(min(names))}; "
-                "restore images and table from one release"
-            )
-
-
-def _fer2013_labels(folder, n):
-    """(n,) FER2013's codes by row of the vote table, from fer2013_labels.csv; -1 everywhere without that file."""
-    if not _holds(folder, "fer2013_labels.csv"):
-        return np.full(n, -1)
-    path = folder_with(folder, "fer2013_labels.csv") / "fer2013_labels.csv"
+def _fer2013_labels(path, n):
+    """(n,) FER2013's codes by row of the vote table, from fer2013_labels.csv."""
     try:
-        pairs = [(int(line["row"]), int(line["fer2013_label"])) for _, line in _lines(path, ("row", "fer2013_label"))]
-    except (TypeError, ValueError):
+        lines = table_lines(path, ("row", "fer2013_label"))
+        pairs = [(int(line["row"]), int(line["fer2013_label"])) for _, line in lines]
+    except ValueError:
         raise UserError(f"{path}: a value is no number; restore it from its archive") from None
     if [row for row, _ in pairs] != list(range(n)) or not all(0 <= code <= 6 for _, code in pairs):
         raise UserError(f"{path}: expected rows 0..{n - 1} in order, labels 0..6; restore it from its archive")
@@ -162,7 +130,7 @@ def _grey_webp(path):
 def _ferplus_pixels(path, table):
     """Samples from fer2013.csv: the FER2013 code, 2,304 grey values and the part of each row."""
     images, rows = set(table.images.tolist()), 0
-    for i, (number, line) in enumerate(_lines(path, ("emotion", "pixels", "Usage"))):
+    for i, (number, line) in enumerate(table_lines(path, ("emotion", "pixels", "Usage"))):
         if i >= len(table.name) or line["Usage"] != table.usage[i]:
             raise UserError(f"{path}: line {number} is not row {i} of {table.path.name}; both tables must be complete")
         if i in images:
@@ -181,9 +149,76 @@ def _code(path, number, line):
 def _pixels(path, number, text):
     """uint8 (48, 48) of a string of 2,304 values."""
     try:
-        values = np.array((text or "").split(), np.int64)
+        values = np.array(text.split(), np.int64)
     except (ValueError, OverflowError):
         raise UserError(f"{path}: line {number} has a pixel that is no number; obtain the table again") from None
     if len(values) != FERPLUS_PX**2 or values.min() < 0 or values.max() > 255:
         raise UserError(f"{path}: line {number} does not hold 2304 pixels of 0..255; obtain the table again")
     return values.astype(np.uint8).reshape(FERPLUS_PX, FERPLUS_PX)
+
+
+# ------------------------------------------------------------------------------------------------- RAF-DB
+
+RAFDB_PX = 100
+
+
+def rafdb(folder):
+    """Samples of RAF-DB's basic part, rows {name, split, label}: aligned 100x100 faces; split 0 train, 1 test.
+
+    list_patition_label.txt (its official spelling) has lines `train_00001.jpg 5`; the picture is then
+    train_00001_aligned.jpg. `label` is the file's code minus 1, the order of emotions.RAFDB.
+    """
+    table = folder_with(folder, "list_patition_label.txt") / "list_patition_label.txt"
+    images = folder_with(folder, "train_*_aligned.jpg")
+    listed = _rafdb_labels(table)
+    files = {path.name.replace("_aligned", "") for path in images.glob("*_aligned.jpg")}
+    check_same_names(images, files, table, listed.keys())
+    for name, label in listed.items():
+        path = images / name.replace(".jpg", "_aligned.jpg")
+        data = path.read_bytes()
+        size = open_image(data, path).size
+        if size != (RAFDB_PX, RAFDB_PX):
+            raise UserError(f"{path}: {size[0]}x{size[1]} px, expected 100x100; restore it from aligned.zip")
+        yield data, {"name": name, "split": np.uint8(name.startswith("test")), "label": np.int8(label)}
+
+
+def _rafdb_labels(path):
+    """{file name: label 0..6} from lines `train_00001.jpg 5`."""
+    labels = {}
+    for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
+        name, _, code = line.strip().partition(" ")
+        if not name.startswith(("train_", "test_")) or code not in set("1234567"):
+            raise UserError(f"{path}: line {number} is not `train_00001.jpg 5` with a code 1..7; restore the file")
+        if labels.setdefault(name, int(code) - 1) != int(code) - 1 or len(labels) < number:
+            raise UserError(f"{path}: line {number} names {name} again; restore the file")
+    return labels
+
+
+# ---------------------------------------------------------------------------------------------- AffectNet
+
+
+def affectnet(folder):
+    """Samples of AffectNet's release of cropped faces, rows {name, split, label}; split 0 train, 1 valid.
+
+    train_set/ and val_set/ hold images/0.jpg, ... (224x224) and annotations/0_exp.npy, ... `label` is the code of the
+    file, the order of emotions.AFFECTNET; the release of seven classes has none above 6.
+    """
+    folder = folder_with(folder, "train_set", "val_set")
+    for split, part in enumerate(("train_set", "val_set")):
+        images, notes = folder / part / "images", folder / part / "annotations"
+        files = {path.stem for path in images.glob("*.jpg")}
+        check_same_names(images, files, notes, {path.stem.removesuffix("_exp") for path in notes.glob("*_exp.npy")})
+        for stem in sorted(files):
+            row = {"name": f"{part}/{stem}.jpg", "split": np.uint8(split), "label": _exp(notes / f"{stem}_exp.npy")}
+            yield (images / f"{stem}.jpg").read_bytes(), row
+
+
+def _exp(path):
+    """The class in an _exp.npy file, a text or a number, as int8."""
+    try:
+        code = int(np.load(path, allow_pickle=False).item())
+    except (ValueError, OSError, EOFError) as error:
+        raise UserError(f"{path}: no expression code ({str(error)[:60]}); restore it from its archive") from None
+    if code not in range(len(AFFECTNET)):
+        raise UserError(f"{path}: code {code} is none of 0..{len(AFFECTNET) - 1}; restore it from its archive")
+    return np.int8(code)
