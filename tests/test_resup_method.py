@@ -75,7 +75,7 @@ def test_the_fit_is_the_slow_one():
 
 
 def test_the_fit_finds_the_humps_and_the_weights_the_flips():
-    """Values of the dossier's sanity run: mean weights of about 0.9 and 0.02 when the humps lie apart."""
+    """Mean weights of about 0.9 and 0.02 when the humps lie apart."""
     values, flip = humps()
     mixture = method.fit(values)
     weight = method.look_up(method.table(mixture), values).numpy()
