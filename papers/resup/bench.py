@@ -1,0 +1,57 @@
+"""Comparisons of this paper for `make bench`: what ReSup adds to two plain networks, and the look-up of weights."""
+
+import dataclasses
+
+import torch
+
+from papers.resup import data, method, train
+from papers.resup.config import build_twins, preset
+
+CLASSES, FACES = 8, 4096
+
+
+def comparisons():
+    """(what, name, run, other name, other run) for common.bench."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    plain, full = training_step("ce_two", device), training_step("resup", device)
+    yield "a step of two networks, 128 faces, 48 px", "plain", plain, "full ReSup", full
+    logits, labels = torch.randn(FACES, CLASSES, device=device), torch.randint(CLASSES, (FACES,), device=device)
+    judge = method.Judge(FACES, CLASSES).to(device)
+    judge.refit(2 * logits, labels, "similarity")
+    together = lambda: judge.weigh(logits, labels, "similarity")
+    apart = lambda: one_by_one(judge.table[0], logits, labels)
+    torch.testing.assert_close(together(), apart().to(device))  # they agree before timing
+    yield f"weights of {FACES} faces", "table, batched", together, "one by one", apart
+    yield f"fit to {FACES} faces, ten EM steps", "ours", lambda: judge.refit(logits, labels, "similarity"), "", None
+
+
+def training_step(row, device):
+    """A function that does one step of a row after its warm-up, data path included."""
+    cfg = dataclasses.replace(preset("short", row), warmup=1)
+    twins = build_twins(cfg, CLASSES).to(device, memory_format=torch.channels_last).train()
+    pictures = torch.randint(0, 256, (4 * cfg.batch, 1, 48, 48), dtype=torch.uint8, device=device)
+    given = torch.randint(CLASSES, (len(pictures),), device=device)
+    judges = torch.nn.ModuleList([method.Judge(len(pictures), CLASSES) for _ in twins.members]).to(device)
+    optimizer, step = train.make_optimizer(cfg, twins), 4  # the first step of the second epoch
+
+    def run():
+        index = data.index(cfg, len(pictures), step)
+        views = data.views(pictures, cfg, index, step, slice(None))
+        with torch.autocast(device.type, torch.bfloat16):
+            logits = twins(views)
+        loss = train.row_loss(cfg, logits, given[index], index[0], judges, 1, 0.3)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+
+    return run
+
+
+def one_by_one(table, logits, labels):
+    """The released code's way: a Python loop over the samples."""
+    weights = torch.zeros(len(labels))
+    for i in range(len(labels)):
+        p = logits[i].softmax(0)
+        similarity = p[labels[i]] / p.norm()
+        weights[i] = table[min(99, int(100 * float(similarity)))].clamp(method.CLIP, 1 - method.CLIP)
+    return weights

@@ -1,0 +1,183 @@
+"""Settings of a run and the rows of the table. Each default is the released code's value or marked as our choice."""
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+
+from common.cli import MissingData, UserError
+from common.reproduce import Plan
+from papers.resup import nets
+
+PAPER = "resup"
+ROWS = {
+    "ce": "cross-entropy, one network",
+    "ce_two": "cross-entropy, two networks",
+    "own": "own weights",
+    "swapped": "swapped weights",
+    "resup": "ReSup: swapped weights, consistency",
+    "loss_mixture": "the same over losses",
+    "coteaching": "Co-teaching",
+    "ce_plus": "cross-entropy with the variant's averaging and smoothing (ours)",
+    "resup_plus": "our variant of ReSup",
+}
+DATA = ("ferplus", "rafdb", "affectnet", "embedded")
+WEIGHTING = ("none", "own", "swapped", "coteaching")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that decides a run's outcome. Defaults: the released code's run on RAF-DB."""
+
+    preset: str = "paper"
+    data: str = "rafdb"  # the one set that the released code reads; see DATA
+    rule: str = "majority"  # how FERPlus votes become labels; see common/emotions.py
+    row: str = "resup"  # see ROWS; the four settings below are a row's
+    nets: int = 2
+    weighting: str = "swapped"  # see WEIGHTING
+    evidence: str = "similarity"  # or "loss"
+    consistency: float = 5.0  # released code
+    seed: int = 0  # the noise draw, the initialisation and the order of the samples
+    noise: float = 0.3  # share of flipped training labels, [0, 1)
+    noise_kind: str = "symmetric"  # or "fer2013": its labels judged by FERPlus, whatever `noise` says
+    init: tuple[str, ...] = ("msceleb", "imagenet")  # of the two networks (released code); or "scratch"
+    stem: str = "imagenet"  # see nets.ResNet
+    width: int = 64
+    units: tuple[int, ...] = (2, 2, 2, 2)
+    dropout: float = 0.0
+    input_px: int = 224
+    augment: str = "paper"  # or ours: "strong", and "flip" alone
+    apart: bool = False  # each network has its own augmentation and, while warming up, its own order (ours)
+    batch: int = 96  # over all processes; the last incomplete batch of an epoch is left out (our choice)
+    epochs: int = 30
+    warmup: int = 1  # epochs of plain cross-entropy
+    optimizer: str = "adam"  # adamw, sgd
+    lr: float = 2e-4
+    drops: tuple[int, ...] = (10, 20)  # lr / 10 after these epochs; none: one cosine to zero (our choice)
+    lr_warmup: int = 0  # epochs of linear warm-up of lr
+    momentum: float = 0.9  # sgd
+    weight_decay: float = 0.0
+    clip: float = 10.0  # largest norm of each network's gradient (our guard, rarely reached)
+    precision: str = "fp32"  # or bf16 (autocast of the networks)
+    judge_view: str = "augmented"  # images that the mixture is fitted on (released code); "clean" is ours
+    weights_from: str = "step"  # similarity of the training pass (released code); "epoch": of the judges' last pass
+    forget_ramp: int = 10  # Co-teaching: epochs until it drops the noise rate (Han et al., T_k)
+    # Our variant; all off in the paper's rows.
+    averaging: float = 0.0  # decay of running averages of the weights, which then judge and are tested
+    class_shares: bool = False  # a share of clean labels for each class
+    relabel: bool = False  # the rest 1 - w of a label goes to the judges' mean prediction
+    smoothing: float = 0.0  # of the labels
+    flip_test: bool = False  # predictions are the mean of image and mirror image
+
+    @property
+    def run_name(self):
+        """Folder of the run: the row, or the row with a hash of what was changed."""
+        from common.runs import fingerprint
+
+        base = dataclasses.replace(preset(self.preset, self.row, self.data), seed=self.seed)
+        changed = "" if self == base else "-" + fingerprint(self)
+        return f"{self.data}-{self.preset}-{self.row}-s{self.seed}{changed}"
+
+    @property
+    def judged(self):
+        """Whether the row uses a noise model."""
+        return self.weighting in ("own", "swapped")
+
+
+BY_ROW = {
+    "ce": dict(nets=1, weighting="none", consistency=0.0),
+    "ce_two": dict(weighting="none", consistency=0.0),
+    "own": dict(weighting="own", consistency=0.0),
+    "swapped": dict(consistency=0.0),
+    "resup": dict(),
+    "loss_mixture": dict(evidence="loss"),
+    "coteaching": dict(weighting="coteaching", consistency=0.0),
+    "ce_plus": dict(weighting="none", consistency=0.0, averaging=0.998, smoothing=0.1),
+    "resup_plus": dict(averaging=0.998, smoothing=0.1, judge_view="clean", weights_from="epoch", class_shares=True,
+                       relabel=True),
+}  # fmt: skip
+# From scratch the similarities mean nothing for some epochs, so the warm-up is longer; all of it is our choice.
+SHORT = dict(
+    data="ferplus", init=("scratch", "scratch"), stem="small", width=32, input_px=48, augment="strong", apart=True,
+    batch=128, epochs=36, warmup=8, optimizer="sgd", lr=0.05, drops=(), lr_warmup=1, weight_decay=5e-4,
+    precision="bf16",
+)  # fmt: skip
+DEMO = SHORT | dict(
+    data="embedded", stem="small2", units=(1, 1, 1), input_px=32, augment="flip", batch=50, epochs=12, warmup=4,
+    noise=0.4, optimizer="adamw", lr=3e-3, weight_decay=0.01,
+)  # fmt: skip
+LEVELS = (0, 10, 20, 40)  # percent, beside the 30 of `short`
+PRESETS = {
+    "paper": Config(),
+    "short": Config(preset="short", **SHORT),
+    "demo": Config(preset="demo", **DEMO),
+    **{f"noise{p}": Config(preset=f"noise{p}", **SHORT | dict(noise=p / 100)) for p in LEVELS},
+    "real": Config(preset="real", **SHORT | dict(noise=0.0, noise_kind="fer2013")),
+}
+HOURS = "up to two hours a row on two CPU cores, minutes on a GPU"
+# What `make reproduce-resup` runs of a preset when nothing else is asked for.
+PLAN = {
+    "demo": Plan(("embedded",), ("ce", "resup"), (0,), "under three minutes on two CPU cores"),
+    "short": Plan(("ferplus",), ("ce_two", "resup"), (0,), HOURS),
+    **{f"noise{p}": Plan(("ferplus",), ("ce_two", "resup"), (0,), HOURS) for p in LEVELS},
+    "real": Plan(("ferplus",), ("ce_two", "resup"), (0,), HOURS),
+    "paper": Plan(("rafdb", "affectnet"), ("ce", "resup"), (0,), "hours on one GPU", needs_gpu=True),
+}
+
+
+def preset(name, row="resup", data=None):
+    """The configuration of a preset's row on a data set (None: the preset's own). UserError for an unknown name."""
+    data = data or (PRESETS[name].data if name in PRESETS else DATA[0])
+    for value, known, what in ((name, PRESETS, "preset"), (row, ROWS, "row"), (data, DATA, "data set")):
+        if value not in known:
+            raise UserError(f"unknown {what} {value!r}: known are {', '.join(known)}")
+    return dataclasses.replace(PRESETS[name], row=row, data=data, **BY_ROW[row])
+
+
+def check(cfg):
+    """UserError for a setting that cannot work, before any data is read."""
+    limits = {
+        "row": cfg.row in ROWS, "data": cfg.data in DATA, "nets": cfg.nets in (1, 2), "batch": cfg.batch >= 2,
+        "weighting": cfg.weighting in WEIGHTING and (cfg.nets == 2 or cfg.weighting in ("none", "own")),
+        "evidence": cfg.evidence in ("similarity", "loss"), "consistency": cfg.consistency >= 0,
+        "noise": 0 <= cfg.noise < 1, "noise_kind": cfg.noise_kind in ("symmetric", "fer2013"),
+        "init": len(cfg.init) == 2 and set(cfg.init) <= {"scratch", "msceleb", "imagenet", "file"},
+        "stem": cfg.stem in nets.STEMS, "width": cfg.width >= 4, "units": len(cfg.units) >= 1 and min(cfg.units) >= 1,
+        "dropout": 0 <= cfg.dropout < 1, "input_px": cfg.input_px >= 8,
+        "augment": cfg.augment in ("paper", "strong", "flip"),
+        "epochs": cfg.epochs >= 1, "warmup": cfg.warmup >= 1, "optimizer": cfg.optimizer in ("adam", "adamw", "sgd"),
+        "lr": cfg.lr > 0, "weight_decay": cfg.weight_decay >= 0, "clip": cfg.clip > 0, "lr_warmup": cfg.lr_warmup >= 0,
+        "precision": cfg.precision in ("fp32", "bf16"), "judge_view": cfg.judge_view in ("augmented", "clean"),
+        "weights_from": cfg.weights_from in ("step", "epoch"), "averaging": 0 <= cfg.averaging < 1,
+        "relabel": not cfg.relabel or (cfg.judged and cfg.weights_from == "epoch"), "smoothing": 0 <= cfg.smoothing < 1,
+        "class_shares": not cfg.class_shares or cfg.evidence == "similarity",
+    }  # fmt: skip
+    for name, fine in limits.items():
+        if not fine:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(cfg, name)}: not a usable value here; see --help")
+
+
+def build_net(cfg, classes):
+    return nets.ResNet(classes, cfg.stem, cfg.width, cfg.units, cfg.dropout)
+
+
+def build_twins(cfg, classes, files=("", "")):
+    """The row's networks with their starting weights: network m of a seed is the same in every row.
+
+    `files`: weights files for the two. Init "msceleb" and "file" need one, "imagenet" may have one; else MissingData.
+    """
+    members = []
+    for m in range(cfg.nets):
+        torch.manual_seed(2 * cfg.seed + m)
+        net, kind = build_net(cfg, classes), cfg.init[m]
+        if kind != "scratch" and files[m]:
+            nets.load_body(net, files[m])
+        elif kind == "imagenet":
+            nets.load_imagenet(net)
+        elif kind != "scratch":
+            raise MissingData(
+                f"--init {' '.join(cfg.init)}: network {m} starts from a weights file: name it by --weights{m} FILE "
+                "(a torchvision ResNet-18), or take --init scratch scratch"
+            )
+        members.append(net)
+    return nets.Twins(members)

@@ -1,0 +1,197 @@
+"""Pictures of the results, drawn from records (and claims.toml) alone: curves, weights, reliability, published rows."""
+
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from common import checkpoint, runs, stats
+from papers.resup.config import ROWS
+from papers.resup.evaluate import METRICS, class_weights, reliability
+
+COLOURS = {
+    "ce": "#999999", "ce_two": "#555555", "own": "#c9a227", "swapped": "#228833", "resup": "#cc3311",
+    "loss_mixture": "#4477aa", "coteaching": "#33aabb", "ce_plus": "#aa7744", "resup_plus": "#663399",
+}  # fmt: skip
+JUDGED = ("own", "swapped", "resup", "loss_mixture", "resup_plus")
+
+
+def draw(records, folder):
+    """One PNG per data set and preset; for FERPlus at 30 % flips also ours beside the published rows. Returns paths."""
+    groups = {}
+    for record in records:
+        if set(record["overrides"]) <= {"seed"}:
+            groups.setdefault((record["data"]["name"], record["config"]["preset"]), []).append(record)
+    paths = [overview(g, Path(folder) / f"{data}-{preset}.png") for (data, preset), g in sorted(groups.items())]
+    if ("ferplus", "short") in groups:
+        paths.append(published(groups["ferplus", "short"], Path(folder) / "published-30.png"))
+    return paths
+
+
+def overview(records, path):
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rows = {row: [r for r in records if r["config"]["row"] == row] for row in ROWS}
+    rows = {row: found for row, found in rows.items() if found}
+    data, config = records[0]["data"], records[0]["config"]
+    names, flips = data["classes"].split(), data["flipped_pct"] > 0
+    judged = {row: found for row, found in rows.items() if row in JUDGED}
+    shape = (2, 3) if flips and judged else (1, 3) if judged else (1, 2)
+    figure, grid = plt.subplots(*shape, figsize=(5.6 * shape[1], 4.3 * shape[0]), layout="constrained", squeeze=False)
+    axes = grid.flatten()
+    for row, found in rows.items():
+        learning(axes[0], row, found)
+    bars(axes[1], rows, names, accuracies)
+    if judged:
+        bars(axes[2], judged, names, trusted)
+    if len(axes) > 3:
+        row = "resup" if "resup" in judged else next(iter(judged))
+        humps(axes[3], row, judged[row])
+        for row, found in judged.items():
+            trust(axes[4], row, found)
+            calibration(axes[5], row, found)
+    finish(axes)
+    what = f"{data['flipped_pct']:.1f} % of the training labels wrong ({data['noise']})" if flips else "clean labels"
+    figure.suptitle(f"{data['name']}, preset {config['preset']}: {what}, {data['test_faces']} test faces", fontsize=11)
+    return save(figure, path)
+
+
+def save(figure, path):
+    import matplotlib.pyplot as plt
+
+    with checkpoint.atomic(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=90, metadata={"Software": None})
+    plt.close(figure)
+    return path
+
+
+def history(record):
+    """The epochs' rows of a run's history."""
+    table = pd.read_csv(record["folder"] / "history.csv")
+    return table.dropna(subset=["epoch"])
+
+
+def headline(record):
+    """The run's test accuracy: of the mean of its networks where it has two."""
+    return record["metrics"].get("accuracy_mean_pct", record["metrics"]["accuracy_pct"])
+
+
+def learning(axes, row, records):
+    """Validation accuracy of the networks' mean by epoch, a line per seed; the test accuracy in the key."""
+    accuracy = np.mean([headline(r) for r in records])
+    for k, record in enumerate(records):
+        table = history(record)
+        label = f"{ROWS[row].split(':')[0]}: test {accuracy:.1f} %" if k == 0 else None
+        axes.plot(table["epoch"], table["val_mean_pct"], color=COLOURS[row], lw=1.1, label=label)
+
+
+def bars(axes, rows, names, of):
+    """A group of bars for each class: of(predictions) (K,), mean over the seeds, by row."""
+    width = 0.8 / len(rows)
+    for k, (row, found) in enumerate(rows.items()):
+        values = np.mean([of(runs.read_predictions(r["folder"] / "predictions.npz")) for r in found], axis=0)
+        axes.bar(np.arange(len(values)) + (k - (len(rows) - 1) / 2) * width, values, width, color=COLOURS[row])
+    axes.set_xticks(range(len(names)), names, rotation=35, fontsize=8)
+
+
+def accuracies(p):
+    """Test accuracy of each class in percent, of the networks' mean where there are two."""
+    right = p.get("predicted_mean", p["predicted"]) == p["label"]
+    return 100 * np.bincount(p["label"], weights=right) / np.maximum(np.bincount(p["label"]), 1)
+
+
+def trusted(p):
+    """Mean weight of the clean training labels of each class."""
+    return class_weights(p if "flip" in p else p | {"flip": np.zeros(len(p["weight"]), bool)})
+
+
+def humps(axes, row, records):
+    """Similarities of clean and of flipped training labels after the last epoch, seeds pooled."""
+    arrays = [runs.read_predictions(r["folder"] / "predictions.npz") for r in records]
+    similarity = np.concatenate([p["similarity"].astype(float) for p in arrays])
+    flip = np.concatenate([p["flip"].astype(bool) for p in arrays])
+    bins = np.linspace(0, 1, 41)
+    for chosen, name, colour in ((~flip, "clean", "#228833"), (flip, "flipped", "#cc3311")):
+        axes.hist(similarity[chosen], bins, color=colour, alpha=0.5, label=f"{name}: {chosen.mean():.0%} of the labels")
+    axes.set(xlabel="similarity of prediction and given label", ylabel="training faces", yscale="log")
+    axes.set_title(f"Similarities, {ROWS[row].split(':')[0]}")
+    axes.legend(fontsize=8, loc="upper center")
+
+
+def trust(axes, row, records):
+    """Mean weight of clean (line) and flipped (dashes) training labels by epoch; the area under ROC in the key."""
+    area = np.mean([r["metrics"]["weight_auc_pct"] for r in records]) / 100
+    for k, record in enumerate(records):
+        table = history(record).dropna(subset=["weight_clean"])
+        label = f"{ROWS[row].split(':')[0]}: AUC {area:.3f}" if k == 0 else None
+        axes.plot(table["epoch"], table["weight_clean"], color=COLOURS[row], lw=1.2, label=label)
+        axes.plot(table["epoch"], table["weight_flipped"], color=COLOURS[row], lw=1.2, ls="--")
+
+
+def calibration(axes, row, records):
+    """P(clean) by the weights against the share of clean labels, all seeds pooled; small bins are left out."""
+    arrays = [runs.read_predictions(r["folder"] / "predictions.npz") for r in records]
+    weight = np.concatenate([p["weight"].astype(float) for p in arrays])
+    said, true, count = reliability(weight, np.concatenate([p["flip"].astype(bool) for p in arrays]))
+    enough = count >= 20
+    axes.plot(said[enough], true[enough], "o-", color=COLOURS[row], ms=4, lw=1.1)
+
+
+def finish(axes):
+    """Titles, labels and legends."""
+    axes[0].set(xlabel="epoch", ylabel="validation accuracy (%)", title="While training (true labels)")
+    axes[0].legend(fontsize=8, loc="lower right")
+    axes[1].set(ylabel="accuracy (%)", ylim=(0, 100), title="Test accuracy by class")
+    if len(axes) > 2:
+        axes[2].set(ylabel="mean weight", ylim=(0, 1), title="Trust in clean labels by true class")
+    if len(axes) > 3:
+        axes[4].set(xlabel="epoch", ylabel="mean weight", ylim=(0, 1), title="Clean labels (line), flipped (dashed)")
+        if axes[4].lines:
+            axes[4].legend(fontsize=8, loc="best")
+        axes[5].plot([0, 1], [0, 1], color="#cccccc", lw=0.8, zorder=0)
+        axes[5].set(xlabel="P(clean) of the noise model", ylabel="share of clean labels", xlim=(0, 1), ylim=(0, 1))
+        axes[5].set_title("Reliability of P(clean)")
+
+
+def published(records, path):
+    """Accuracy at 30 % flips, printed elsewhere and ours, in blocks by initialisation: compare within a block alone."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    claimed = tomllib.loads((Path(__file__).parent / "claims.toml").read_text())
+    blocks = {}
+    for a in [*(c for c in claimed["level"] if "initialisation" in c), *claimed["anchor"]]:
+        name = a["what"].split(",")[0]
+        blocks.setdefault(a["initialisation"], []).append((name, float(a["published"]), None, "#333333"))
+    ours = blocks.setdefault("ours: from scratch, 48 px, half-width ResNet-18, 3,153 test faces", [])
+    for row in ROWS:
+        found = [r for r in records if r["config"]["row"] == row]
+        if found:
+            metric = METRICS["accuracy_pct" if row == "ce" else "accuracy_mean_pct"]
+            arrays = [runs.read_predictions(r["folder"] / "predictions.npz") for r in found]
+            interval = stats.level(metric, arrays)
+            ours.append((ROWS[row], interval.mean, interval.half, COLOURS[row]))
+    height = sum(len(block) + 1.2 for block in blocks.values())
+    figure, axes = plt.subplots(figsize=(9.5, 0.27 * height + 0.9), layout="constrained")
+    y, ticks = 0.0, []
+    for name, block in blocks.items():
+        axes.text(0.0, -y, name, fontsize=9, fontweight="bold", transform=axes.get_yaxis_transform(), va="center")
+        for what, value, half, colour in block:
+            y += 1
+            axes.errorbar(value, -y, xerr=half, fmt="o", ms=5, color=colour, capsize=3)
+            axes.annotate(
+                f"{value:.2f}", (value, -y), (9 if not half else 26, -3), textcoords="offset points", fontsize=8
+            )
+            ticks.append((-y, what))
+        y += 1.3
+    axes.set_yticks(*zip(*ticks, strict=True), fontsize=8)
+    axes.set(xlabel="accuracy on FERPlus with 30 % symmetric label noise (%)")
+    axes.margins(x=0.15)
+    axes.grid(axis="x", color="#eeeeee")
+    return save(figure, path)

@@ -1,0 +1,254 @@
+"""ReSup: how likely is a label right? Similarity of prediction and label, a Beta mixture over it, swapped decisions.
+
+Zhang et al., arXiv 2305.17895. The abstract names the parts; formulas and constants are those of the authors' released
+code (there is no other public source), guards and the settings marked "ours" are not.
+
+    s = cos(softmax(f(x)), one-hot(y))                     how far a network agrees with the given label
+    s ~ share_0 Beta(alpha_0, beta_0) + share_1 Beta(alpha_1, beta_1)   0: flipped labels, 1: clean ones
+    w = P(clean | s), from a table                         the weight of the sample
+    L = mean( w^1 CE(p^0, y) + w^0 CE(p^1, y) + 5 mean_k (p^0_k - p^1_k)^2 )      each judges for the other
+
+Shapes: B samples of a batch, N of the training set, K classes, M networks (1 or 2).
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+POINTS = 100  # resolution of the posterior's table
+EM_STEPS = 10
+EDGE = 1e-3  # similarities of 0 and 1 become EDGE and 1 - EDGE before the fit
+CLIP = 1e-4  # inside the fit values, and weights always, lie in [CLIP, 1 - CLIP]
+TINY = 1e-12  # floor of joint likelihoods
+PERCENTILES = (0.05, 0.95)  # the loss-based ancestor's range (Arazo et al., ICML 2019)
+# Guards, ours: with less variance or a smaller share a component is no distribution any more.
+LEAST_VARIANCE, LEAST_SHARE, LEAST_SAMPLES = 1e-6, 1e-3, 10
+PRIOR_COUNT = 10  # samples by which a class's share leans to the common one (ours)
+
+
+# ---- Agreement of prediction and label
+
+
+def similarity(logits, labels):
+    """Cosine (B,) in [0, 1] between softmax(logits (B, K)) and the one-hot labels (B,): p_y / ||p||."""
+    p = logits.float().softmax(-1)
+    return p.gather(-1, labels.unsqueeze(-1)).squeeze(-1) / p.norm(dim=-1)
+
+
+def loss_range(losses):
+    """(low, high), the 5th and 95th percentile of the losses (N,): the range by which the ancestor normalises."""
+    low, high = torch.quantile(losses.float(), torch.tensor(PERCENTILES, device=losses.device))
+    return low, high
+
+
+def small_loss(losses, low, high):
+    """Losses as evidence for a clean label: 1 at `low` and below, 0 at `high` and above, linear between."""
+    return 1 - ((losses - low) / (high - low).clamp(min=1e-6)).clamp(0, 1)
+
+
+# ---- Two-component Beta mixture
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Component 1 is the one with the higher mean: clean labels. G groups of samples (1, or the K classes)."""
+
+    alpha: torch.Tensor  # (2,)
+    beta: torch.Tensor  # (2,)
+    share: torch.Tensor  # (G, 2), rows sum to one
+
+    @property
+    def mean(self):
+        return self.alpha / (self.alpha + self.beta)
+
+
+def start():
+    """The mixture before the first EM step: Beta(1, 2) and Beta(2, 1), equal shares."""
+    double = dict(dtype=torch.float64)
+    return Mixture(
+        torch.tensor([1.0, 2.0], **double), torch.tensor([2.0, 1.0], **double), torch.full((1, 2), 0.5, **double)
+    )
+
+
+def joint(mixture, values, group=None):
+    """share_k Beta(value; alpha_k, beta_k) of values (N,): (N, 2), floored at TINY."""
+    x = values.double().clamp(CLIP, 1 - CLIP).unsqueeze(1)
+    density = torch.distributions.Beta(mixture.alpha, mixture.beta).log_prob(x).exp()
+    share = mixture.share[0] if group is None else mixture.share[group]
+    return (share * density).clamp(min=TINY)
+
+
+def posterior(mixture, values, group=None):
+    """P(clean | value) (N,)."""
+    likelihood = joint(mixture, values, group)
+    return likelihood[:, 1] / (likelihood.sum(1) + TINY)
+
+
+def moments(values, responsibility):
+    """(alpha, beta) of the components from weighted means and variances (method of moments)."""
+    total = responsibility.sum(0).clamp(min=TINY)
+    mean = (responsibility * values.unsqueeze(1)).sum(0) / total
+    variance = (responsibility * (values.unsqueeze(1) - mean).square()).sum(0) / total
+    most = mean * (1 - mean)  # a Beta's variance lies below this
+    t = most / torch.minimum(variance.clamp(min=LEAST_VARIANCE), 0.999 * most) - 1
+    return mean * t, (1 - mean) * t
+
+
+def group_shares(responsibility, group, groups):
+    """Mean responsibility of each group (G, 2), pulled towards the common mean by PRIOR_COUNT samples."""
+    common = responsibility.mean(0)
+    total = torch.zeros(groups, 2, dtype=responsibility.dtype).index_add_(0, group, responsibility)
+    count = torch.bincount(group, minlength=groups).unsqueeze(1)
+    return (total + PRIOR_COUNT * common) / (count + PRIOR_COUNT)
+
+
+def fit(values, group=None, groups=1):
+    """The Mixture of values (N,) in [0, 1] by EM, or None where no two components can be told apart.
+
+    `group` (N,) long gives each of `groups` groups shares of its own (our variant); the Betas are common.
+    None (the caller keeps its last good fit) stands for: too few or constant values, values that are not finite, a
+    component that died, or one that does not lie above the other.
+    """
+    x = values.detach().cpu().double()
+    if len(x) < LEAST_SAMPLES or not torch.isfinite(x).all() or x.var() < LEAST_VARIANCE:
+        return None
+    x = torch.where(x <= 0, EDGE, torch.where(x >= 1, 1 - EDGE, x)).clamp(CLIP, 1 - CLIP)
+    group = None if group is None else group.cpu()
+    mixture = start()
+    if group is not None:
+        mixture = Mixture(mixture.alpha, mixture.beta, mixture.share.expand(groups, 2))
+    for _ in range(EM_STEPS):
+        likelihood = joint(mixture, x, group)
+        responsibility = likelihood / likelihood.sum(1, keepdim=True)
+        common = responsibility.mean(0, keepdim=True)
+        if common.min() < LEAST_SHARE:
+            return None
+        share = common if group is None else group_shares(responsibility, group, groups)
+        mixture = Mixture(*moments(x, responsibility), share)
+    return in_order(mixture)
+
+
+def in_order(mixture):
+    """The mixture with component 1 above component 0; None where its means are equal or its posterior falls."""
+    if mixture.mean[1] < mixture.mean[0]:
+        mixture = Mixture(mixture.alpha.flip(0), mixture.beta.flip(0), mixture.share.flip(1))
+    rises = mixture.alpha[1] > mixture.alpha[0] or mixture.beta[1] < mixture.beta[0]
+    finite = all(torch.isfinite(part).all() for part in (mixture.alpha, mixture.beta, mixture.share))
+    return mixture if finite and rises and mixture.mean[1] > mixture.mean[0] else None
+
+
+def table(mixture):
+    """P(clean | value) at POINTS equally spaced values, (G, POINTS) float32, monotone.
+
+    The ratio of two Betas has at most one extremum. Right of a maximum the table stays at it, as in the released code;
+    left of a minimum too (ours), for otherwise the least plausible labels would gain weight.
+    """
+    grid = torch.linspace(TINY, 1 - TINY, POINTS, dtype=torch.float64)
+    groups = len(mixture.share)
+    which = torch.arange(groups).repeat_interleave(POINTS)
+    p = posterior(mixture, grid.repeat(groups), which).view(groups, POINTS)
+    place = torch.arange(POINTS)
+    if mixture.alpha[1] < mixture.alpha[0]:
+        low = p.argmin(1, keepdim=True)
+        p = torch.where(place < low, p.gather(1, low), p)
+    high = p.argmax(1, keepdim=True)
+    return torch.where(place > high, p.gather(1, high), p).float()
+
+
+def look_up(tables, values, group=None):
+    """Weights (B,) of values (B,) from `tables` (G, POINTS): the point floor(100 value), clipped."""
+    point = (values * POINTS).long().clamp(0, POINTS - 1)
+    found = tables[0][point] if group is None else tables[group, point]
+    return found.clamp(CLIP, 1 - CLIP)
+
+
+# ---- What a network believes about the training set, kept from one epoch's end to the next
+
+
+class Judge(nn.Module):
+    """One network's noise model: its mixture as a table, and its belief and weight (1 before a fit) for each sample."""
+
+    def __init__(self, samples, classes, groups=1):
+        super().__init__()
+        self.groups = groups
+        self.register_buffer("table", torch.ones(groups, POINTS))
+        self.register_buffer("range", torch.tensor([0.0, 1.0]))  # of losses, for the loss-based mixture
+        self.register_buffer("shape", torch.full((2, 2), torch.nan))  # alpha and beta, for records
+        self.register_buffer("share", torch.full((groups, 2), torch.nan))
+        self.register_buffer("weight", torch.ones(samples))
+        self.register_buffer("belief", torch.full((samples, classes), 1 / classes))  # softmax of its last pass
+
+    def evidence(self, logits, labels, kind):
+        """(B,) in [0, 1]: similarity, or for kind "loss" the normalised loss turned round."""
+        if kind == "similarity":
+            return similarity(logits, labels)
+        return small_loss(F.cross_entropy(logits.float(), labels, reduction="none"), *self.range)
+
+    def refit(self, logits, labels, kind):
+        """Fit to the whole training set's logits (N, K); True when it worked, else the last good fit stays."""
+        losses = F.cross_entropy(logits.float(), labels, reduction="none")
+        if kind == "loss":
+            self.range.copy_(torch.stack(loss_range(losses)))
+        values, group = self.evidence(logits, labels, kind), labels if self.groups > 1 else None
+        inside = (losses >= self.range[0]) & (losses <= self.range[1]) if kind == "loss" else slice(None)
+        mixture = fit(values[inside], None if group is None else group[inside], self.groups)
+        if mixture is not None:
+            self.table.copy_(table(mixture))
+            self.shape.copy_(torch.stack([mixture.alpha, mixture.beta]))
+            self.share.copy_(mixture.share)
+        self.weight.copy_(look_up(self.table, values, group))
+        self.belief.copy_(logits.float().softmax(-1))
+        return mixture is not None
+
+    def weigh(self, logits, labels, kind):
+        """Weights (B,) of a batch from its present logits."""
+        values = self.evidence(logits.detach(), labels, kind)
+        return look_up(self.table, values, labels if self.groups > 1 else None)
+
+
+# ---- The loss
+
+
+def weighted_loss(logits, labels, weights, consistency=0.0, targets=None, smoothing=0.0):
+    """The loss of one batch, a scalar: sum over the networks, mean over the batch (never divided by the weights' sum).
+
+    logits (M, B, K), labels (B,); `weights` (M, B) is what network m's cross-entropy is multiplied with. `consistency`
+    times the mean squared difference of the two softmaxes is added. Ours: `targets` (B, K) are distributions that take
+    the rest 1 - w of a sample's mass; `smoothing` moves that share of each label to all classes.
+    """
+    k = logits.shape[-1]
+    log_p = logits.float().log_softmax(-1)
+    one_hot = F.one_hot(labels, k) * (1 - smoothing) + smoothing / k
+    goal = weights.unsqueeze(-1) * one_hot
+    if targets is not None:
+        goal = goal + (1 - weights).unsqueeze(-1) * targets
+    loss = -(goal * log_p).sum(-1).mean(1).sum()
+    if consistency and len(logits) == 2:
+        loss = loss + consistency * (log_p[0].exp() - log_p[1].exp()).square().mean()
+    return loss
+
+
+def swap(weights):
+    """Each network's weights (M, B) handed to the other one."""
+    return weights.flip(0)
+
+
+# ---- Co-teaching (Han et al., NeurIPS 2018), for comparison
+
+
+def forget_share(rate, epoch, ramp):
+    """Share of a batch that is dropped: grows linearly to the noise rate over `ramp` epochs."""
+    return rate * min(1.0, epoch / max(1, ramp))
+
+
+def coteaching_weights(losses, dropped):
+    """Weights (M, B) that leave each network the mean over the (1 - dropped) B samples of the other's smallest loss.
+
+    `losses` (M, B) are of the whole batch.
+    """
+    batch = losses.shape[1]
+    keep = max(1, round((1 - dropped) * batch))
+    chosen = losses.argsort(dim=1, stable=True)[:, :keep]
+    return swap(torch.zeros_like(losses).scatter_(1, chosen, batch / keep))

@@ -1,0 +1,432 @@
+"""The ReSup experiment end to end: flips found, truth untouched, equal starts, resuming, two processes, bad input."""
+
+import dataclasses
+import os
+import signal
+import types
+
+import numpy as np
+import pytest
+import torch
+
+from common import checkpoint, claims, cli, data, runs
+from papers.resup import config, evaluate, figures, method, nets, noise, train
+from papers.resup import data as sets
+from tests.conftest import REPOSITORY, one_line_error, python
+
+torch.set_num_threads(1)
+CLASSES = len(sets.SHOWN)
+FACES = dict(train=96, valid=24, test=40, size=24, seed=7)
+OPTIONS = "--device cpu --precision fp32 --width 4 --units 1 1 --input-px 16 --batch 24 --epochs 3 --warmup 1"
+TINY = OPTIONS.split()
+
+
+@pytest.fixture
+def faces(monkeypatch):
+    """Make `--data embedded` a hundred tiny faces."""
+    monkeypatch.setattr(sets, "EMBEDDED", FACES)
+    sets.load.cache_clear()
+    yield sets.load("embedded")
+    sets.load.cache_clear()
+
+
+def start(out, row="resup", *words):
+    return train.main(["--preset", "demo", "--row", row, *TINY, "--out", str(out), *words])
+
+
+def result(out):
+    (path,) = (out / "resup").iterdir()
+    return checkpoint.sha256(path / "model.safetensors"), runs.read_predictions(path / "predictions.npz")
+
+
+def same_bits(a, b):
+    return a[0] == b[0] and a[1].keys() == b[1].keys() and all(np.array_equal(a[1][k], b[1][k]) for k in a[1])
+
+
+# ---- The claim
+
+
+def test_the_weights_find_the_flipped_labels(tmp_path):
+    """The demo's own settings, fewer epochs: the noise model tells most flipped labels from clean ones."""
+    words = ["--device", "cpu", "--epochs", "5", "--warmup", "4", "--out", str(tmp_path)]
+    found = train.main(["--preset", "demo", *words])["metrics"]
+    assert found["weight_auc_pct"] > 90 and found["weight_clean_pct"] > found["weight_flipped_pct"] + 40
+    assert found["accuracy_mean_pct"] > 80, "chance is 20"
+
+
+# ---- Records, resuming, processes
+
+
+@pytest.mark.parametrize("row", list(config.ROWS))
+def test_a_record_gives_its_metrics_again_and_holds_no_picture(faces, tmp_path, row):
+    written = start(tmp_path, row)
+    (folder,) = (tmp_path / "resup").iterdir()
+    arrays = runs.read_predictions(folder / "predictions.npz")
+    assert written["metrics"] == pytest.approx(evaluate.measure(arrays), rel=1e-9)
+    assert {"accuracy_pct", "accuracy_validation_chosen_pct", "weight_auc_pct", "balanced_pct"} <= written[
+        "metrics"
+    ].keys()
+    assert ("accuracy_mean_pct" in written["metrics"]) == (row != "ce")
+    assert all(a.ndim == 1 and a.dtype.kind in "fbu" for a in arrays.values())
+    assert (np.diff(arrays["label"].astype(int)) >= 0).all(), "ordered by class, so no list of the set's labels"
+    assert {p.name for p in folder.iterdir()} == {"run.json", "history.csv", "predictions.npz", "model.safetensors"}
+    assert start(tmp_path, row) == checkpoint.read_json(folder / "run.json"), "a finished run is read back"
+
+
+def test_the_flip_list_is_saved_and_is_the_draw(faces, tmp_path):
+    start(tmp_path)
+    arrays = result(tmp_path)[1]
+    given = noise.symmetric(arrays["train_label"], config.preset("demo").noise, CLASSES, 0)
+    assert (arrays["given"] == given).all() and (arrays["flip"] == (given != arrays["train_label"])).all()
+    assert 0.25 < arrays["flip"].mean() < 0.55
+
+
+@pytest.mark.parametrize("row", ["resup", "resup_plus"])
+def test_an_interrupted_run_resumes_to_the_same_bits(faces, tmp_path, monkeypatch, row):
+    """Stopped in the middle of an epoch whose weights come from the last one's noise model."""
+    start(tmp_path / "whole", row)
+    real, calls = train.row_loss, []
+
+    def interrupting(*args):
+        calls.append(1)
+        if len(calls) == 6:
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(*args)
+
+    monkeypatch.setattr(train, "row_loss", interrupting)
+    with pytest.raises(cli.Interrupted, match="saved at step 6 of 12"):
+        start(tmp_path / "cut", row)
+    start(tmp_path / "cut", row)
+    assert len(calls) == 12, "six steps were left to do"
+    assert same_bits(result(tmp_path / "whole"), result(tmp_path / "cut"))
+    start(tmp_path / "other", row, "--seed", "1")
+    assert not same_bits(result(tmp_path / "whole"), result(tmp_path / "other"))
+
+
+DRIVER = f"""
+import sys, torch
+torch.set_num_threads(1)
+from papers.resup import data, train
+from common import cli
+data.EMBEDDED.update({FACES})
+cli.entry(train.main, sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize("row", ["resup", "coteaching"])
+def test_two_processes_compute_what_one_does(faces, tmp_path, row):
+    """Little learning, so that rounding is not magnified; the networks' beliefs are compared, not their verdicts."""
+    words = ["--lr", "0.005", "--forget-ramp", "1"]
+    start(tmp_path / "one", row, *words)
+    driver = tmp_path / "driver.py"
+    driver.write_text(DRIVER)
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", driver]
+    options = ["--preset", "demo", "--row", row, *TINY, *words, "--out", tmp_path / "two"]
+    done = python(*command, *options, env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-2000:]
+    one, two = (result(tmp_path / k)[1] for k in ("one", "two"))
+    np.testing.assert_allclose(one["similarity"], two["similarity"], atol=2e-3)
+    np.testing.assert_allclose(one["weight"], two["weight"], atol=2e-2)
+    assert one["similarity"].std() > 0.02
+
+
+# ---- Equal conditions
+
+
+def fitted(row, faces, tmp_path, **changes):
+    """Networks and steps of a row after a few epochs, without a record."""
+    cfg = dataclasses.replace(config.preset("demo", row), **TINY_SETTINGS | changes)
+    training, valid, _ = sets.parts(faces, cfg)
+    twins = config.build_twins(cfg, CLASSES)
+    run = types.SimpleNamespace(folder=tmp_path / row, name=row)
+    judges, steps, _ = train.fit(cfg, twins, training, valid, run, slice(0, cfg.batch), torch.device("cpu"))
+    return twins.members, judges, steps
+
+
+TINY_SETTINGS = dict(precision="fp32", width=4, units=(1, 1), input_px=16, batch=24, epochs=2, warmup=1)
+
+
+def equal(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+def test_one_network_alone_is_the_first_of_two(faces, tmp_path):
+    (alone,), _, _ = fitted("ce", faces, tmp_path)
+    (first, second), _, _ = fitted("ce_two", faces, tmp_path)
+    assert equal(alone, first) and not equal(first, second)
+
+
+def test_rows_differ_in_nothing_until_the_warm_up_is_over(faces, tmp_path):
+    same = dict(epochs=1, warmup=1)
+    base = fitted("ce_two", faces, tmp_path, **same)[0]
+    for row in ("own", "swapped", "resup", "loss_mixture", "coteaching"):
+        assert all(map(equal, base, fitted(row, faces, tmp_path, **same)[0])), row
+    later = fitted("ce_two", faces, tmp_path, epochs=2)[0]
+    for row in ("own", "swapped", "resup", "coteaching"):
+        assert not equal(later[0], fitted(row, faces, tmp_path / "later", epochs=2, forget_ramp=1)[0][0]), row
+
+
+def test_own_and_swapped_weights_reach_the_right_network(faces):
+    """The weights that a step uses, from judges that disagree by construction."""
+    cfg = dataclasses.replace(config.preset("demo", "swapped"), **TINY_SETTINGS)
+    judges = torch.nn.ModuleList([method.Judge(10, 8) for _ in range(2)])
+    for judge, level in zip(judges, (0.2, 0.7), strict=True):
+        judge.table.fill_(level)
+        judge.weight.fill_(level / 2)
+    logits, labels, index = torch.randn(2, 4, 8), torch.arange(4), torch.arange(4)
+    weights = lambda **more: train.row_weights(dataclasses.replace(cfg, **more), logits, labels, index, judges, 5, 0.3)
+    assert weights()[:, 0].tolist() == pytest.approx([0.7, 0.2])
+    assert weights(weighting="own")[:, 0].tolist() == pytest.approx([0.2, 0.7])
+    assert weights(weights_from="epoch")[:, 0].tolist() == pytest.approx([0.35, 0.1])
+    assert (weights(weighting="none") == 1).all()
+
+
+def test_the_networks_see_their_own_order_only_while_warming_up():
+    cfg = dataclasses.replace(config.preset("demo"), batch=10, warmup=1)
+    early, late = sets.index(cfg, 50, 2), sets.index(cfg, 50, 7)
+    assert not torch.equal(early[0], early[1]) and torch.equal(late[0], late[1])
+    together = dataclasses.replace(cfg, apart=False)
+    assert torch.equal(sets.index(together, 50, 2)[0], sets.index(together, 50, 2)[1])
+    for epoch in (0, 1):
+        seen = torch.cat([sets.index(cfg, 50, 5 * epoch + k) for k in range(5)], 1)
+        assert all(sorted(one.tolist()) == list(range(50)) for one in seen)
+
+
+@pytest.mark.parametrize("kind", ["paper", "strong", "flip"])
+def test_augmentation_is_a_function_of_seed_step_and_network(kind):
+    cfg = dataclasses.replace(config.preset("demo"), augment=kind, batch=6, input_px=24)
+    pictures = torch.randint(0, 256, (9, 1, 32, 32), dtype=torch.uint8)
+    index = torch.arange(6).expand(2, 6)
+    one, two = sets.views(pictures, cfg, index, 3, slice(None))
+    assert one.shape == (6, 1, 24, 24) and one.min() >= 0 and one.max() <= 255 and not torch.equal(one, two)
+    again = sets.views(pictures, cfg, index, 3, slice(2, 4))
+    assert torch.equal(again[0], one[2:4]) and torch.equal(again[1], two[2:4])
+    assert not torch.equal(one, sets.views(pictures, cfg, index, 4, slice(None))[0])
+    shared = sets.views(pictures, dataclasses.replace(cfg, apart=False), index, 3, slice(None))
+    assert shared[0] is shared[1]
+
+
+# ---- Truth is never touched
+
+
+def many(n=3000, with_other=False, seed=0):
+    """A FaceSet without content: labels of eight classes, splits, and for real noise a second label."""
+    rng = np.random.default_rng(seed)
+    label, split = rng.integers(0, 8, n), rng.integers(0, 3, n)
+    other = np.where(rng.random(n) < 0.3, rng.integers(0, 7, n), np.where(label == 7, 0, label))
+    other[:20] = -1
+    pictures = torch.arange(n).view(n, 1, 1, 1).expand(n, 1, 1, 2).to(torch.int32)
+    return sets.FaceSet(
+        pictures, label, split, ("a", "b", "c", "d", "e", "f", "g", "contempt"), "x", other if with_other else None
+    )
+
+
+@pytest.mark.parametrize("kind", ["symmetric", "fer2013"])
+def test_only_training_labels_are_ever_flipped(kind):
+    """Validation and test labels are the set's own at every rate and seed; the training truth is kept as well."""
+    whole = many(with_other=True)
+    for seed, rate in ((0, 0.0), (1, 0.4), (2, 0.9)):
+        cfg = dataclasses.replace(config.preset("short"), noise=rate, noise_kind=kind, seed=seed)
+        training, valid, test = sets.parts(whole, cfg)
+        for split, one in ((1, valid), (2, test)):
+            place = one.images[:, 0, 0, 0].numpy()
+            assert sorted(place) == np.flatnonzero(whole.split == split).tolist()
+            assert (one.label == whole.label[place]).all() and (one.given == one.label).all() and not one.flip.any()
+        place = training.images[:, 0, 0, 0].numpy()
+        assert (training.label == whole.label[place]).all() and (whole.split[place] == 0).all()
+        if kind == "fer2013":
+            assert (training.given == whole.other[place]).all() and (whole.other[place] >= 0).all()
+        else:
+            assert training.flip.mean() == pytest.approx(rate, abs=0.04) and len(training) == (whole.split == 0).sum()
+
+
+def test_a_class_without_labels_left_is_one_line():
+    rare = many(200)
+    rare = dataclasses.replace(
+        rare, label=np.where(np.arange(200) < 3, 0, 1 + np.arange(200) % 7), split=np.arange(200) % 3
+    )
+    cfg = dataclasses.replace(config.preset("short"), noise=0.0)
+    sets.parts(rare, cfg)
+    gone = dataclasses.replace(rare, label=np.where(rare.label == 0, 1, rare.label))
+    with pytest.raises(cli.UserError) as error:
+        sets.parts(gone, cfg)
+    one_line_error(error, "no training label a", "--noise")
+
+
+def test_contempt_may_be_absent_from_real_noise_and_nothing_else():
+    whole = many(with_other=True)
+    cfg = dataclasses.replace(config.preset("real"))
+    training, _, _ = sets.parts(whole, cfg)
+    assert 7 not in training.given and 7 in training.label
+    without = dataclasses.replace(whole, other=np.where(whole.other == 2, 3, whole.other))
+    with pytest.raises(cli.UserError) as error:
+        sets.parts(without, cfg)
+    one_line_error(error, "no training label c")
+    with pytest.raises(cli.UserError) as error:
+        sets.parts(many(), cfg)
+    one_line_error(error, "--noise-kind fer2013", "FERPlus")
+
+
+# ---- Sets on disk, through the pack's interface
+
+
+def pack_of(arrays, channels=3):
+    n = len(next(iter(arrays.values())))
+    grey = torch.arange(n, dtype=torch.uint8).view(n, 1, 1, 1).expand(n, channels, 4, 4).clone()
+    return types.SimpleNamespace(arrays=arrays, meta={"fingerprint": "f"}, decode=lambda: grey)
+
+
+@pytest.fixture
+def packs(monkeypatch):
+    """A function that makes sets.load read given arrays instead of a prepared set."""
+
+    def use(arrays, **more):
+        sets.load.cache_clear()
+        monkeypatch.setattr(data, "ensure", lambda name: pack_of(arrays, **more))
+
+    yield use
+    sets.load.cache_clear()
+
+
+def test_ferplus_votes_become_labels_and_grey_faces_one_channel(packs):
+    votes = np.zeros((5, 10), np.uint8)
+    for row, column in enumerate((1, 0, 8, 7, 3)):
+        votes[row, column] = 8
+    packs(
+        {"votes": votes, "split": np.array([0, 1, 0, 2, 0], np.uint8), "fer2013": np.array([1, 0, 3, 4, -1], np.int8)}
+    )
+    found = sets.load("ferplus", "majority")
+    assert found.label.tolist() == [1, 0, 7, 3] and found.split.tolist() == [0, 1, 2, 0], "an unknown face is left out"
+    assert found.other.tolist() == [1, 0, 4, -1] and found.images.shape == (4, 1, 4, 4)
+    assert found.images[:, 0, 0, 0].tolist() == [0, 1, 3, 4] and found.classes[7] == "contempt"
+
+
+def test_sets_without_a_validation_part_hold_one_out(packs):
+    label, split = np.arange(400) % 7, np.repeat(np.array([0, 1], np.uint8), (300, 100))
+    packs({"label": label.astype(np.int8), "split": split})
+    found = sets.load("rafdb", "majority")
+    assert np.bincount(found.split).tolist() == [270, 30, 100] and (found.split[300:] == 2).all()
+    assert found.classes[0] == "surprise" and len(found.classes) == 7
+    packs({"label": (label + 1).astype(np.int8), "split": split})
+    with pytest.raises(cli.UserError) as error:
+        sets.load("rafdb", "majority")
+    one_line_error(error, "rafdb", "expected 0 to 6")
+
+
+# ---- Bad input: one line each
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--row", "dividemix"], "unknown row 'dividemix'"),
+        (["--preset", "demo", "--noise", "1.0"], "--noise 1.0"),
+        (["--preset", "demo", "--noise", "-0.1"], "--noise -0.1"),
+        (["--preset", "demo", "--warmup", "0"], "--warmup 0"),
+        (["--preset", "demo", "--row", "ce", "--weighting", "swapped"], "--weighting swapped"),
+        (["--preset", "demo", "--relabel"], "--relabel"),
+        (["--preset", "demo", "--stem", "tiny"], "--stem tiny"),
+        (["--preset", "demo", "--nose", "0.2"], "did you mean"),
+        (["--preset", "demo", "--batch", "5000"], "--batch 5000"),
+        (["--preset", "demo", "--noise-kind", "fer2013"], "--noise-kind fer2013"),
+        (["--preset", "paper", "--data", "embedded"], "--weights0 FILE"),
+        (["--preset", "paper", "--data", "embedded", "--weights0", "no/file"], "no/file"),
+        (["--preset", "short", "--data", "cifar"], "unknown data set 'cifar'"),
+        (["--preset", "short"], "make data-ferplus"),
+    ],
+)
+def test_bad_settings_are_one_line(faces, tmp_path, monkeypatch, words, said):
+    monkeypatch.delenv("DATA_MIRROR", raising=False)
+    with pytest.raises(cli.UserError) as error:
+        train.main([*words, "--out", str(tmp_path), "--device", "cpu"])
+    one_line_error(error, said)
+
+
+def test_a_diverging_run_names_its_samples(faces, tmp_path):
+    with pytest.raises(cli.UserError) as error:
+        start(tmp_path, "ce", "--lr", "1e30", "--clip", "1e30", "--lr-warmup", "0")
+    one_line_error(error, "not finite", "samples ")
+
+
+def test_weights_are_evaluated_on_the_set_they_know(faces, tmp_path, capsys, packs):
+    written = start(tmp_path)
+    (path,) = (tmp_path / "resup").glob("*/model.safetensors")
+    capsys.readouterr()
+    evaluate.main(["--weights", str(path), "--device", "cpu"])
+    assert f"{written['metrics']['accuracy_pct']:8.2f}" in capsys.readouterr().out
+    packs({"label": np.arange(30, dtype=np.int8) % 7, "split": np.arange(30, dtype=np.uint8) % 2})
+    with pytest.raises(cli.UserError) as error:
+        evaluate.main(["--weights", str(path), "--data", "rafdb", "--device", "cpu"])
+    one_line_error(error, path, "knows the classes")
+    checkpoint.save_weights(tmp_path / "x.safetensors", nets.ResNet(3, width=4, units=(1,)))
+    with pytest.raises(cli.UserError) as error:
+        evaluate.main(["--weights", str(tmp_path / "x.safetensors"), "--device", "cpu"])
+    one_line_error(error, "describes no networks of this paper")
+
+
+def test_starting_weights_are_read_and_recorded(faces, tmp_path):
+    cfg = dataclasses.replace(config.preset("demo"), width=4, units=(1, 1))
+    torch.manual_seed(99)
+    torch.save(config.build_net(cfg, 5).state_dict(), tmp_path / "w.pth")
+    words = ["--init", "file", "scratch", "--weights0", str(tmp_path / "w.pth")]
+    written = start(tmp_path / "out", "resup", *words)
+    assert written["data"]["init"].startswith("file ") and written["data"]["init"].endswith(", scratch")
+    first, second = config.build_twins(
+        dataclasses.replace(cfg, init=("file", "scratch")), CLASSES, (tmp_path / "w.pth", "")
+    ).members
+    plain = config.build_twins(cfg, CLASSES).members
+    assert not torch.equal(first.layer2[0].conv1.weight, plain[0].layer2[0].conv1.weight)
+    assert torch.equal(first.fc.weight, plain[0].fc.weight) and equal(second, plain[1])
+
+
+# ---- Metrics, claims, figures
+
+
+def test_metrics_of_a_case_made_by_hand():
+    p = {
+        "label": np.array([0, 0, 0, 1], np.uint8), "predicted": np.array([0, 0, 1, 1], np.uint8),
+        "weight": np.array([0.9, 0.8, 0.8, 0.1], np.float16), "flip": np.array([0, 0, 1, 1], bool),
+        "train_label": np.array([0, 0, 1, 1], np.uint8),
+    }  # fmt: skip
+    found = evaluate.measure(p)
+    assert found["accuracy_pct"] == 75 and found["balanced_pct"] == pytest.approx(100 * (2 / 3 + 1) / 2)
+    assert found["weight_auc_pct"] == pytest.approx(87.5), "three pairs won, one tied"
+    assert found["weight_clean_pct"] == pytest.approx(85, abs=0.1) and found["weight_flipped_pct"] == pytest.approx(
+        45, abs=0.1
+    )
+    assert "weight_lowest_class_pct" not in found, "too few faces"
+    told = (1 * abs(0.9 - 1) + 2 * abs(0.8 - 0.5) + 1 * abs(0.1 - 0)) / 4
+    assert found["weight_error_pct"] == pytest.approx(100 * told, abs=0.1)
+
+
+def test_the_lowest_class_is_found_among_clean_labels():
+    label = np.repeat(np.array([0, 1, 2], np.uint8), (60, 60, 5))
+    weight = np.where(label == 1, 0.4, 0.9).astype(np.float16)
+    weight[:30], weight[-5:] = 0.0, 0.1
+    flip = np.arange(125) < 30
+    p = {"train_label": label, "weight": weight, "flip": flip}
+    assert evaluate.measure(p)["weight_lowest_class_pct"] == pytest.approx(40, abs=0.1), (
+        "flipped and rare ones are left out"
+    )
+
+
+def test_schedules():
+    paper, short = config.preset("paper"), config.preset("short")
+    assert [round(train.rate_at(paper, e), 9) for e in (0, 9.9, 10, 20, 29)] == [2e-4, 2e-4, 2e-5, 2e-6, 2e-6]
+    assert train.rate_at(short, 0.5) < 0.6 * short.lr and train.rate_at(short, short.epochs - 0.01) < 1e-3 * short.lr
+    with pytest.raises(cli.UserError, match="smaller batch"):
+        sets.steps_per_epoch(short, 100)
+
+
+def test_claims_can_all_be_computed_from_nothing():
+    cells = claims.cells("resup", [])
+    assert {c.status for c in cells} == {"data missing"}
+    assert all("init" in c.claim["boxes"] for c in cells if c.kind == "level"), "each published cell names its start"
+
+
+def test_figures_are_drawn_from_records_alone(faces, tmp_path):
+    for row in ("ce", "resup"):
+        start(tmp_path, row)
+    records = [r | {"overrides": {}} for r in runs.recorded("resup", tmp_path)]
+    drawn = figures.draw(records, tmp_path / "figures")
+    assert drawn and all(path.stat().st_size > 10_000 for path in drawn)
