@@ -5,15 +5,16 @@ from pathlib import Path
 from common import checkpoint
 
 
-def draw_groups(records, folder, overview):
-    """Call `overview(records, path)` for each data set and preset. Returns the paths.
+def comparable(records):
+    """The records with a preset's own settings: those with a user's answer no cell and stand in no picture."""
+    return [r for r in records if set(r["overrides"]) <= {"seed"}]
 
-    Runs with settings of the user's own are left out: they are not what the others are compared with.
-    """
+
+def draw_groups(records, folder, overview):
+    """Call `overview(records, path)` for each data set and preset of the comparable records. Returns the paths."""
     groups = {}
-    for record in records:
-        if set(record["overrides"]) <= {"seed"}:
-            groups.setdefault((record["data"]["name"], record["config"]["preset"]), []).append(record)
+    for record in comparable(records):
+        groups.setdefault((record["data"]["name"], record["config"]["preset"]), []).append(record)
     paths = {key: Path(folder) / f"{'-'.join(key)}.png" for key in sorted(groups)}
     for key, path in paths.items():
         overview(groups[key], path)

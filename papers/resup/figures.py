@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from common import checkpoint, runs, stats
+from common import figures, runs, stats
 from papers.resup.config import ROWS
 from papers.resup.evaluate import METRICS, class_weights, reliability
 
@@ -19,29 +19,25 @@ JUDGED = ("own", "swapped", "resup", "loss_mixture", "resup_plus")
 
 def draw(records, folder):
     """One PNG per data set and preset; for FERPlus at 30 % flips also ours beside the published rows. Returns paths."""
-    groups = {}
-    for record in records:
-        if set(record["overrides"]) <= {"seed"}:
-            groups.setdefault((record["data"]["name"], record["config"]["preset"]), []).append(record)
-    paths = [overview(g, Path(folder) / f"{data}-{preset}.png") for (data, preset), g in sorted(groups.items())]
-    if ("ferplus", "short") in groups:
-        paths.append(published(groups["ferplus", "short"], Path(folder) / "published-30.png"))
+    paths = figures.draw_groups(records, folder, overview)
+    short = [
+        r for r in figures.comparable(records) if (r["data"]["name"], r["config"]["preset"]) == ("ferplus", "short")
+    ]
+    if short:
+        paths.append(Path(folder) / "published-30.png")
+        published(short, paths[-1])
     return paths
 
 
 def overview(records, path):
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    rows = {row: [r for r in records if r["config"]["row"] == row] for row in ROWS}
-    rows = {row: found for row, found in rows.items() if found}
+    rows = figures.by_row(records, ROWS)
     data, config = records[0]["data"], records[0]["config"]
     names, flips = data["classes"].split(), data["flipped_pct"] > 0
     judged = {row: found for row, found in rows.items() if row in JUDGED}
     shape = (2, 3) if flips and judged else (1, 3) if judged else (1, 2)
-    figure, grid = plt.subplots(*shape, figsize=(5.6 * shape[1], 4.3 * shape[0]), layout="constrained", squeeze=False)
+    figure, grid = figures.pyplot().subplots(
+        *shape, figsize=(5.6 * shape[1], 4.3 * shape[0]), layout="constrained", squeeze=False
+    )
     axes = grid.flatten()
     for row, found in rows.items():
         learning(axes[0], row, found)
@@ -57,16 +53,7 @@ def overview(records, path):
     finish(axes)
     what = f"{data['flipped_pct']:.1f} % of the training labels wrong ({data['noise']})" if flips else "clean labels"
     figure.suptitle(f"{data['name']}, preset {config['preset']}: {what}, {data['test_faces']} test faces", fontsize=11)
-    return save(figure, path)
-
-
-def save(figure, path):
-    import matplotlib.pyplot as plt
-
-    with checkpoint.atomic(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=90, metadata={"Software": None})
-    plt.close(figure)
-    return path
+    figures.save(figure, path)
 
 
 def history(record):
@@ -159,26 +146,18 @@ def finish(axes):
 
 def published(records, path):
     """Accuracy at 30 % flips, printed elsewhere and ours, in blocks by initialisation: compare within a block alone."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     claimed = tomllib.loads((Path(__file__).parent / "claims.toml").read_text())
     blocks = {}
     for a in [*(c for c in claimed["level"] if "initialisation" in c), *claimed["anchor"]]:
         name = a["what"].split(",")[0]
         blocks.setdefault(a["initialisation"], []).append((name, float(a["published"]), None, "#333333"))
     ours = blocks.setdefault("ours: from scratch, 48 px, half-width ResNet-18, 3,153 test faces", [])
-    for row in ROWS:
-        found = [r for r in records if r["config"]["row"] == row]
-        if found:
-            metric = METRICS["accuracy_pct" if row == "ce" else "accuracy_mean_pct"]
-            arrays = [runs.read_predictions(r["folder"] / "predictions.npz") for r in found]
-            interval = stats.level(metric, arrays)
-            ours.append((ROWS[row], interval.mean, interval.half, COLOURS[row]))
+    for row, found in figures.by_row(records, ROWS).items():
+        metric = METRICS["accuracy_pct" if row == "ce" else "accuracy_mean_pct"]
+        interval = stats.level(metric, [runs.read_predictions(r["folder"] / "predictions.npz") for r in found])
+        ours.append((ROWS[row], interval.mean, interval.half, COLOURS[row]))
     height = sum(len(block) + 1.2 for block in blocks.values())
-    figure, axes = plt.subplots(figsize=(9.5, 0.27 * height + 0.9), layout="constrained")
+    figure, axes = figures.pyplot().subplots(figsize=(9.5, 0.27 * height + 0.9), layout="constrained")
     y, ticks = 0.0, []
     for name, block in blocks.items():
         axes.text(0.0, -y, name, fontsize=9, fontweight="bold", transform=axes.get_yaxis_transform(), va="center")
@@ -194,4 +173,4 @@ def published(records, path):
     axes.set(xlabel="accuracy on FERPlus with 30 % symmetric label noise (%)")
     axes.margins(x=0.15)
     axes.grid(axis="x", color="#eeeeee")
-    return save(figure, path)
+    figures.save(figure, path)

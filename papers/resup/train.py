@@ -29,13 +29,8 @@ def main(argv):
 
 
 def parse(argv):
-    """Preset, row and data set give the defaults; every further option overrides one setting."""
-    name, rest = cli.take_option(argv, "preset", "short")
-    row, rest = cli.take_option(rest, "row", "resup")
-    chosen, rest = cli.take_option(rest, "data")
-    cfg = cli.parse(preset(name, row, chosen), rest, "python -m papers.resup.train")
-    check(cfg)
-    return cfg
+    """The Config of a command line."""
+    return cli.experiment(argv, preset, check, "resup", "python -m papers.resup.train")
 
 
 def train(cfg, device, out=runs.LOCAL, files=("", "")):
