@@ -134,9 +134,9 @@ def finish(axes):
     axes[0].legend(fontsize=8, loc="lower right")
     axes[1].set(ylabel="accuracy (%)", ylim=(0, 100), title="Test accuracy by class")
     if len(axes) > 2:
-        axes[2].set(ylabel="mean weight", ylim=(0, 1), title="Trust in clean labels by true class")
+        axes[2].set(ylabel="mean weight", ylim=(0, 1.05), title="Trust in clean labels by true class")
     if len(axes) > 3:
-        axes[4].set(xlabel="epoch", ylabel="mean weight", ylim=(0, 1), title="Clean labels (line), flipped (dashed)")
+        axes[4].set(xlabel="epoch", ylabel="mean weight", ylim=(0, 1.05), title="Clean labels (line), flipped (dashed)")
         if axes[4].lines:
             axes[4].legend(fontsize=8, loc="best")
         axes[5].plot([0, 1], [0, 1], color="#cccccc", lw=0.8, zorder=0)
@@ -157,20 +157,19 @@ def published(records, path):
         interval = stats.level(metric, [runs.read_predictions(r["folder"] / "predictions.npz") for r in found])
         ours.append((ROWS[row], interval.mean, interval.half, COLOURS[row]))
     height = sum(len(block) + 1.2 for block in blocks.values())
-    figure, axes = figures.pyplot().subplots(figsize=(9.5, 0.27 * height + 0.9), layout="constrained")
+    figure, axes = figures.pyplot().subplots(figsize=(9.5, 0.31 * height + 0.9), layout="constrained")
     y, ticks = 0.0, []
     for name, block in blocks.items():
         axes.text(0.0, -y, name, fontsize=9, fontweight="bold", transform=axes.get_yaxis_transform(), va="center")
         for what, value, half, colour in block:
             y += 1
             axes.errorbar(value, -y, xerr=half, fmt="o", ms=5, color=colour, capsize=3)
-            axes.annotate(
-                f"{value:.2f}", (value, -y), (9 if not half else 26, -3), textcoords="offset points", fontsize=8
-            )
+            axes.annotate(f"{value:.2f}", (value, -y), (0, 6), textcoords="offset points", fontsize=8, ha="center")
             ticks.append((-y, what))
         y += 1.3
     axes.set_yticks(*zip(*ticks, strict=True), fontsize=8)
     axes.set(xlabel="accuracy on FERPlus with 30 % symmetric label noise (%)")
     axes.margins(x=0.15)
+    axes.set_ylim(-y + 0.6, 0.8)
     axes.grid(axis="x", color="#eeeeee")
     figures.save(figure, path)
