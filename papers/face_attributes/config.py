@@ -103,7 +103,7 @@ PRESETS = {
     "few": Config(preset="few", labels=0.1, **SHORT),
     "demo": Config(preset="demo", **DEMO),
 }
-TRUNK = dict(steps=260, lr=3e-3, averaging=0.0, views=0)  # the demo's identity network
+TRUNK = dict(steps=260, lr=3e-3, averaging=0.0, views=0, cache_from=99)  # the demo's identity network
 BY_ROW = {"random": dict(trunk="random"), "scratch": dict(statistics="batch")}
 
 MAIN = ("linear", "stage5", "stage4", "stage3")

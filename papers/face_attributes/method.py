@@ -60,7 +60,7 @@ def blocks(net):
 
 
 def split(net, cuts=()):
-    """The stages of `net`, a list of nn.Sequential that share its modules. `cuts`: the blocks that begin stage 2, 3, ...
+    """The stages of `net`, a list of nn.Sequential that share its modules. `cuts`: blocks that begin stage 2, 3, ...
 
     Raises UserError for a cut that names no block, lies inside a residual block (its skip would cross the cut), or is
     out of order.
@@ -133,16 +133,21 @@ class Branch(nn.Module):
 
 
 class SharedNet(nn.Module):
-    """A frozen trunk with branches: the prefix runs once, each branch leaves where it starts."""
+    """A frozen trunk with branches: the prefix runs once, each branch leaves where it starts.
 
-    def __init__(self, stages, branches):
+    `moving` (joint training) lets the trunk learn as well; the identity output then changes.
+    """
+
+    def __init__(self, stages, branches, moving=False):
         super().__init__()
-        self.trunk = nn.ModuleList(stages).requires_grad_(False).eval()
+        self.trunk = nn.ModuleList(stages).requires_grad_(moving)
         self.branches = nn.ModuleDict(branches)
+        self.moving, self.keep_statistics = moving, False
 
     def train(self, mode=True):
         super().train(mode)
-        self.trunk.eval()  # stored statistics, whatever the branches do
+        if not self.moving or self.keep_statistics:
+            self.trunk.eval()  # stored statistics, whatever the branches do
         return self
 
     def forward(self, x, rows=None, first=1, identity=False):
@@ -150,15 +155,14 @@ class SharedNet(nn.Module):
 
         `rows`: name -> (B,) bool, the images that a branch is asked for (default: all). `identity` adds the embedding.
         """
-        top = len(self.trunk) + 1
-        last = top if identity else max((b.start for b in self.branches.values()), default=top)
+        last = len(self.trunk) + 1 if identity else max(b.start for b in self.branches.values())
         found = {}
         for number in range(first, last + 1):
             for name, branch in self.branches.items():
                 if branch.start == number:
                     found[name] = branch(x if rows is None else x[rows[name]])
             if number < last:
-                with torch.no_grad():
+                with torch.set_grad_enabled(self.moving and torch.is_grad_enabled()):
                     x = self.trunk[number - 1](x)
         if identity:
             found["identity"] = x
@@ -174,13 +178,14 @@ def reinitialise(module):
             nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
 
 
-def fold(branch):
+def fold(learner):
     """Merge each BatchNorm that follows a convolution in an nn.Sequential into it, and keep the others' statistics.
 
-    The branch computes the same up to rounding and relearns in half the time a step on a CPU. In place; returns it.
+    `learner`: a Branch, or a SharedNet whose trunk moves. It computes the same up to rounding and relearns in half the
+    time a step on a CPU. In place; returns it.
     """
-    branch.keep_statistics = True
-    for part in list(branch.modules()):
+    learner.keep_statistics = True
+    for part in list(learner.modules()):
         if isinstance(part, nn.Sequential):
             for (name, conv), (after, norm) in itertools.pairwise(list(part.named_children())):
                 if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
@@ -188,7 +193,7 @@ def fold(branch):
                     merged = fuse_conv_bn_eval(conv.eval(), norm.eval()).requires_grad_(learns)
                     setattr(part, name, merged)
                     setattr(part, after, nn.Identity())
-    return branch
+    return learner
 
 
 # ---- Loss
