@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from common import align, cli, images
+from common import align, cli, duplicates, images
 from common import data as sets
 from common import faces as embedded
 from common.cli import MissingData, UserError
@@ -264,28 +264,6 @@ def new_split(names, groups, val=0.1, test=0.2):
     return {"test": np.sort(own[place < test]), "val": np.sort(own[(place >= test) & (place < test + val)])}
 
 
-def near_duplicates(pictures, alike=0.95, px=24, chunk=2048):
-    """Group numbers (N,) of near-identical uint8 faces (N, C, S, S): correlation of small grey pictures >= `alike`.
-
-    Thumbnails lose their local mean first, since all aligned faces share their coarse brightness. Pairs are found by
-    matrix products, groups by connected components.
-    """
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    small = [torch.nn.functional.interpolate(p.float().mean(1, keepdim=True), size=px, mode="area")
-             for p in pictures.split(chunk)]  # fmt: skip
-    small = torch.cat(small)
-    small = small - torch.nn.functional.avg_pool2d(small, 7, 1, 3, count_include_pad=False)
-    flat = torch.nn.functional.normalize(small.flatten(1), dim=1)
-    pairs = [
-        (flat[a : a + chunk] @ flat.T >= alike).nonzero() + torch.tensor([a, 0]) for a in range(0, len(flat), chunk)
-    ]
-    left, right = torch.cat(pairs).T.numpy()
-    graph = coo_array((np.ones(len(left), bool), (left, right)), (len(flat), len(flat)))
-    return connected_components(graph, directed=False)[1]
-
-
 # ---- Pictures in the trunk's frame
 
 
@@ -334,7 +312,7 @@ def main(argv):
         raise UserError("usage: python -m papers.face_attributes.data utkface|ferplus")
     (name,) = argv
     pack = sets.ensure(name)
-    groups = near_duplicates(pack.decode())
+    groups = duplicates.groups(pack.decode())
     names, several = pack.arrays["name"], np.bincount(groups)[groups] > 1
     print(f"{name}: {len(names)} faces, {several.sum()} of them in {len(np.unique(groups[several]))} groups")
     if name == "utkface":

@@ -89,7 +89,9 @@ def aligned(photo, px, frame, detector, path):
     if frame not in ("embedded", *frames(), *data.READERS):
         raise cli.UserError(f"--frame {frame}: known are {', '.join(frames())}")
     if max(height, width) > 1.2 * min(height, width):
-        raise cli.UserError(f"{path}: {width}x{height} is no square face crop; cut it, or find the face by --mtcnn FOLDER")
+        raise cli.UserError(
+            f"{path}: {width}x{height} is no square face crop; cut it, or find the face by --mtcnn FOLDER"
+        )
     side = min(height, width)
     square = photo[:, (height - side) // 2 :, (width - side) // 2 :][None, :, :side, :side]
     while square.shape[-1] > 2 * 112:
