@@ -16,9 +16,9 @@ from papers.face_attributes import assemble, data, evaluate, method
 from papers.face_attributes.config import PAPER
 
 STATEMENT = (
-    "These are guesses of how annotators would label the picture, in fixed categories: perceptions, not facts about the "
-    "person, and wrong more often for some groups than for others (see the card). They are for research on the method; "
-    "decide nothing about anybody by them."
+    "These are guesses of how annotators would label the picture, in fixed categories: perceptions, not facts about "
+    "the person, and wrong more often for some groups than for others (see the card). They are for research on the "
+    "method; decide nothing about anybody by them."
 )
 
 

@@ -39,10 +39,9 @@ def parse(argv, weights=None):
     row, rest = cli.take_option(rest, "row", "stage3")
     chosen, rest = cli.take_option(rest, "data")
     cfg = cli.parse(preset(name, row, chosen), rest, "python -m papers.face_attributes.train")
-    if weights is not None and cfg.trunk not in ("random", "demo"):
-        cfg = dataclasses.replace(cfg, trunk=assemble.digest_of(weights))
     check(cfg)
-    return cfg
+    named = weights is not None and cfg.trunk not in ("random", "demo")
+    return dataclasses.replace(cfg, trunk=assemble.digest_of(weights)) if named else cfg
 
 
 def train(cfg, device, out=runs.LOCAL, weights=None):
