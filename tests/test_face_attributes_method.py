@@ -259,8 +259,8 @@ def test_years_as_soft_labels_and_back():
 # ---- Cost and choice
 
 
-def test_cost_by_the_dossiers_formula():
-    """Section 3.1, computed by hand for a 2-2-2-2 residual net of width 64 at 112 px: 18 layers in five steps."""
+def test_cost_of_patterns_by_hand():
+    """Computed by hand for a 2-2-2-2 residual net of width 64 at 112 px: 18 layers in five steps."""
     stem, first = 3 * 64 * 49 * 56 * 56, 4 * 64 * 64 * 9 * 28 * 28
     later = lambda c, side: (c // 2 * c + 3 * c * c) * 9 * side * side + c // 2 * c * side * side
     stages = [stem + first, later(128, 14), later(256, 7), later(512, 4)]

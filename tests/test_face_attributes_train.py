@@ -233,11 +233,11 @@ def test_stored_activations_are_the_computed_ones(faces, trunk_weights, first, p
 
 def test_another_trunk_or_view_is_another_file(faces, trunk_weights):
     one = make_source(TINY_CONFIG, trunk_weights, 3)
-    other = make_source(TINY_CONFIG, trunk_weights, 3)
-    other.stages = [s for s in method.split(nets.IResNet((1, 1, 1, 1), (4, 4, 6, 8), 8, input_px=16).eval())]
+    stages = method.split(nets.IResNet((1, 1, 1, 1), (4, 4, 6, 8), 8, input_px=16).eval())
+    other = source.Source(TINY_CONFIG, one.parts, stages, one.pixels, 3, torch.device("cpu"))
     turned = make_source(dataclasses.replace(TINY_CONFIG, rotation_deg=9.0), trunk_weights, 3)
-    paths = {s._path(0, split, view) for s in (one, other, turned) for split in ("train", "val") for view in (0, None)}
-    assert len(paths) == 12
+    known = [(s, split, view) for s in (one, other, turned) for split in ("train", "val") for view in (0, None)]
+    assert len({s._path(0, split, view, "stage2") for s, split, view in known}) == 12
 
 
 def test_batches_pass_over_every_face_in_an_order_that_depends_on_the_step_alone(faces, trunk_weights):

@@ -8,7 +8,7 @@ from common import nets
 from papers.face_attributes import method
 
 BATCH = 32
-# The pattern of the dossier's example: age and emotion leave early, gender and ethnicity are linear layers.
+# An example of the claimed kind: age and emotion leave early, gender and ethnicity are linear layers.
 PATTERN = {"age": (4, 101), "gender": (6, 2), "ethnicity": (6, 5), "emotion": (3, 8)}
 
 

@@ -258,7 +258,7 @@ def stage_macs(stages, input_px):
 
 
 def pattern_macs(per_stage, starts, heads=None, identity=False):
-    """Multiply-adds of one image through a sharing pattern (dossier, section 3.1).
+    """Multiply-adds of one image through a sharing pattern (our accounting; the paper does not give its own).
 
     `per_stage`: cost of stages 1..L; `starts`: attribute -> stage where its own copy starts (L + 1: only a layer on
     the embedding); `heads`: attribute -> cost of its scores. Trunk stages that nothing needs do not run and are not

@@ -75,6 +75,7 @@ def build(cfg, parts, stages, pixels, device):
     start, probe = start_of(cfg.row, len(stages)), cfg.row.startswith("probe")
     joint = cfg.row == "joint"
     source = Source(cfg, parts, stages, pixels, 1 if joint else start, device, pooled=probe)
+    source.prepare()
     known = data.attributes_of(parts)
     sizes = sizes_of(stages, cfg, probe, start)
     hidden = 0
@@ -85,7 +86,7 @@ def build(cfg, parts, stages, pixels, device):
     branches = {n: method.Branch(stages, start, a.scores, **sizes, **control) for n, a in known.items()}
     net = method.SharedNet(assemble.copies(stages) if joint else stages, branches, moving=joint).to(device)
     if cfg.row != "scratch":
-        standardise(net, source, start)
+        standardise(net, source)
     if cfg.statistics == "frozen":
         for learner in [net] if joint else net.branches.values():
             method.fold(learner)
@@ -103,16 +104,15 @@ def sizes_of(stages, cfg, probe, start):
 
 
 @torch.no_grad()
-def standardise(net, source, start):
+def standardise(net, source):
     """Give every readout the mean and deviation of what it sees before training: the trunk's own output there."""
-    top = len(source.stages) + 1
-    for number in range(len(source.parts)):
-        x = source.inputs(number, torch.arange(min(STANDARDISE_FACES, len(source.pools[number]))), view=0)
-        for stage in source.stages[source.first - 1 :] if not source.pooled else []:
-            x = stage(x)
+    above = torch.nn.Sequential(*([] if source.pooled else source.fast[source.first - 1 :]))
+    for number, part in enumerate(source.parts):
+        rows = torch.arange(min(STANDARDISE_FACES, len(source.pools[number])))
+        seen = torch.cat([above(source.inputs(number, some, view=0)) for some in rows.split(64)])
         for name, branch in net.branches.items():
-            if name in source.parts[number].labels and (source.pooled or start <= top):
-                branch.standardise(x)
+            if name in part.labels:
+                branch.standardise(seen)
 
 
 # ---- The loop
