@@ -6,6 +6,7 @@ import os
 import signal
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -82,8 +83,9 @@ def test_the_demo_from_trunk_to_prediction(faces, tmp_path, capsys):
     """Every kind of row in small: trunk, readout, starts, separate networks, the chosen pattern, one face predicted."""
     words = TINY[1:]  # the settings must be the same for all rows, so that they find each other
     base = dataclasses.replace(
-        config.PRESETS["demo"], input_px=16, widths=(4, 4, 6, 8), features=8, batch=8, warmup=1, steps=4
-    )
+        config.PRESETS["demo"], input_px=16, widths=(4, 4, 6, 8), features=8, batch=8, warmup=1, steps=4,
+        candidates=("linear", "stage3", "stage1"),
+    )  # fmt: skip
     assert base.name_of("trunk") != base.name_of("linear") and len(words) > 3
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(config.PRESETS, "demo", base)
@@ -198,10 +200,12 @@ def test_two_processes_compute_what_one_does(faces, tmp_path, trunk_weights, row
     options = ["--row", row, *TINY, "--steps", "4", "--out", tmp_path / "two", *words]
     done = python(*command, *options, env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr[-2000:]
-    one, two = (checkpoint.read_weights(folder(tmp_path / k, row) / "model.safetensors")[0] for k in ("one", "two"))
-    assert one.keys() == two.keys()
-    for key, value in one.items():
-        torch.testing.assert_close(value, two[key], rtol=1e-3, atol=2e-4)
+    # Weights are not compared: a bias below a batch's own mean has no gradient but rounding, which AdamW blows up.
+    one, two = (pd.read_csv(folder(tmp_path / k, row) / "history.csv") for k in ("one", "two"))
+    assert set(one) >= {"loss", "gradient", "age", "emotion"}
+    np.testing.assert_allclose(one, two, rtol=2e-4)
+    years = [result(tmp_path / k, row)[1]["age_error_years"] for k in ("one", "two")]
+    np.testing.assert_allclose(*years, atol=0.3)
 
 
 # ---- Inputs of a step
@@ -422,7 +426,8 @@ def test_a_set_with_other_names_is_one_line(two_sets):
         (["--row", "stage2", "--input-px", "32"], "takes faces of 16 px"),
         (["--row", "stage2", "--data", "embeded"], "no set with attributes"),
         (["--row", "stage2", "--stepps", "3"], "unknown setting"),
-        (["--row", "chosen"], "first run linear"),
+        (["--row", "chosen"], "first run --row linear"),
+        (["--row", "chosen", "--candidates", "stage3"], "--candidates"),
         (["--row", "trunk", "--data", "utkface"], "only the demo trains"),
     ],
 )

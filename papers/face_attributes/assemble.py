@@ -15,9 +15,6 @@ from common.cli import MissingData, UserError
 from papers.face_attributes import data, evaluate, method
 from papers.face_attributes.config import DEPTHS, GIVEN_FILE, PAPER, Config
 
-ALONGSIDE = (*DEPTHS, "scratch")  # rows that a separate network may come from
-
-
 # ---- Trunks
 
 
@@ -109,16 +106,9 @@ def sibling(cfg, row, out):
 
 
 def finished(cfg, out):
-    """Row -> its record, of the rows that separate networks may come from. MissingData with fewer than two."""
-    found = {}
-    for row in ALONGSIDE:
-        folder = Path(out) / PAPER / cfg.name_of(row)
-        if (folder / "run.json").exists():
-            found[row] = {**checkpoint.read_json(folder / "run.json"), "folder": folder}
-    if "linear" not in found or len(found) < 2:
-        raise MissingData(f"{Path(out) / PAPER}: --row {cfg.row} puts finished rows together: first run linear and "
-                          f"at least one of {', '.join(r for r in ALONGSIDE if r != 'linear')}")  # fmt: skip
-    return found
+    """Row -> its record, of cfg.candidates. MissingData naming the first that is not run."""
+    folders = {row: sibling(cfg, row, out) for row in cfg.candidates}
+    return {row: {**checkpoint.read_json(f / "run.json"), "folder": f} for row, f in folders.items()}
 
 
 def record(cfg, run, device, out, weights=None):

@@ -46,7 +46,7 @@ class Config:
     input_px: int = 112  # the given trunk's
     batch: int = 64  # faces of each set in a step, over all processes
     steps: int = 5_000
-    lr: float = 5e-4  # peak, AdamW; tuned per depth on validation, see RATES
+    lr: float = 5e-4  # peak, AdamW; per depth in SCHEDULE
     head_rate: float = 4.0  # the linear layer's rate over the stages'
     weight_decay: float = 0.05
     clip: float = 5.0
@@ -63,6 +63,7 @@ class Config:
     age_sigma: float = 2.0  # years; spread of a label over neighbouring years
     labels: float = 1.0  # share of the training faces that is used (shape S6)
     grid: int = 2  # raster of a probe's averages
+    candidates: tuple[str, ...] = (*DEPTHS, "scratch")  # rows that "best" and "chosen" choose among
     margin: float = 1.0  # points below its best start that an attribute may lose to save computation
     units: tuple[int, ...] = (1, 1, 1, 1)  # the demo's identity network: blocks and channels of its stages
     widths: tuple[int, ...] = (16, 32, 64, 128)
@@ -87,15 +88,22 @@ class Config:
         return {k: v for k, v in dataclasses.asdict(self).items() if v != getattr(base, k)}
 
 
+MAIN = ("linear", "stage5", "stage4", "stage3")
 # Two CPU cores: branches keep the trunk's statistics (folded into their convolutions: half the time a step), each face
-# has four fixed views, and what is frozen below the branch is computed once.
-SHORT = dict(statistics="frozen", views=4, cache_from=3, batch=48)
-# Peak rates, chosen on validation faces by tune.py; see the card.
-RATES = {}
-STEPS = {}
+# has four fixed views, and what is frozen below the branch is computed once. Stages 2 and 1 are run beside.
+SHORT = dict(statistics="frozen", views=4, cache_from=3, batch=48, candidates=MAIN)
+# Peak rates and steps of the short preset: our first choice; `tune` compares rates on validation faces.
+READOUT, FULL = dict(lr=2e-3, steps=4_000), dict(lr=5e-4, steps=600)
+SCHEDULE = {
+    **{f"probe{k}": READOUT for k in range(1, STAGES + 1)}, "linear": READOUT, "random": READOUT,
+    "mlp": dict(lr=1e-3, steps=4_000), "joint": FULL, "scratch": FULL,
+    **{f"{kind}{k}": schedule for kind in ("stage", "only") for k, schedule in {
+        5: dict(lr=1e-3, steps=3_000), 4: dict(lr=1e-3, steps=2_500), 3: dict(lr=7e-4, steps=1_500), 2: FULL, 1: FULL,
+    }.items()},
+}  # fmt: skip
 DEMO = dict(
     data="embedded", trunk="demo", input_px=32, batch=64, steps=90, lr=2e-3, head_rate=4.0, warmup=10, averaging=0.95,
-    statistics="frozen", views=2, cache_from=3, age_sigma=4.0,
+    statistics="frozen", views=2, cache_from=3, age_sigma=4.0, candidates=("linear", "stage5", "stage3", "stage2"),
 )  # fmt: skip
 PRESETS = {
     "paper": Config(precision="bf16", batch=128, steps=6_000),
@@ -106,16 +114,15 @@ PRESETS = {
 TRUNK = dict(steps=260, lr=3e-3, averaging=0.0, views=0, cache_from=99)  # the demo's identity network
 BY_ROW = {"random": dict(trunk="random"), "scratch": dict(statistics="batch")}
 
-MAIN = ("linear", "stage5", "stage4", "stage3")
 PLAN = {
     "demo": Plan(
-        ("embedded",), ("trunk", "probe2", "probe4", "linear", "stage5", "stage3", "stage1", "best", "chosen"), (0,),
+        ("embedded",), ("trunk", "probe2", "probe4", "linear", "stage5", "stage3", "stage2", "best", "chosen"), (0,),
         "2 minutes on two CPU cores",
     ),
     "short": Plan(
         ("utkface+ferplus",),
-        tuple(f"probe{k}" for k in range(1, STAGES + 1)) + (*MAIN, "stage2", "stage1", "best", "chosen"),
-        (0,), "hours on two CPU cores; see the card",
+        (*(f"probe{k}" for k in range(1, STAGES + 1)), *MAIN, "best", "chosen"), (0,),
+        "hours on two CPU cores; see the card",
     ),
     "few": Plan(("utkface+ferplus",), MAIN, (0,), "half an hour on two CPU cores"),
     "paper": Plan(
@@ -132,9 +139,9 @@ def preset(name, row="stage3", data=None):
             raise UserError(f"unknown {what} {value!r}: known are {', '.join(known)}")
     own = dict(BY_ROW.get(row, {}))
     if name in ("short", "few"):
-        own |= {k: v[row] for k, v in (("lr", RATES), ("steps", STEPS)) if row in v}
-        if name == "few" and row in STEPS:
-            own["steps"] = STEPS[row] // 4
+        own |= SCHEDULE.get(row, {})
+    if name == "few" and "steps" in own:
+        own["steps"] //= 4  # still more passes over its few faces than the short preset makes
     if row == "trunk":
         own |= TRUNK
     return dataclasses.replace(PRESETS[name], row=row, data=data or PRESETS[name].data, **own)
@@ -150,6 +157,7 @@ def check(cfg):
         "age_sigma": cfg.age_sigma >= 0, "weight_decay": cfg.weight_decay >= 0, "input_px": cfg.input_px >= 16,
         "trunk": cfg.trunk in ("random", "demo") or re.fullmatch(r"[0-9a-f]{64}", cfg.trunk) is not None,
     }  # fmt: skip
+    limits["candidates"] = len(cfg.candidates) > 1 and "linear" in cfg.candidates and set(cfg.candidates) <= set(ROWS)
     for name, fine in limits.items():
         if not fine:
             raise UserError(f"--{name.replace('_', '-')} {getattr(cfg, name)}: not a usable value; see --help")

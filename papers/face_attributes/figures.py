@@ -109,8 +109,8 @@ def costs(axes, records):
         special = row in ("best", "chosen")
         axes.plot(np.mean(gflop[row]), accuracy, "*" if special else "o", ms=12 if special else 6,
                   color="#cc3311" if row == "chosen" else "#333333")  # fmt: skip
-        place = (8, 5) if row == "chosen" else (6, -12)
-        axes.annotate({"best": "separate networks"}.get(row, row), (np.mean(gflop[row]), accuracy), xytext=place,
+        place, side = {"chosen": ((-8, 8), "right"), "best": ((-8, -3), "right")}.get(row, ((6, -12), "left"))
+        axes.annotate({"best": "separate"}.get(row, row), (np.mean(gflop[row]), accuracy), xytext=place, ha=side,
                       textcoords="offset points", fontsize=8)  # fmt: skip
     if np.concatenate([*gflop.values(), [0]]).max() > 0.5:
         axes.axvline(1.0, color="#cccccc", lw=0.8, zorder=0)
