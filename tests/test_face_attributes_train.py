@@ -506,3 +506,22 @@ def test_claims_can_all_be_computed_from_nothing():
     assert {c.status for c in cells} == {"data missing"} and not [c for c in cells if c.kind == "level"]
     shapes = {c.claim["what"][:2] for c in cells if c.kind == "contrast"}
     assert {f"S{k}" for k in range(1, 8)} <= shapes
+
+
+def test_a_preset_on_two_sets_needs_both(monkeypatch, capsys):
+    from common import reproduce
+
+    monkeypatch.setattr(registry, "available", lambda name: name != "ferplus")
+    with pytest.raises(cli.MissingData) as error:
+        reproduce.choose(config.PLAN, "short", None)
+    one_line_error(error, "make data-utkface` and `make data-ferplus")
+    assert reproduce.choose(config.PLAN, "auto", None) == ("demo", "embedded")
+    monkeypatch.setattr(registry, "available", lambda name: True)
+    assert reproduce.choose(config.PLAN, "short", None) == ("short", "utkface+ferplus")
+
+
+def test_other_weights_are_no_trunk(tmp_path):
+    checkpoint.save_weights(tmp_path / "w.safetensors", torch.nn.Linear(3, 3))
+    with pytest.raises(cli.UserError) as error:
+        nets.load_identity_net(tmp_path / "w.safetensors")
+    one_line_error(error, "w.safetensors", "another architecture")

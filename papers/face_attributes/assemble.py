@@ -156,7 +156,7 @@ def costs_of(stages, cfg, parts):
 def save(cfg, run, source, rows, identity_net, stages, parts, device):
     """Put trunk and chosen branches into one network, check it against the rows' own branches, write its weights."""
     attributes = data.attributes_of(parts)
-    branches = {name: one_branch(cfg, rows[row], name, stages, attributes[name]) for name, row in source.items()}
+    branches = {name: one_branch(rows[row], name, stages, attributes[name]) for name, row in source.items()}
     net = method.SharedNet(stages, branches).to(device).eval()
     x = nets.to_input(data.pictures(parts[0], parts[0].index("test")[:8], cfg, device), identity_net.pixels)
     together = net(x)
@@ -182,7 +182,7 @@ def sizes_of(net):
             "features": net.fc.out_features, "input_px": net.input_px}  # fmt: skip
 
 
-def one_branch(cfg, row, name, stages, attribute):
+def one_branch(row, name, stages, attribute):
     """The trained branch of one attribute from a row's weights."""
     tensors, words = checkpoint.read_weights(row["folder"] / "model.safetensors")
     mine = {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")}

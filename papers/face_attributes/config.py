@@ -75,16 +75,19 @@ class Config:
         return self.name_of(self.row)
 
     def name_of(self, row):
-        """Folder of another row of the same run: same data, preset, seed and changed settings."""
+        """Folder of another row of the same run: same data, preset, seed and changed settings of training."""
         from common.runs import fingerprint
 
         base = dataclasses.replace(preset(self.preset, self.row, self.data), seed=self.seed)
-        mine = dataclasses.replace(preset(self.preset, row, self.data), seed=self.seed, **self.changes(base))
+        choice = () if row == self.row else ("margin", "candidates")  # these choose among rows and train none
+        changes = {k: v for k, v in self.changes(base).items() if k not in choice}
+        mine = dataclasses.replace(preset(self.preset, row, self.data), seed=self.seed, **changes)
         plain = dataclasses.replace(preset(self.preset, row, self.data), seed=self.seed)
         changed = "" if mine == plain else "-" + fingerprint(mine)
         return f"{self.data}-{self.preset}-{row}-s{self.seed}{changed}"
 
     def changes(self, base):
+        """Settings that differ from those of `base`, name -> value."""
         return {k: v for k, v in dataclasses.asdict(self).items() if v != getattr(base, k)}
 
 
