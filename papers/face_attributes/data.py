@@ -256,12 +256,11 @@ def new_split(names, groups, val=0.1, test=0.2):
     own = hashes(names)
     first = np.full(groups.max() + 1, np.iinfo(np.uint64).max, np.uint64)
     np.minimum.at(first, groups, own)
-    order = np.lexsort((own, first[groups]))  # whole groups one after another
-    begin = np.full(groups.max() + 1, len(own))
-    np.minimum.at(begin, groups[order], np.arange(len(own)))
+    order = np.argsort(first[groups], kind="stable")  # whole groups one after another
+    begin = np.full(groups.max() + 1, np.inf)
+    np.minimum.at(begin, groups[order], np.arange(len(own)) / len(own))
     place = begin[groups]  # a group lies where its first face lies
-    ends = round(test * len(own)), round((test + val) * len(own))
-    return {"test": np.sort(own[place < ends[0]]), "val": np.sort(own[(place >= ends[0]) & (place < ends[1])])}
+    return {"test": np.sort(own[place < test]), "val": np.sort(own[(place >= test) & (place < test + val)])}
 
 
 # ---- Pictures in the trunk's frame
