@@ -92,7 +92,7 @@ class Config:
 
 
 MAIN = ("linear", "stage5", "stage4", "stage3")
-# Two CPU cores: branches keep the trunk's statistics (folded into their convolutions: half the time a step), each face
+# Two CPU cores: branches keep the trunk's statistics (folded into their convolutions, which is faster), each face
 # has four fixed views, and what is frozen below the branch is computed once. Stages 2 and 1 are run beside.
 SHORT = dict(statistics="frozen", views=4, cache_from=3, batch=48, candidates=MAIN)
 # Peak rates and steps of the short preset: our first choice; `tune` compares rates on validation faces.
