@@ -90,7 +90,7 @@ def _fill(cell, records):
         cell.records, cell.others = pair(ours, others)
         if cell.records:
             cell.interval = stats.contrast(metric, _predictions(cell.records), _predictions(cell.others))
-            cell.status = stats.contrast_status(cell.interval)
+            cell.status = stats.contrast_status(cell.interval, claim.get("margin", 0.0), claim.get("within"))
         return _absent(cell, records)
     cell.records = matching(records, claim, claim["row"])
     if not cell.records:

@@ -1,9 +1,10 @@
-"""Networks that two papers need, and the strict way to read weights: the given MobileFaceNet with its input rule.
+"""Networks that two papers need (IResNet, the given MobileFaceNet), their input rules, a strict way to read weights.
 
 Weights are read as tensors alone: .safetensors, or a .pt/.pth state dict that loads without running code.
 """
 
 import pickle
+import re
 from pathlib import Path
 
 import torch
@@ -89,10 +90,102 @@ class _InvertedResidual(nn.Module):
         return self.conv(x) + x if self.residual else self.conv(x)
 
 
+class IRUnit(nn.Module):
+    """BN, 3x3, BN, PReLU, 3x3 (with the stride), BN, plus the input; nothing after the sum."""
+
+    def __init__(self, width_in, width, stride):
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(width_in)
+        self.conv1 = nn.Conv2d(width_in, width, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.prelu = nn.PReLU(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride, padding=1, bias=False)
+        self.bn3 = nn.BatchNorm2d(width)
+        self.downsample = None
+        if stride != 1 or width_in != width:
+            shortcut = nn.Conv2d(width_in, width, 1, stride, bias=False)
+            self.downsample = nn.Sequential(shortcut, nn.BatchNorm2d(width))
+
+    def forward(self, x):
+        out = self.conv1(self.bn1(x))
+        out = self.conv2(self.prelu(self.bn2(out)))
+        return self.bn3(out) + (x if self.downsample is None else self.downsample(x))
+
+
+class IResNet(nn.Module):
+    """Stem at full resolution, four stages that halve it each, then output 'E': BN, dropout, FC, BN.
+
+    The last BN's scale is fixed at 1, which settles the mean embedding length near sqrt(features). `dropout` is 0.4 in
+    the paper's code (mxnet) and 0 in the torch script. `input_px` must be a multiple of 16; other sizes and widths than
+    the defaults are ours.
+    """
+
+    pixels = "arcface"
+
+    def __init__(self, units, widths=(64, 128, 256, 512), features=512, dropout=0.0, input_px=112):
+        super().__init__()
+        self.input_px = input_px
+        if input_px % 16:
+            raise UserError(f"input_px {input_px}: four stages halve it, so take a multiple of 16")
+        self.conv1 = nn.Conv2d(3, widths[0], 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(widths[0])
+        self.prelu = nn.PReLU(widths[0])
+        width_in = widths[0]
+        for stage, (count, width) in enumerate(zip(units, widths, strict=True), start=1):
+            strides = [2] + [1] * (count - 1)
+            blocks = [IRUnit(width_in if i == 0 else width, width, stride) for i, stride in enumerate(strides)]
+            setattr(self, f"layer{stage}", nn.Sequential(*blocks))
+            width_in = width
+        self.bn2 = nn.BatchNorm2d(width_in)
+        self.dropout = nn.Dropout(dropout)
+        self.fc = nn.Linear(width_in * (input_px // 16) ** 2, features)
+        self.features = nn.BatchNorm1d(features)
+        self.features.weight.requires_grad_(False)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, 0, 0.1)
+
+    def forward(self, x):
+        x = self.prelu(self.bn1(self.conv1(x)))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        x = self.dropout(torch.flatten(self.bn2(x), 1))
+        # The last BN in float32 under autocast: bfloat16 keeps three digits, and cosines are made of these numbers.
+        return self.features(self.fc(x).float())
+
+
 def load_mobilefacenet(path):
     """The given MobileFaceNet (128-d, input by PIXELS["imagenet"]) in eval mode. UserError for any other weights."""
     state = read_state(path)
     return load_strictly(MobileFaceNetReLU(len(state["conv3.weight"]) if "conv3.weight" in state else 128), state, path)
+
+
+def iresnet_like(state):
+    """An untrained IResNet with the sizes that a state dict's names and shapes tell. KeyError if it tells none."""
+    units = tuple(count_blocks(state, rf"layer{stage}\.(\d+)\.") for stage in (1, 2, 3, 4))
+    widths = tuple(len(state[f"layer{stage}.0.conv2.weight"]) for stage in (1, 2, 3, 4))
+    features, inputs = state["fc.weight"].shape
+    return IResNet(units, widths, features, input_px=16 * round((inputs / widths[-1]) ** 0.5))
+
+
+def count_blocks(state, pattern):
+    """1 + the largest block number that `pattern` finds in the names; 0 when it finds none."""
+    found = [re.match(pattern, name) for name in state]
+    return max((int(match[1]) + 1 for match in found if match), default=0)
+
+
+def load_identity_net(path):
+    """The identity network in a weights file, in eval mode: an IResNet or the given MobileFaceNet, as its names tell.
+
+    Raises UserError, with the first keys that differ, for any other weights.
+    """
+    state = read_state(path)
+    if "fc.weight" not in state:
+        return load_mobilefacenet(path)
+    try:
+        net = iresnet_like(state)
+    except (KeyError, ValueError):
+        raise UserError(f"{path}: weights of another architecture than IResNet or the given MobileFaceNet") from None
+    return load_strictly(net, state, path)
 
 
 def load_strictly(net, state, path):

@@ -15,7 +15,10 @@ from common import claims, cli, data, report, runs
 
 @dataclass(frozen=True)
 class Plan:
-    """What a preset runs by default: the first data set of `data` that is here, its rows, its seeds."""
+    """What a preset runs by default: the first data set of `data` that is here, its rows, its seeds.
+
+    "a+b" needs both sets.
+    """
 
     data: tuple[str, ...]
     rows: tuple[str, ...]
@@ -77,8 +80,8 @@ def choose(plans, wanted, name):
     passed_over = []
     for preset in options:
         sets = (name,) if name else plans[preset].data
-        here = [s for s in sets if s == "embedded" or data.available(s)]
-        gets = " or ".join(f"`make data-{s}`" for s in sets)
+        here = [s for s in sets if s == "embedded" or all(map(data.available, s.split("+")))]
+        gets = " or ".join(" and ".join(f"`make data-{part}`" for part in s.split("+")) for s in sets)
         if not here:
             passed_over.append(
                 f"preset {preset} needs {' or '.join(sets)}, not on this machine: {gets} says how to get it, "

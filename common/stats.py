@@ -59,13 +59,21 @@ def level_status(metric, interval, published, tolerance):
     return "inconclusive"
 
 
-def contrast_status(interval):
-    """`supported`, `refuted` or `inconclusive`: on which side of zero the whole interval of the gain lies."""
+def contrast_status(interval, margin=0.0, within=None):
+    """`supported`, `refuted` or `inconclusive`: on which side of zero the whole interval of the gain lies.
+
+    With `margin` the claim is "at most `margin` worse": the side of -margin decides. With `within` it is "no different
+    by more than that": supported inside the band, refuted outside.
+    """
     if interval.n_seeds < 3:
         return "inconclusive"  # two seeds say nothing about the spread between seeds
-    if interval.low > 0:
+    if within is not None:
+        outside = interval.low > within or interval.high < -within
+        inside = -within < interval.low and interval.high < within
+        return "supported" if inside else "refuted" if outside else "inconclusive"
+    if interval.low > -margin:
         return "supported"
-    return "refuted" if interval.high < 0 else "inconclusive"
+    return "refuted" if interval.high < -margin else "inconclusive"
 
 
 def _interval(values, sampling_error, n_samples, confidence):

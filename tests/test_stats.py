@@ -88,6 +88,24 @@ def test_contrast_status(low, high, seeds, status):
     assert stats.contrast_status(interval(low, high, seeds)) == status
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "rule", "status"),
+    [
+        (-0.9, 0.2, dict(margin=1.0), "supported"),
+        (-1.1, 0.2, dict(margin=1.0), "inconclusive"),
+        (-3.0, -1.1, dict(margin=1.0), "refuted"),
+        (-0.9, 0.9, dict(within=1.0), "supported"),
+        (0.1, 0.9, dict(within=1.0), "supported"),
+        (0.5, 1.1, dict(within=1.0), "inconclusive"),
+        (1.1, 2.0, dict(within=1.0), "refuted"),
+        (-2.0, -1.1, dict(within=1.0), "refuted"),
+    ],
+)
+def test_claims_of_not_worse_and_of_no_difference(low, high, rule, status):
+    assert stats.contrast_status(interval(low, high, 3), **rule) == status
+    assert stats.contrast_status(interval(low, high, 2), **rule) == "inconclusive"
+
+
 def test_a_gain_is_positive_when_the_first_side_is_better():
     low, high = [run(4, 4), run(5, 5), run(4.5, 4.5)], [run(6, 6), run(7, 7), run(6.5, 6.5)]
     assert stats.contrast(ERROR, low, high).mean == pytest.approx(2)

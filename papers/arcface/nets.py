@@ -6,78 +6,12 @@ strictly. All take (B, 3, H, W) float images, RGB, aligned to the 112x112 templa
 loss and by the evaluation. Published parameter and multiply-add counts are held by tests/test_arcface_nets.py.
 """
 
-import re
-
-import torch
 from torch import nn
 
 from common.cli import UserError
-from common.nets import MobileFaceNetReLU, load_strictly, read_state
+from common.nets import IResNet, MobileFaceNetReLU, count_blocks, iresnet_like, load_strictly, read_state
 
 UNITS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 14, 3), 100: (3, 13, 30, 3)}
-
-
-class IRUnit(nn.Module):
-    """BN, 3x3, BN, PReLU, 3x3 (with the stride), BN, plus the input; nothing after the sum."""
-
-    def __init__(self, width_in, width, stride):
-        super().__init__()
-        self.bn1 = nn.BatchNorm2d(width_in)
-        self.conv1 = nn.Conv2d(width_in, width, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.prelu = nn.PReLU(width)
-        self.conv2 = nn.Conv2d(width, width, 3, stride, padding=1, bias=False)
-        self.bn3 = nn.BatchNorm2d(width)
-        self.downsample = None
-        if stride != 1 or width_in != width:
-            shortcut = nn.Conv2d(width_in, width, 1, stride, bias=False)
-            self.downsample = nn.Sequential(shortcut, nn.BatchNorm2d(width))
-
-    def forward(self, x):
-        out = self.conv1(self.bn1(x))
-        out = self.conv2(self.prelu(self.bn2(out)))
-        return self.bn3(out) + (x if self.downsample is None else self.downsample(x))
-
-
-class IResNet(nn.Module):
-    """Stem at full resolution, four stages that halve it each, then output 'E': BN, dropout, FC, BN.
-
-    The last BN's scale is fixed at 1, which settles the mean embedding length near sqrt(features). `dropout` is 0.4 in
-    the paper's code (mxnet) and 0 in the torch script. `input_px` must be a multiple of 16; other sizes and widths than
-    the defaults are ours.
-    """
-
-    pixels = "arcface"
-
-    def __init__(self, units, widths=(64, 128, 256, 512), features=512, dropout=0.0, input_px=112):
-        super().__init__()
-        self.input_px = input_px
-        if input_px % 16:
-            raise UserError(f"input_px {input_px}: four stages halve it, so take a multiple of 16")
-        self.conv1 = nn.Conv2d(3, widths[0], 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(widths[0])
-        self.prelu = nn.PReLU(widths[0])
-        width_in = widths[0]
-        for stage, (count, width) in enumerate(zip(units, widths, strict=True), start=1):
-            strides = [2] + [1] * (count - 1)
-            blocks = [IRUnit(width_in if i == 0 else width, width, stride) for i, stride in enumerate(strides)]
-            setattr(self, f"layer{stage}", nn.Sequential(*blocks))
-            width_in = width
-        self.bn2 = nn.BatchNorm2d(width_in)
-        self.dropout = nn.Dropout(dropout)
-        self.fc = nn.Linear(width_in * (input_px // 16) ** 2, features)
-        self.features = nn.BatchNorm1d(features)
-        self.features.weight.requires_grad_(False)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.normal_(module.weight, 0, 0.1)
-
-    def forward(self, x):
-        x = self.prelu(self.bn1(self.conv1(x)))
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        x = self.dropout(torch.flatten(self.bn2(x), 1))
-        # The last BN in float32 under autocast: bfloat16 keeps three digits, and cosines are made of these numbers.
-        return self.features(self.fc(x).float())
 
 
 class _Conv(nn.Module):
@@ -207,18 +141,9 @@ def load_net(path):
 def net_like(state):
     """An untrained network with the sizes that a state dict's names and shapes tell. KeyError if it tells none."""
     if "fc.weight" in state:
-        units = tuple(_count(state, rf"layer{stage}\.(\d+)\.") for stage in (1, 2, 3, 4))
-        widths = tuple(len(state[f"layer{stage}.0.conv2.weight"]) for stage in (1, 2, 3, 4))
-        features, inputs = state["fc.weight"].shape
-        return IResNet(units, widths, features, input_px=16 * round((inputs / widths[-1]) ** 0.5))
+        return iresnet_like(state)
     if "conv_sep.layers.0.weight" in state:
-        blocks = tuple(_count(state, rf"layers\.{i}\.layers\.(\d+)\.layers") for i in (1, 3, 5, 7))
+        blocks = tuple(count_blocks(state, rf"layers\.{i}\.layers\.(\d+)\.layers") for i in (1, 3, 5, 7))
         scale = len(state["layers.0.layers.0.weight"]) // 64
         return MobileFaceNet(len(state["features.layers.2.weight"]), (blocks[0] or 1,) + blocks[1:], scale)
     return MobileFaceNetReLU(len(state["conv3.weight"]))
-
-
-def _count(state, pattern):
-    """1 + the largest block number that `pattern` finds in the names; 0 when it finds none."""
-    found = [re.match(pattern, name) for name in state]
-    return max((int(match[1]) + 1 for match in found if match), default=0)

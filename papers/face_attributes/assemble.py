@@ -1,0 +1,219 @@
+"""Trunks from weights files, and networks put together from trained rows: the chosen pattern and separate networks."""
+
+import copy
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from common import checkpoint, nets, runs
+from common import data as sets
+from common.cli import MissingData, UserError
+from papers.face_attributes import data, evaluate, method
+from papers.face_attributes.config import DEPTHS, GIVEN_FILE, PAPER, Config
+
+# ---- Trunks
+
+
+def trunk(cfg, parts, out, weights=None):
+    """(identity network that cfg.trunk names, in eval mode; its stages, which share its modules)."""
+    if cfg.trunk == "random":
+        net = untrained(cfg, parts)
+    elif cfg.trunk == "demo":
+        net = nets.load_identity_net(sibling(cfg, "trunk", out) / "model.safetensors")
+    else:
+        net = nets.load_identity_net(given(cfg, weights))
+    if net.input_px != cfg.input_px:
+        raise UserError(f"--input-px {cfg.input_px}: this trunk takes faces of {net.input_px} px")
+    return net, method.split(net.eval(), cfg.cuts)
+
+
+def given(cfg, weights=None):
+    """Path of the weights with cfg.trunk's sha256: `weights`, or the given file in data/raw. MissingData if absent."""
+    root = Path(os.environ.get("DATA_ROOT") or sets.REPOSITORY_DATA)
+    path = Path(weights) if weights else root / "raw" / GIVEN_FILE
+    if not path.is_file():
+        raise MissingData(f"{path}: no such weights file; name the identity network by --weights FILE, or put "
+                          f"{GIVEN_FILE} into {root / 'raw'} (see data/README.md)")  # fmt: skip
+    if digest_of(path) != cfg.trunk:
+        raise UserError(f"{path}: not the weights that these settings name ({cfg.trunk[:12]}...); name it by --weights")
+    return path
+
+
+def digest_of(path):
+    """sha256 of a weights file. MissingData when it is absent."""
+    if not Path(path).is_file():
+        raise MissingData(f"{path}: no such weights file")
+    return checkpoint.sha256(path)
+
+
+@torch.no_grad()
+def untrained(cfg, parts):
+    """A trunk of random weights (control) whose statistics fit the training faces, so that activations keep a scale."""
+    torch.manual_seed(cfg.seed + 7)
+    if cfg.data == "embedded":
+        net = nets.IResNet(cfg.units, cfg.widths, cfg.features, input_px=cfg.input_px)
+    else:
+        net = nets.MobileFaceNetReLU()
+    method.reinitialise(net)
+    for module in net.modules():
+        if isinstance(module, torch.nn.BatchNorm1d | torch.nn.BatchNorm2d):
+            module.momentum = None  # the plain average of the batches below
+    net.train()
+    for part in parts:
+        for rows in part.index("train")[:256].split(64):
+            net(nets.to_input(data.pictures(part, rows, cfg, torch.device("cpu")), net.pixels))
+    return net
+
+
+def copies(stages):
+    return [copy.deepcopy(stage) for stage in stages]
+
+
+# ---- Cost
+
+
+def cost_arrays(net, cfg, starts, n):
+    """`gflop`: what all predictions of one face cost, the same for each of the n test faces."""
+    per_stage, heads = costs(net, cfg)
+    flop = 2 * method.pattern_macs(per_stage, starts, heads)
+    return {"gflop": np.full(n, flop / 1e9, np.float32)}
+
+
+def costs(net, cfg):
+    """(multiply-adds of each stage, attribute -> multiply-adds of its readout) of a SharedNet."""
+    device = next(net.parameters()).device
+    per_stage = method.stage_macs([copy.deepcopy(s).cpu() for s in net.trunk], cfg.input_px)
+    heads = {
+        name: method.macs(branch.head, torch.zeros(1, len(branch.mean), device=device))
+        for name, branch in net.branches.items()
+    }
+    return per_stage, heads
+
+
+# ---- Rows put together from others
+
+
+def sibling(cfg, row, out):
+    """Folder of another row of the same run. MissingData when it is not finished."""
+    folder = Path(out) / PAPER / cfg.name_of(row)
+    if not (folder / "run.json").exists():
+        raise MissingData(f"{folder}: not run yet; first run --row {row} with the same settings")
+    return folder
+
+
+def finished(cfg, out):
+    """Row -> its record, of cfg.candidates. MissingData naming the first that is not run."""
+    folders = {row: sibling(cfg, row, out) for row in cfg.candidates}
+    return {row: {**checkpoint.read_json(f / "run.json"), "folder": f} for row, f in folders.items()}
+
+
+def record(cfg, run, device, out, weights=None):
+    """Write the record of `best` (separate networks) or `chosen` (the cheapest shared pattern within the margin)."""
+    rows = finished(cfg, out)
+    parts = data.load(cfg.data)
+    net, stages = trunk(cfg, parts, out, weights)
+    accuracy = {a: {row: r["validation"][a] for row, r in rows.items()} for a in data.attributes_of(parts)}
+    per_stage, heads = costs_of(stages, cfg, parts)
+    if cfg.row == "best":
+        source = {a: max(found, key=found.get) for a, found in accuracy.items()}
+        flop = 2 * (len(source) * sum(per_stage) + sum(heads.values()))
+    else:
+        starts = {a: {DEPTHS[row]: v for row, v in f.items() if row in DEPTHS} for a, f in accuracy.items()}
+        starts = method.choose(starts, per_stage, cfg.margin, heads)
+        source = {a: next(row for row, k in DEPTHS.items() if k == start) for a, start in starts.items()}
+        flop = 2 * method.pattern_macs(per_stage, starts, heads)
+    arrays = {}
+    for name, row in source.items():
+        found = runs.read_predictions(rows[row]["folder"] / "predictions.npz")
+        arrays |= {k: v for k, v in found.items() if k.startswith(f"{name}_")}
+    arrays["gflop"] = np.full(len(next(iter(arrays.values()))), flop / 1e9, np.float32)
+    made = save(cfg, run, source, rows, net, stages, parts, device) if cfg.row == "chosen" else None
+    used = [rows[row] for row in set(source.values())]
+    return run.finish(
+        metrics=evaluate.measure(arrays), predictions=arrays, history=[{"step": 0}], data=rows["linear"]["data"],
+        selection="depth chosen on validation faces; last weights", device=device,
+        seconds=sum(r["seconds"] for r in used), samples=sum(r["samples_per_s"] * r["seconds"] for r in used),
+        weights=made, sources=source, groups={a: rows[row]["groups"][a] for a, row in source.items()},
+        validation={a: accuracy[a][row] for a, row in source.items()},
+    )  # fmt: skip
+
+
+def costs_of(stages, cfg, parts):
+    """(per_stage, attribute -> cost of its readout) of the trunk with a linear readout per attribute."""
+    per_stage = method.stage_macs(copies(stages), cfg.input_px)
+    with torch.no_grad():
+        width = torch.nn.Sequential(*copies(stages))(torch.zeros(1, 3, cfg.input_px, cfg.input_px)).shape[1]
+    return per_stage, {name: width * attribute.scores for name, attribute in data.attributes_of(parts).items()}
+
+
+# ---- The shared network as one file
+
+
+def save(cfg, run, source, rows, identity_net, stages, parts, device):
+    """Put trunk and chosen branches into one network, check it against the rows' own branches, write its weights."""
+    attributes = data.attributes_of(parts)
+    branches = {name: one_branch(rows[row], name, stages, attributes[name]) for name, row in source.items()}
+    net = method.SharedNet(stages, branches).to(device).eval()
+    x = nets.to_input(data.pictures(parts[0], parts[0].index("test")[:8], cfg, device), identity_net.pixels)
+    together = net(x)
+    for name, branch in branches.items():
+        alone = method.SharedNet(stages, {name: branch}).eval()(x)[name]
+        torch.testing.assert_close(together[name], alone)
+    path = run.folder / "model.safetensors"
+    words = dict(
+        row=cfg.row, starts=json.dumps({n: b.start for n, b in branches.items()}), config=json.dumps(runs.as_dict(cfg)),
+        attributes=json.dumps({n: dataclasses.asdict(a) for n, a in attributes.items()}),
+        trunk=json.dumps(sizes_of(identity_net)),
+        frozen=json.dumps({n: b.keep_statistics for n, b in branches.items()}),
+    )  # fmt: skip
+    return {"file": path.name, "sha256": checkpoint.save_weights(path, net, **words)}
+
+
+def sizes_of(net):
+    """The options that make a network of this architecture again; empty for the given MobileFaceNet."""
+    if isinstance(net, nets.MobileFaceNetReLU):
+        return {}
+    layers = [getattr(net, f"layer{k}") for k in (1, 2, 3, 4)]
+    return {"units": [len(layer) for layer in layers], "widths": [layer[0].conv2.out_channels for layer in layers],
+            "features": net.fc.out_features, "input_px": net.input_px}  # fmt: skip
+
+
+def one_branch(row, name, stages, attribute):
+    """The trained branch of one attribute from a row's weights."""
+    tensors, words = checkpoint.read_weights(row["folder"] / "model.safetensors")
+    mine = {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")}
+    start = json.loads(words["starts"])[name]
+    branch = method.Branch(stages, start, attribute.scores, len(mine["mean"]))
+    if row["config"]["statistics"] == "frozen":
+        method.fold(branch)
+    branch.load_state_dict(mine)
+    return branch
+
+
+def load_shared(path, device):
+    """(SharedNet, its Config, name -> Attribute, pixel rule) of a `chosen` row's weights. UserError for other files."""
+    tensors, words = checkpoint.read_weights(path)
+    if words.get("row") != "chosen":
+        raise UserError(f"{path}: no shared attribute network (its metadata names no chosen pattern); train one")
+    settings = json.loads(words["config"])
+    cfg = Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()})
+    attributes = {
+        n: data.Attribute(a["name"], tuple(a["classes"]), a["years"])
+        for n, a in json.loads(words["attributes"]).items()
+    }
+    sizes = json.loads(words["trunk"])
+    net = nets.IResNet(**sizes) if sizes else nets.MobileFaceNetReLU()
+    stages = method.split(net.eval(), cfg.cuts)
+    frozen, branches = json.loads(words["frozen"]), {}
+    for name, start in json.loads(words["starts"]).items():
+        width = len(tensors[f"branches.{name}.mean"])
+        branches[name] = method.Branch(stages, start, attributes[name].scores, width)
+        if frozen[name]:
+            method.fold(branches[name])
+    shared = method.SharedNet(stages, branches)
+    checkpoint.load_weights(path, shared)
+    return shared.to(device).eval(), cfg, attributes, net.pixels

@@ -1,0 +1,269 @@
+"""Accuracy of attribute predictions: `python -m papers.face_attributes.evaluate --weights FILE --data NAME`.
+
+Single crop, no mirror image. Age is judged in FairFace's nine groups and, where the years are known, by the mean
+absolute error of the predicted distribution's median. Records hold per-face hits and errors, no label and no image.
+"""
+
+import numpy as np
+import torch
+
+from common import cli, nets, parallel, verification
+from common import data as sets
+from common.metrics import Metric
+from papers.face_attributes import data, method
+from papers.face_attributes.source import Source, bfloat, label_of
+
+NAMES = ("age", "gender", "ethnicity", "emotion", "smiling", "hat", "young")
+PAIRS = [(a, b) for a in ("age", "emotion") for b in ("gender", "ethnicity")]  # shape S3
+
+
+# ---- Metrics, all computed from what a record holds
+
+
+def _hits(name):
+    return lambda p: 100.0 * p[f"{name}_correct"]
+
+
+def _difference(a, b):
+    """Per face, accuracy of `a` less that of `b` in points.
+
+    Faces of two different sets are lined up one after another and weighted so that the mean is the difference of the
+    two accuracies; they share no face, so their errors add as independent ones do.
+    """
+
+    def per_sample(p):
+        x, y = 100.0 * p[f"{a}_correct"], 100.0 * p[f"{b}_correct"]
+        if len(x) == len(y):
+            return x - y
+        n = len(x) + len(y)
+        return np.concatenate([x * n / len(x), -y * n / len(y)])
+
+    return per_sample
+
+
+def _logit(hits):
+    share = (hits.sum() + 0.5) / (len(hits) + 1)  # half a face each way, so that 100 % stays finite
+    return np.log(share / (1 - share))
+
+
+def _logit_difference(a, b):
+    return lambda p: _logit(p[f"{a}_correct"]) - _logit(p[f"{b}_correct"])
+
+
+def _identity_accuracy(p):
+    keys = "identity_distance", "identity_same", "identity_fold"
+    return 100 * verification.verify(*(p[key] for key in keys), both=False).correct.mean()
+
+
+def _metrics():
+    for name in NAMES:
+        hits, recall = f"{name}_correct", f"{name}_recall"
+        yield Metric(f"{name}_accuracy_pct", f"{name}, accuracy (%)", False, _hits(name), needs=(hits,))
+        yield Metric(f"{name}_balanced_pct", f"{name}, mean of the classes' accuracies (%)", False,
+                     statistic=lambda p, key=recall: 100 * p[key].mean(), needs=(recall,))  # fmt: skip
+        yield Metric(f"{name}_logit", f"{name}, logit of the accuracy", False,
+                     statistic=lambda p, key=hits: _logit(p[key]), needs=(hits,))  # fmt: skip
+    yield Metric("age_mae_years", "age, mean absolute error (years)", True, lambda p: p["age_error_years"],
+                 needs=("age_error_years",))  # fmt: skip
+    for a, b in PAIRS:
+        needs = f"{a}_correct", f"{b}_correct"
+        yield Metric(f"{a}_less_{b}_pct", f"accuracy of {a} less that of {b} (points)", False, _difference(a, b),
+                     needs=needs)  # fmt: skip
+        if a == "age":  # the bootstrap needs both on the same faces
+            yield Metric(f"{a}_less_{b}_logit", f"logit of {a}'s accuracy less that of {b}'s", False,
+                         statistic=_logit_difference(a, b), needs=needs)  # fmt: skip
+    yield Metric("gflop", "computation of all predictions of a face (GFLOP, 2 per multiply-add)", True,
+                 lambda p: p["gflop"], needs=("gflop",))  # fmt: skip
+    yield Metric("within_over_between_pct", "variance within over between identities (%)", True,
+                 statistic=lambda p: 100 * p["identity_within"].sum() / p["identity_between"].sum(),
+                 needs=("identity_within", "identity_between"))  # fmt: skip
+    yield Metric("identity_accuracy_pct", "identity verification (%)", False, statistic=_identity_accuracy,
+                 needs=("identity_distance", "identity_same", "identity_fold"))  # fmt: skip
+
+
+METRICS = {m.name: m for m in _metrics()}
+
+
+def measure(predictions):
+    """Every metric that the predictions allow, name -> value."""
+    return {name: m.value(predictions) for name, m in METRICS.items() if m.available(predictions)}
+
+
+# ---- From a network to predictions
+
+
+@torch.no_grad()
+def scores(net, source, split, device):
+    """Attribute -> (probabilities (n, classes), labels (n,), part number, places (n,)) of "val" or "test" faces."""
+    found = {}
+    net.eval()
+    for number, part in enumerate(source.parts):
+        index = part.index(split)
+        for rows in torch.arange(len(index)).split(128):
+            x = source.inputs(number, rows, split=split)
+            wanted = {a: label_of(part, a, index[rows]).to(device) >= 0 for a in net.branches}
+            with bfloat(source.cfg, device):
+                out = net(x, wanted, first=source.first)
+            for name, score in out.items():
+                keep = wanted[name].cpu()
+                found.setdefault(name, []).append(
+                    (score.float().softmax(1).cpu(), label_of(part, name, index[rows])[keep], index[rows][keep], number)
+                )
+    return found
+
+
+def judge(attribute, probability, label):
+    """(hit (n,) bool, true class (n,), absolute error in years (n,) or None) of one attribute's probabilities."""
+    if not attribute.years:
+        return probability.argmax(1) == label, label, None
+    edges = torch.tensor(data.AGE_EDGES[1:])
+    own = torch.bucketize(label, edges, right=True)
+    error = (method.expected_median(probability) - label).abs()
+    return groups_of(probability).argmax(1) == own, own, error
+
+
+def groups_of(probability):
+    """Probability (n, 9) of the age groups from that of the years (n, OLDEST + 1)."""
+    group = torch.bucketize(torch.arange(probability.shape[1]), torch.tensor(data.AGE_EDGES[1:]), right=True)
+    return torch.zeros(len(probability), len(data.AGE_CLASSES)).index_add_(1, group, probability)
+
+
+def results(found, parts):
+    """(arrays for the record, attribute -> group -> value -> {n, accuracy_pct}) of what `scores` returned."""
+    arrays, tables, attributes = {}, {}, data.attributes_of(parts)
+    for name, chunks in found.items():
+        probability, label, index = (torch.cat([c[k] for c in chunks]) for k in range(3))
+        number = torch.tensor([c[3] for c in chunks]).repeat_interleave(torch.tensor([len(c[1]) for c in chunks]))
+        hit, own, error = judge(attributes[name], probability, label)
+        arrays[f"{name}_correct"] = hit.numpy()
+        arrays[f"{name}_recall"] = np.array([hit[own == c].double().mean() for c in own.unique()])
+        if error is not None:
+            arrays["age_error_years"] = error.numpy().astype(np.float32)
+        tables[name] = group_table(parts, number, index, hit)
+    return arrays, tables
+
+
+def group_table(parts, number, index, hit):
+    """Accuracy by every attribute that the judged faces carry: group -> value -> {n, accuracy_pct}."""
+    table = {}
+    for k, part in enumerate(parts):
+        here = number == k
+        for name, attribute in part.attributes.items() if here.any() else ():
+            label = part.labels[name][index[here]]
+            if attribute.years:
+                label = torch.where(
+                    label < 0, label, torch.bucketize(label, torch.tensor(data.AGE_EDGES[1:]), right=True)
+                )
+            for c in label[label >= 0].unique().tolist():
+                chosen = hit[here][label == c]
+                cell = {"n": len(chosen), "accuracy_pct": round(100 * chosen.double().mean().item(), 2)}
+                table.setdefault(name, {})[attribute.classes[c]] = cell
+    return table
+
+
+def validation(found, parts):
+    """Attribute -> accuracy (%) on the validation faces; these choose rates and depths, never the test faces."""
+    attributes = data.attributes_of(parts)
+    return {
+        name: 100
+        * judge(attributes[name], *(torch.cat([c[k] for c in chunks]) for k in (0, 1)))[0].double().mean().item()
+        for name, chunks in found.items()
+    }
+
+
+# ---- Identity: verification and variance, on faces that no attribute was learned from
+
+
+def identity_faces(name):
+    """(uint8 faces (N, 3, S, S), identity (N,), pairs (P, 4)) or None: LFW's DevTest people, or embedded ones."""
+    if name == "embedded":
+        faces, identity = data.embedded_people("test")
+        return faces, identity, verification_pairs(identity)
+    if not sets.available("lfw"):
+        return None
+    pack = sets.ensure("lfw")
+    chosen = np.flatnonzero(pack.arrays["split"] == 1)
+    place = np.full(len(pack), -1)
+    place[chosen] = np.arange(len(chosen))
+    pairs = pack.arrays["pairs_devtest"]
+    pairs = np.column_stack([place[pairs[:, 0]], place[pairs[:, 1]], pairs[:, 2:]])
+    return pack.decode(indices=chosen), torch.from_numpy(pack.arrays["identity"][chosen]), pairs
+
+
+def verification_pairs(identity, count=400):
+    """(2 count, 4) left, right, same, fold among embedded people."""
+    rng = np.random.default_rng(0)
+    left, right = np.triu_indices(len(identity), 1)
+    same = (identity[left] == identity[right]).numpy()
+    chosen = np.concatenate([rng.choice(np.flatnonzero(same == k), min(count, (same == k).sum()), False)
+                             for k in (True, False)])  # fmt: skip
+    return np.column_stack([left[chosen], right[chosen], same[chosen], verification.balanced_folds(same[chosen])])
+
+
+@torch.no_grad()
+def identity_arrays(cfg, stages, pixels, device, depth, name, verify):
+    """Arrays for the record: variances of the output of stage `depth`; with `verify` also pair distances at the top."""
+    people = identity_faces(name)
+    if people is None:
+        return {}
+    faces, identity, pairs = people
+    features = []
+    for part in faces.split(64):
+        x = nets.to_input(resized(part, cfg.input_px).to(device), pixels)
+        for stage in stages[:depth]:
+            x = stage(x)
+        x = torch.nn.functional.adaptive_avg_pool2d(x, cfg.grid).flatten(1) if x.dim() == 4 else x
+        features.append(x.float().cpu())
+    features = torch.cat(features)
+    within, between = method.identity_variance(features, identity)
+    arrays = {"identity_within": within.numpy(), "identity_between": between.numpy()}
+    if verify:
+        unit = verification.unit_rows(features.double().numpy())
+        distance = verification.squared_distances(unit[pairs[:, 0]], unit[pairs[:, 1]])
+        arrays |= {"identity_distance": distance.astype(np.float32), "identity_same": pairs[:, 2].astype(bool),
+                   "identity_fold": pairs[:, 3].astype(np.uint8)}  # fmt: skip
+    return arrays
+
+
+def resized(faces, px):
+    """Aligned uint8 faces as float pixels of px x px."""
+    if faces.shape[-1] == px:
+        return faces.float()
+    return torch.nn.functional.interpolate(faces.float(), size=px, mode="bilinear", antialias=True)
+
+
+# ---- The command
+
+
+def main(argv):
+    from papers.face_attributes.assemble import load_shared
+
+    device_name, argv = cli.take_option(argv, "device", "auto")
+    path, argv = cli.take_option(argv, "weights")
+    name, argv = cli.take_option(argv, "data", "utkface+ferplus")
+    if path is None or argv:
+        raise cli.UserError("usage: python -m papers.face_attributes.evaluate --weights FILE --data NAME")
+    device = parallel.start(device_name)
+    net, cfg, attributes, pixels = load_shared(path, device)
+    parts = data.load(name)
+    given = data.attributes_of(parts)
+    differ = [a for a in given if attributes.get(a) != given[a]]
+    if differ:
+        raise cli.UserError(f"{path}: predicts no {differ[0]} with the classes of {name}; use the data it was made for")
+    source = Source(cfg, parts, list(net.trunk), pixels, 1, device)
+    arrays, tables = results(scores(net, source, "test", device), parts)
+    for key, value in measure(arrays).items():
+        print(f"  {METRICS[key].label:60s} {value:8.3f}")
+    show_groups(tables)
+
+
+def show_groups(tables):
+    """Print accuracy by group."""
+    for attribute, groups in tables.items():
+        for group, values in groups.items():
+            cells = ", ".join(f"{value} {cell['accuracy_pct']:.1f} ({cell['n']})" for value, cell in values.items())
+            print(f"  {attribute} by {group}: {cells}")
+
+
+if __name__ == "__main__":
+    cli.entry(main)

@@ -1,0 +1,132 @@
+"""All attributes of a face in one pass: `python -m papers.face_attributes.predict IMAGE ... [--weights FILE]`.
+
+IMAGE is a face crop as of the set that the weights were trained on (`--frame` names another set's; `aligned`: ArcFace's
+template). `--mtcnn FOLDER` finds and aligns the main face of any photo. Writes IMAGE.attributes.json beside each image,
+or into `--out FOLDER`.
+"""
+
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from common import align, checkpoint, cli, images, nets, parallel, runs
+from papers.face_attributes import assemble, data, evaluate, method
+from papers.face_attributes.config import PAPER
+
+STATEMENT = (
+    "These are guesses of how annotators would label the picture, in fixed categories: perceptions, not facts about "
+    "the person, and wrong more often for some groups than for others (see the card). They are for research on the "
+    "method; decide nothing about anybody by them."
+)
+
+
+def main(argv):
+    weights, argv = cli.take_option(argv, "weights")
+    frame, argv = cli.take_option(argv, "frame")
+    mtcnn, argv = cli.take_option(argv, "mtcnn")
+    out, argv = cli.take_option(argv, "out")
+    device_name, paths = cli.take_option(argv, "device", "auto")
+    if not paths or any(p.startswith("--") for p in paths):
+        raise cli.UserError("usage: python -m papers.face_attributes.predict IMAGE ... [--weights FILE] "
+                            f"[--frame {'|'.join(frames())}] [--mtcnn FOLDER] [--out FOLDER]")  # fmt: skip
+    net, cfg, attributes, pixels = assemble.load_shared(weights or newest_weights(), parallel.start(device_name))
+    frame = frame or cfg.data.split("+")[0]
+    detector = align.Mtcnn(mtcnn) if mtcnn else None
+    cost = computation(net, cfg)
+    for path in map(Path, paths):
+        face = aligned(open_photo(path), cfg.input_px, frame, detector, path)
+        started = time.perf_counter()
+        found = predict(net, attributes, nets.to_input(face, pixels))
+        spent = 1000 * (time.perf_counter() - started)
+        value = {"image": path.name, "attributes": found, "gflop": cost, "statement": STATEMENT}
+        checkpoint.write_json((Path(out) if out else path.parent) / f"{path.stem}.attributes.json", value)
+        print(f"{path}: {spent:.1f} ms, {cost:.3f} GFLOP (2 per multiply-add)")
+        for name, answer in found.items():
+            years = f", {answer['years']:.0f} years" if "years" in answer else ""
+            print(f"  {name:10s} {answer['label']} ({answer['probability']:.2f}{years})")
+    print(STATEMENT)
+
+
+def newest_weights():
+    """The chosen pattern that was put together last on this machine, real data before embedded faces."""
+    found = [p for root in (runs.LOCAL, runs.RECORDED) for p in Path(root, PAPER).glob("*-chosen-*/model.safetensors")]
+    if not found:
+        raise cli.MissingData(
+            "no shared attribute network on this machine: run `make reproduce-face-attributes` first (PRESET=short for "
+            "real faces), or name a file with --weights"
+        )
+    chosen = max(found, key=lambda p: ("embedded" not in p.parent.name, p.stat().st_mtime))
+    print(f"weights: {chosen}")
+    return chosen
+
+
+def frames():
+    return ("aligned", *data.FRAMES)
+
+
+def open_photo(path):
+    """(3, H, W) uint8 RGB tensor."""
+    from common.pack import open_image
+
+    return torch.from_numpy(np.array(open_image(path).convert("RGB"))).permute(2, 0, 1)
+
+
+def aligned(photo, px, frame, detector, path):
+    """The trunk's input pixels (1, 3, px, px) 0..255 of a photo (3, H, W) of any size.
+
+    Raises UserError when a crop is expected and the image is far from square, or no face is found.
+    """
+    height, width = photo.shape[1:]
+    if detector is not None:
+        boxes, _, points = detector.detect(photo)
+        try:
+            five = align.main_face(boxes, points, width, height)
+        except cli.UserError:
+            raise cli.UserError(f"{path}: no face was found; give a face crop without --mtcnn") from None
+        return resampled(align.align(photo[None], five[None].numpy(), 2 * px), px)
+    if frame not in ("embedded", *frames(), *data.READERS):
+        raise cli.UserError(f"--frame {frame}: known are {', '.join(frames())}")
+    if max(height, width) > 1.2 * min(height, width):
+        raise cli.UserError(
+            f"{path}: {width}x{height} is no square face crop; cut it, or find the face by --mtcnn FOLDER"
+        )
+    side = min(height, width)
+    square = photo[:, (height - side) // 2 :, (width - side) // 2 :][None, :, :side, :side]
+    while square.shape[-1] > 2 * 112:
+        square = images.halve(square)
+    where = images.similarity(torch.full((1, 2), 55.5), torch.full((1,), 112.0), torch.zeros(1), torch.zeros(1) > 0, px)
+    return images.crop(square, data.after(data.frame_of(frame, square.shape[-1]), where), px)
+
+
+def resampled(faces, px):
+    """uint8 faces as float pixels of px x px."""
+    return evaluate.resized(faces, px)
+
+
+@torch.no_grad()
+def predict(net, attributes, x):
+    """Attribute -> {label, probability, probabilities} (and years) for one face (1, 3, px, px), all in one pass."""
+    found = {}
+    for name, score in net.eval()(x.to(next(net.parameters()).device)).items():
+        attribute, probability = attributes[name], score.float().softmax(1).cpu()
+        groups = evaluate.groups_of(probability) if attribute.years else probability
+        best = int(groups.argmax())
+        found[name] = {
+            "label": attribute.classes[best], "probability": round(float(groups[0, best]), 4),
+            "probabilities": {c: round(float(p), 4) for c, p in zip(attribute.classes, groups[0], strict=True)},
+        }  # fmt: skip
+        if attribute.years:
+            found[name]["years"] = round(float(method.expected_median(probability)[0]), 1)
+    return found
+
+
+def computation(net, cfg):
+    """GFLOP (2 per multiply-add) of all predictions of one face."""
+    per_stage, heads = assemble.costs(net, cfg)
+    return 2 * method.pattern_macs(per_stage, {n: b.start for n, b in net.branches.items()}, heads) / 1e9
+
+
+if __name__ == "__main__":
+    cli.entry(main)

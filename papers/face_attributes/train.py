@@ -1,0 +1,277 @@
+"""Train one row of the attribute table: `python -m papers.face_attributes.train --preset demo --row stage3`.
+
+One run learns one branch per attribute, all from the same start, on one frozen trunk: data, branches, loop, record.
+`--weights FILE` names the identity network. `torchrun --nproc-per-node 2 -m ...` runs the same.
+"""
+
+import dataclasses
+import json
+import math
+import sys
+
+import torch
+import torch.nn.functional as F
+
+from common import checkpoint, cli, images, loop, nets, parallel, runs
+from papers.face_attributes import assemble, data, evaluate, method
+from papers.face_attributes.config import PAPER, check, preset, start_of
+from papers.face_attributes.source import Source, bfloat, fingerprint
+
+STANDARDISE_FACES = 512  # faces that the readout's mean and deviation come from (our choice)
+IDENTITY_SCALE = 16.0  # of the demo's identity network: softmax on cosines
+
+
+def main(argv):
+    device_name, argv = cli.take_option(argv, "device", "auto")
+    out, argv = cli.take_option(argv, "out", runs.LOCAL)
+    weights, argv = cli.take_option(argv, "weights")
+    cfg = parse(argv, weights)
+    device = parallel.start(device_name)
+    try:
+        return train(cfg, device, out, weights)
+    finally:
+        parallel.finish()
+
+
+def parse(argv, weights=None):
+    """Preset, row and data set give the defaults; every further option overrides one setting."""
+    name, rest = cli.take_option(argv, "preset", "short")
+    row, rest = cli.take_option(rest, "row", "stage3")
+    chosen, rest = cli.take_option(rest, "data")
+    cfg = cli.parse(preset(name, row, chosen), rest, "python -m papers.face_attributes.train")
+    check(cfg)
+    named = weights is not None and cfg.trunk not in ("random", "demo")
+    return dataclasses.replace(cfg, trunk=assemble.digest_of(weights)) if named else cfg
+
+
+def train(cfg, device, out=runs.LOCAL, weights=None):
+    """Train and record one run; returns its record. A finished run is read back, an interrupted one continues."""
+    run = runs.Run(PAPER, cfg.run_name, cfg, preset(cfg.preset, cfg.row, cfg.data), out)
+    if run.finished():
+        print(f"{run.name}: already recorded in {run.folder}; delete that folder to run it again", file=sys.stderr)
+        return checkpoint.read_json(run.folder / "run.json")
+    if cfg.row == "trunk":
+        return train_trunk(cfg, run, device)
+    if cfg.row in ("best", "chosen"):
+        return assemble.record(cfg, run, device, out, weights) if parallel.is_main() else None
+    share = parallel.my_slice(cfg.batch)
+    parts = data.load(cfg.data)
+    identity_net, stages = assemble.trunk(cfg, parts, out, weights)
+    before = fingerprint(stages)
+    net, source = build(cfg, parts, stages, identity_net.pixels, device)
+    print(f"{run.name}: " + ", ".join(f"{len(p.index('train'))} faces of {p.name}" for p in parts), file=sys.stderr)
+    steps = fit(cfg, net, source, run, share, device)
+    if not parallel.is_main():
+        return None
+    return record(run, cfg, net, source, stages, before, steps, device)
+
+
+# ---- Branches
+
+
+def build(cfg, parts, stages, pixels, device):
+    """(SharedNet with a branch per attribute as the row says, the Source of its inputs)."""
+    torch.manual_seed(cfg.seed)
+    start, probe = start_of(cfg.row, len(stages)), cfg.row.startswith("probe")
+    joint = cfg.row == "joint"
+    source = Source(cfg, parts, stages, pixels, 1 if joint else start, device, pooled=probe)
+    source.prepare()
+    known = data.attributes_of(parts)
+    sizes = sizes_of(stages, cfg, probe, start)
+    hidden = 0
+    if cfg.row == "mlp":
+        like = sum(p.numel() for stage in stages[3:] for p in stage.parameters())
+        hidden = method.hidden_width(like, sizes["features"], 2)
+    control = dict(only=start if cfg.row.startswith("only") else 0, hidden=hidden, scratch=cfg.row == "scratch")
+    branches = {n: method.Branch(stages, start, a.scores, **sizes, **control) for n, a in known.items()}
+    net = method.SharedNet(assemble.copies(stages) if joint else stages, branches, moving=joint).to(device)
+    if cfg.row != "scratch":
+        standardise(net, source)
+    if cfg.statistics == "frozen":
+        for learner in [net] if joint else net.branches.values():
+            method.fold(learner)
+    return net.to(memory_format=torch.channels_last), source
+
+
+@torch.no_grad()
+def sizes_of(stages, cfg, probe, start):
+    """Channels below the readout, and the raster of a probe."""
+    x, device = torch.zeros(1, 3, cfg.input_px, cfg.input_px), next(stages[0].parameters()).device
+    x = x.to(device)
+    for stage in stages[: start - 1] if probe else stages:
+        x = stage.eval()(x)
+    return {"features": x.shape[1], "grid": cfg.grid if x.dim() == 4 else 0}
+
+
+@torch.no_grad()
+def standardise(net, source):
+    """Give every readout the mean and deviation of what it sees before training: the trunk's own output there."""
+    above = torch.nn.Sequential(*([] if source.pooled else source.fast[source.first - 1 :]))
+    for number, part in enumerate(source.parts):
+        rows = torch.arange(min(STANDARDISE_FACES, len(source.pools[number])))
+        seen = torch.cat([above(source.inputs(number, some, view=0)) for some in rows.split(64)])
+        for name, branch in net.branches.items():
+            if name in part.labels:
+                branch.standardise(seen)
+
+
+# ---- The loop
+
+
+def fit(cfg, net, source, run, share, device):
+    """Train the branches (and a moving trunk). Leaves the last or averaged weights in `net`; returns the Steps."""
+    learned = net if net.moving else net.branches
+    average = loop.averaged(learned, cfg.averaging) if cfg.averaging else None
+    optimizer = make_optimizer(cfg, net)
+    network = parallel.wrap(net, device)
+    parts = {"model": learned, "optimizer": optimizer} | ({"average": average} if average else {})
+    steps = loop.Steps(run.folder, parts, cfg.steps, cfg.batch * len(source.parts), "faces", label=run.name,
+                       identity=runs.fingerprint(cfg))  # fmt: skip
+    known = data.attributes_of(source.parts)
+    for step in steps:
+        x, labels, counts = source.batch(step, share)
+        rows = {name: label >= 0 for name, label in labels.items()}
+        targets = {name: target_of(known[name], labels[name][rows[name]], cfg) for name in known}
+        for group in optimizer.param_groups:
+            group["lr"] = group["rate"] * rate_at(cfg, step)
+        net.train()
+        with bfloat(cfg, device):
+            scores = network(x, rows, first=source.first)
+        scores = {name: score.float() for name, score in scores.items()}
+        loss, each = method.joint_loss(scores, targets, counts, parallel.world())
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], cfg.clip)
+        optimizer.step()
+        if average:
+            average.update_parameters(learned)
+        each = {name: parallel.mean_over_ranks(value) for name, value in each.items()}
+        steps.log(loss=parallel.mean_over_ranks(loss), gradient=norm, **each)
+    if average:
+        learned.load_state_dict(average.module.state_dict())
+    return steps
+
+
+def target_of(attribute, label, cfg):
+    """Class numbers (n,), or probabilities (n, years) for an attribute in years."""
+    return method.soft_years(label, data.OLDEST, cfg.age_sigma) if attribute.years else label
+
+
+def make_optimizer(cfg, net):
+    """AdamW; no decay on biases and normalisation, the readout `head_rate` times faster."""
+    heads = {id(p) for branch in net.branches.values() for p in branch.head.parameters()}
+    learned = [p for p in net.parameters() if p.requires_grad]
+    groups = []
+    for is_head in (False, True):
+        for decay in (False, True):
+            chosen = [p for p in learned if (id(p) in heads) == is_head and (p.dim() > 1) == decay]
+            if chosen:
+                groups.append({"params": chosen, "rate": cfg.head_rate if is_head else 1.0,
+                               "weight_decay": cfg.weight_decay if decay else 0.0})  # fmt: skip
+    return torch.optim.AdamW(groups, lr=cfg.lr)
+
+
+def rate_at(cfg, step):
+    """Learning rate: linear warm-up, then one cosine to zero."""
+    warm = min(1.0, (step + 1) / max(1, cfg.warmup))
+    return warm * cfg.lr * 0.5 * (1 + math.cos(math.pi * step / cfg.steps))
+
+
+# ---- Record
+
+
+def record(run, cfg, net, source, stages, before, steps, device):
+    """Judge the branches on validation and test faces, save their weights, write the record."""
+    parts, depth = source.parts, source.first - 1 if source.pooled else len(stages)
+    found = evaluate.scores(net, source, "test", device)
+    arrays, groups = evaluate.results(found, parts)
+    starts = {name: branch.start for name, branch in net.branches.items()}
+    if not source.pooled:
+        arrays |= assemble.cost_arrays(net, cfg, starts, len(next(iter(arrays.values()))))
+    if cfg.row in ("linear", "joint") or source.pooled:
+        trunk = list(net.trunk)
+        arrays |= evaluate.identity_arrays(cfg, trunk, source.pixels, device, depth, cfg.data, verify=not source.pooled)
+    weights = run.folder / "model.safetensors"
+    words = dict(row=cfg.row, data=cfg.data, config=runs.fingerprint(cfg), starts=json.dumps(starts))
+    digest = checkpoint.save_weights(weights, net if net.moving else net.branches, **words)
+    return run.finish(
+        metrics=evaluate.measure(arrays),
+        predictions=arrays,
+        history=steps.history,
+        data=describe(cfg, parts),
+        selection="last" + (", running average" if cfg.averaging else ""),
+        device=device,
+        seconds=steps.seconds,
+        samples=cfg.steps * cfg.batch * len(parts),
+        weights={"file": weights.name, "sha256": digest},
+        validation=evaluate.validation(evaluate.scores(net, source, "val", device), parts),
+        groups=groups,
+        trunk={"before": before, "after": fingerprint(stages)},
+    )
+
+
+def describe(cfg, parts):
+    """The record's words on its data."""
+    counts = {f"{p.name}_{split}": len(p.index(split)) for p in parts for split in ("train", "val", "test")}
+    return {"name": cfg.data, "fingerprint": " ".join(p.fingerprint for p in parts), **counts}
+
+
+# ---- The demo's identity network
+
+
+def train_trunk(cfg, run, device):
+    """Train an IResNet on embedded people by a softmax on cosines, test it on others, write the record."""
+    faces, identity = data.embedded_people("train")
+    torch.manual_seed(cfg.seed)
+    net = nets.IResNet(cfg.units, cfg.widths, cfg.features, input_px=cfg.input_px)
+    for module in net.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            torch.nn.init.kaiming_normal_(module.weight, mode="fan_out")
+    both = torch.nn.ModuleDict({"net": net, "classes": torch.nn.Linear(cfg.features, int(identity.max()) + 1, False)})
+    both = both.to(device, memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(both.parameters(), cfg.lr, weight_decay=cfg.weight_decay)
+    network, share = parallel.wrap(Cosines(both), device), parallel.my_slice(cfg.batch)
+    steps = loop.Steps(run.folder, {"model": both, "optimizer": optimizer}, cfg.steps, cfg.batch, "faces",
+                       label=run.name, identity=runs.fingerprint(cfg))  # fmt: skip
+    for step in steps:
+        index = torch.randint(len(faces), (cfg.batch,), generator=images.generator(cfg.seed, 3, step))
+        flip = torch.rand(cfg.batch, generator=images.generator(cfg.seed, 4, step)) < 0.5
+        x = evaluate.resized(faces[index], cfg.input_px)
+        x = torch.where(flip.view(-1, 1, 1, 1), x.flip(3), x)[share].to(device)
+        for group in optimizer.param_groups:
+            group["lr"] = rate_at(cfg, step)
+        both.train()
+        loss = F.cross_entropy(network(nets.to_input(x, net.pixels)), identity[index][share].to(device))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(both.parameters(), cfg.clip)
+        optimizer.step()
+        steps.log(loss=parallel.mean_over_ranks(loss))
+    if not parallel.is_main():
+        return None
+    stages = method.split(net.eval(), cfg.cuts)
+    arrays = evaluate.identity_arrays(cfg, stages, net.pixels, device, len(stages), cfg.data, verify=True)
+    path = run.folder / "model.safetensors"
+    digest = checkpoint.save_weights(path, net, row=cfg.row, trained_on=cfg.data, config=runs.fingerprint(cfg))
+    about = {"name": cfg.data, "people": int(identity.max()) + 1, "training_faces": len(faces)}
+    return run.finish(
+        metrics=evaluate.measure(arrays), predictions=arrays, history=steps.history, data=about, selection="last",
+        device=device, seconds=steps.seconds, samples=cfg.steps * cfg.batch,
+        weights={"file": path.name, "sha256": digest},
+    )  # fmt: skip
+
+
+class Cosines(torch.nn.Module):
+    """Scaled cosines between embeddings and one centre per person."""
+
+    def __init__(self, both):
+        super().__init__()
+        self.both = both
+
+    def forward(self, x):
+        embedding = F.normalize(self.both["net"](x), dim=1)
+        return IDENTITY_SCALE * F.linear(embedding, F.normalize(self.both["classes"].weight, dim=1))
+
+
+if __name__ == "__main__":
+    cli.entry(main)
