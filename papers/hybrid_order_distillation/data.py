@@ -132,8 +132,9 @@ def view_numbers(views, count):
 def augmented(pictures, numbers, kind, size):
     """uint8 views (B, 3, size, size) of uint8 pictures (B, 3, S, S); numbers (B, 5) in [0, 1).
 
-    The five are mirror, x, y, scale, turn. "face": mirror, shift by up to 4 % of the side, scale 0.93 to 1.07, turn by up to 6 degrees (amounts: our choice).
-    "pad4": mirror and shift by up to 4 px over black (RepDistiller). "crop": mirror and a random crop of `size` (RKD).
+    The five are mirror, x, y, scale, turn. "face": mirror, shift by up to 4 % of the side, scale 0.93 to 1.07, turn by
+    up to 6 degrees (amounts: our choice). "pad4": mirror and shift by up to 4 px over black (RepDistiller). "crop":
+    mirror and a random crop of `size` (RKD).
     """
     numbers = numbers.cpu()
     flip, n, side = numbers[:, 0] < 0.5, len(pictures), pictures.shape[-1]

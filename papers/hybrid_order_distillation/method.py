@@ -5,9 +5,9 @@ follow those; the loss forms of orders 2 and 3 and their weights follow RKD (Par
 computes them); everything else is our choice.
 
 Notation: s_i, t_i are the embeddings of sample i by student and source (teacher or assistant), N samples in a batch,
-h is the Huber loss with delta 1. All losses are computed in float32 whatever the input, and none sends a gradient to the
-source. Their means run over ALL N (order 1), N^2 (order 2) and N^3 (order 3) entries, the degenerate ones included, as
-RKD's do.
+h is the Huber loss with delta 1. All losses are computed in float32 whatever the input, and none sends a gradient to
+the source. Their means run over ALL N (order 1), N^2 (order 2) and N^3 (order 3) entries, the degenerate ones included,
+as RKD's do.
 """
 
 import torch
@@ -84,7 +84,8 @@ def angle_loss(student, source, chunk=None):
     """
     student, source = _checked(student, source)
     n = len(student)
-    return _AngleLoss.apply(student, source, min(n, chunk or max(1, TRIPLES_AT_ONCE // n**2)))
+    with torch.autocast(student.device.type, enabled=False):
+        return _AngleLoss.apply(student, source, min(n, chunk or max(1, TRIPLES_AT_ONCE // n**2)))
 
 
 class _AngleLoss(torch.autograd.Function):
@@ -171,7 +172,7 @@ def relational_losses(student, source, orders, projected=None, normalise_source=
 
 
 def _checked(student, source, same_width=False):
-    """Both in float32 outside of any autocast, the source detached. UserError for shapes that cannot be compared."""
+    """Both in float32, the source detached. UserError for shapes that cannot be compared."""
     if student.dim() != 2 or source.dim() != 2 or len(student) != len(source):
         raise UserError(f"student {tuple(student.shape)} and source {tuple(source.shape)}: both must be (N, width)")
     if same_width and student.shape[1] != source.shape[1]:
