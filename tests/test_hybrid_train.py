@@ -334,7 +334,7 @@ def test_cifar_runs_the_benchmarks_rows(root, monkeypatch, row):
 
 
 def test_damaged_cifar_is_one_line(root, monkeypatch):
-    folder, accept = root
+    folder, _ = root
     cifar_files(folder / "data" / "cifar100", monkeypatch)
     (folder / "data" / "cifar100" / "cifar-100-python" / "test").write_bytes(b"nothing")
     with pytest.raises(cli.UserError) as error:
@@ -375,10 +375,9 @@ def test_retrieval_on_birds_and_cars(root, monkeypatch, name, tree):
     tree(folder / "data" / name)
     accept(name, train=12, test=12)
     monkeypatch.setattr(sets, "RETRIEVAL_PX", 40)
-    words = ["--preset", "retrieval56", "--data", name, "--teacher-net", "resnet8", "--net", "resnet8", "--device", "cpu",
-             "--teacher-px", "32", "--input-px", "32", "--resolution", "8", "--precision", "fp32", "--per-class", "4",
-             "--teacher-features", "16", "--features", "8", "--teacher-steps", "2", "--steps", "3", "--batch", "8",
-             "--out", str(folder / "out")]  # fmt: skip
+    words = f"""--preset retrieval56 --data {name} --teacher-net resnet8 --net resnet8 --device cpu --teacher-px 32
+    --input-px 32 --resolution 8 --precision fp32 --per-class 4 --teacher-features 16 --features 8 --teacher-steps 2
+    --steps 3 --batch 8 --out {folder / "out"}""".split()
     written = train.main([*words, "--row", "direct_123"])
     assert {"recall1_pct", "recall8_pct", "recall1_cross_pct"} <= written["metrics"].keys()
     whole = sets.load(name)
@@ -386,7 +385,7 @@ def test_retrieval_on_birds_and_cars(root, monkeypatch, name, tree):
 
 
 def test_damaged_lists_of_birds_are_one_line(root):
-    folder, accept = root
+    folder, _ = root
     bird_tree(folder / "data" / "cub200")
     (folder / "data" / "cub200" / "images" / "001.Bird" / "Bird_0.jpg").unlink()
     with pytest.raises(cli.UserError) as error:
@@ -406,10 +405,11 @@ def test_damaged_lists_of_birds_are_one_line(root):
     [
         (["--row", "direct_4"], "unknown row 'direct_4'"),
         (["--preset", "demo", "--batch", "1"], "--batch 1"),
-        (["--preset", "demo", "--resolution", "64"], "above the 48 px"),
+        (["--preset", "demo", "--resolution", "64"], "above the 32 px"),
         (["--preset", "demo", "--teacher-px", "64", "--resolution", "56"], "--teacher-px 64"),
         (["--preset", "demo", "--orders", "1", "4"], "--orders"),
         (["--preset", "demo", "--row", "fitnet", "--views", "2"], "--hint"),
+        (["--preset", "paper", "--row", "kd", "--views", "2"], "--kd"),
         (["--preset", "demo", "--operator", "area"], "--operator area"),
         (["--preset", "demo", "--net", "resnet51"], "--net resnet51"),
         (["--preset", "demo", "--row", "direct_1", "--orders"], "nothing to learn from"),

@@ -112,8 +112,8 @@ LFW = FACES | dict(
 QUARTER = LFW | dict(net="mobilefacenet_quarter", input_px=64, steps=6_000, warmup=100, precision="fp32")
 SAME = LFW | dict(net="mobilefacenet", input_px=112, steps=1_500, warmup=50, lr=0.02, averaging=0.995)
 DEMO = FACES | dict(
-    data="embedded", teacher_net="resnet14", teacher_features=64, teacher_steps=300, net="resnet8", features=64,
-    teacher_px=48, input_px=48, resolution=8, views=4, batch=64, steps=300, lr=0.1, warmup=15, averaging=0.0, scale=8.0,
+    data="embedded", teacher_net="resnet14", teacher_features=64, teacher_steps=250, net="resnet8", features=64,
+    resolution=8, views=4, batch=64, steps=250, lr=0.1, warmup=15, averaging=0.0, scale=8.0,
 )  # fmt: skip
 RETRIEVAL = dict(
     teacher_net="imagenet_resnet50", teacher_features=512, teacher_steps=4_000, net="imagenet_resnet18", features=128,
@@ -213,5 +213,7 @@ def check(cfg):
         raise UserError(f"--batch {cfg.batch}: relations and batch normalisation need at least 2 samples")
     if cfg.hint and cfg.views:
         raise UserError("--hint: feature maps are not kept for fixed views; use --views 0")
+    if cfg.kd and cfg.views and cfg.kind == "classification":
+        raise UserError("--kd: logits are not kept for fixed views; use --views 0")
     if cfg.row not in UNTRAINED and not (cfg.orders or cfg.task or cfg.kd or cfg.hint or cfg.centre):
         raise UserError("--orders: nothing to learn from; give orders, --task, --kd or --hint a weight")
