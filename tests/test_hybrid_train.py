@@ -12,7 +12,7 @@ from PIL import Image
 from test_arcface_train import lfw_tree
 
 from common import checkpoint, claims, cli, data, nets, runs
-from papers.hybrid_order_distillation import config, evaluate, method, train
+from papers.hybrid_order_distillation import config, evaluate, figures, method, train
 from papers.hybrid_order_distillation import data as sets
 from tests.conftest import REPOSITORY, one_line_error, python
 
@@ -49,7 +49,7 @@ def same_bits(a, b):
 
 
 def test_distillation_beats_no_teacher_at_low_resolution(tmp_path):
-    """The demo, shortened: same student and updates, unseen people at 8 px. The demo's settings were chosen on these
+    """The demo, shortened: same student and updates, unseen people at 5 px. The demo's settings were chosen on these
     people, so this guards the code and is no evidence for the paper.
     """
     words = ["--preset", "demo", "--device", "cpu", "--out", str(tmp_path), "--teacher-steps", "150", "--steps", "120"]
@@ -65,7 +65,7 @@ def test_distillation_beats_no_teacher_at_low_resolution(tmp_path):
 # ---- Records, resuming, processes
 
 
-def test_a_record_gives_its_metrics_again_and_holds_no_picture(people, tmp_path):
+def test_a_record_gives_its_metrics_again_and_holds_no_picture(people, tmp_path, capsys):
     written = start(tmp_path)
     (folder,) = (tmp_path / config.PAPER).glob("*-assistant_123-s*")
     arrays = runs.read_predictions(folder / "predictions.npz")
@@ -97,10 +97,13 @@ def test_every_kind_of_row_trains_with_the_same_updates(people, tmp_path, monkey
 
 
 def test_teacher_rows_are_tested_without_training(people, tmp_path):
-    high, low = start(tmp_path, "teacher"), start(tmp_path, "upsampled")
+    high, low = start(tmp_path, "teacher", steps=250), start(tmp_path, "upsampled", steps=250)
     assert high["seconds"] == low["seconds"] == 0 and high["teacher"] == low["teacher"]
     assert "accuracy_cross_pct" not in high["metrics"] and "accuracy_cross_pct" in low["metrics"]
     assert len(list((tmp_path / config.PAPER).glob("teacher-*/model.safetensors"))) == 1, "trained once"
+    found = runs.recorded(config.PAPER, tmp_path)
+    (picture,) = figures.draw([{**record, "overrides": {}} for record in found], tmp_path / "figures")
+    assert picture.stat().st_size > 10_000
 
 
 @pytest.mark.parametrize("at", [2, 5])

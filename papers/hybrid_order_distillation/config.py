@@ -113,7 +113,7 @@ QUARTER = LFW | dict(net="mobilefacenet_quarter", input_px=64, steps=6_000, warm
 SAME = LFW | dict(net="mobilefacenet", input_px=112, steps=1_500, warmup=50, lr=0.02, averaging=0.995)
 DEMO = FACES | dict(
     data="embedded", teacher_net="resnet14", teacher_features=64, teacher_steps=250, net="resnet8", features=64,
-    resolution=8, views=4, batch=64, steps=250, lr=0.1, warmup=15, averaging=0.0, scale=8.0,
+    resolution=5, views=4, batch=64, steps=250, lr=0.1, warmup=15, averaging=0.0, scale=8.0,
 )  # fmt: skip
 RETRIEVAL = dict(
     teacher_net="imagenet_resnet50", teacher_features=512, teacher_steps=4_000, net="imagenet_resnet18", features=128,
