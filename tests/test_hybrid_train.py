@@ -52,8 +52,8 @@ def test_distillation_beats_no_teacher_at_low_resolution(tmp_path):
     """The demo, shortened: same student and updates, unseen people at 5 px. The demo's settings were chosen on these
     people, so this guards the code and is no evidence for the paper.
     """
-    words = ["--preset", "demo", "--device", "cpu", "--out", str(tmp_path), "--teacher-steps", "150", "--steps", "120"]
-    words += ["--teacher-px", "32", "--input-px", "32", "--views", "2"]
+    words = f"""--preset demo --device cpu --out {tmp_path} --teacher-net resnet8 --teacher-steps 100 --steps 80
+    --batch 48 --views 2""".split()
     found = {
         row: train.main([*words, "--row", row])["metrics"] for row in ("teacher", "upsampled", "alone", "direct_123")
     }
@@ -179,13 +179,14 @@ def test_reduced_views_are_the_pictures_of_each_step(people):
     """What is kept ahead is what a step would compute; a high-resolution picture belongs to the same view."""
     cfg = train.parse(["--preset", "demo", "--row", "direct_1", *TINY[2:], "--steps", "200"])
     training = sets.training_of(cfg, sets.load("embedded"))
-    feed = sets.Feed(training, cfg, 8, 16, 200, torch.device("cpu"))
-    assert feed.small is not None
-    for step in range(3):
-        kept, computed = (feed.batch(step, slice(0, 8), high) for high in (False, True))
-        assert torch.equal(kept.seen, computed.seen) and kept.high is None
-        assert torch.equal(computed.seen, sets.degrade(computed.high, 8, 16))
-        assert torch.equal(feed.batch(step, slice(4, 8), True).seen, computed.seen[4:])
+    for resolution in (8, 32):  # 32: the assistant sees the sharp picture at its own 16 px
+        feed = sets.Feed(training, cfg, resolution, 16, 200, torch.device("cpu"))
+        assert feed.small is not None and feed.small.shape[-1] == min(resolution, 16)
+        for step in range(3):
+            kept, computed = (feed.batch(step, slice(0, 8), high) for high in (False, True))
+            assert torch.equal(kept.seen, computed.seen) and kept.high is None
+            assert torch.equal(computed.seen, sets.degrade(computed.high, resolution, 16))
+            assert torch.equal(feed.batch(step, slice(4, 8), True).seen, computed.seen[4:])
 
 
 def test_kept_outputs_are_the_sources_own(people, tmp_path):

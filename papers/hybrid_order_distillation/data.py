@@ -22,6 +22,7 @@ EMBEDDED = dict(people=80, train=2000, test_people=60, test=480, size=48, pairs=
 RETRIEVAL_PX = 256  # RKD: squares of 256 px, whatever the photo's shape, then crops of 224
 IDENTITY = (0.75, 0.5, 0.5, 0.5, 0.5)  # the five numbers of the view that changes nothing
 VIEWS_SEED = 1129
+KEEP_BYTES = 2**30  # of reduced pictures of all views
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -185,12 +186,13 @@ class Feed:
         self.training, self.cfg, self.resolution, self.px, self.device = training, cfg, resolution, px, device
         self.pick = picker(training.labels.numpy(), cfg)
         self.numbers = view_numbers(cfg.views, len(training)) if cfg.views else None
-        often = steps * cfg.batch > cfg.views * len(training)
-        self.small = self._reduced() if cfg.views and often and resolution <= cfg.teacher_px // 3 else None
+        pictures, side = cfg.views * len(training), min(resolution, px)
+        worth = steps * cfg.batch > pictures and side < cfg.teacher_px and 3 * side**2 * pictures <= KEEP_BYTES
+        self.small = self._reduced(side) if cfg.views and worth else None
 
-    def _reduced(self):
+    def _reduced(self, r):
         """(views, N, 3, r, r) uint8: reduced pictures are small enough to keep, which saves work in each step."""
-        r, count = self.resolution, len(self.training)
+        count = len(self.training)
         kept = torch.empty(self.cfg.views, count, 3, r, r, dtype=torch.uint8)
         for v in range(self.cfg.views):
             for part in tqdm(torch.arange(count).split(256), desc=f"view {v}", disable=None, leave=False):
