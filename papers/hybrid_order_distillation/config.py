@@ -108,10 +108,10 @@ FACES = dict(
 )  # fmt: skip
 LFW = FACES | dict(
     data="lfw", teacher_sha256=GIVEN_SHA256, teacher_net="mobilefacenet", teacher_features=128, teacher_px=112,
-    resolution=16, features=128, views=8, lr=0.1, precision="bf16", weight_decay=1e-4,
+    resolution=16, features=128, views=8, optimizer="adamw", lr=2e-3, precision="bf16", weight_decay=1e-2,
 )  # fmt: skip
 QUARTER = LFW | dict(net="mobilefacenet_quarter", input_px=64, steps=6_000, warmup=100, precision="fp32")
-SAME = LFW | dict(net="mobilefacenet", input_px=112, steps=1_500, warmup=50, lr=0.02, averaging=0.995)
+SAME = LFW | dict(net="mobilefacenet", input_px=112, steps=1_500, warmup=50, lr=5e-4, averaging=0.995)
 DEMO = FACES | dict(
     data="embedded", teacher_net="resnet14", teacher_features=64, teacher_steps=250, net="resnet8", features=64,
     resolution=5, views=4, batch=64, steps=250, lr=0.1, warmup=15, averaging=0.0, scale=8.0,
