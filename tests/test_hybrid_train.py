@@ -58,7 +58,7 @@ def test_distillation_beats_no_teacher_at_low_resolution(tmp_path):
         row: train.main([*words, "--row", row])["metrics"] for row in ("teacher", "upsampled", "alone", "direct_123")
     }
     accuracy = {row: metrics["accuracy_pct"] for row, metrics in found.items()}
-    assert accuracy["direct_123"] > accuracy["upsampled"] + 3 and accuracy["direct_123"] > accuracy["alone"]
+    assert accuracy["direct_123"] > max(accuracy["upsampled"], accuracy["alone"]) + 1
     assert accuracy["teacher"] > accuracy["direct_123"]
 
 
