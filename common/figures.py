@@ -15,7 +15,7 @@ def draw_groups(records, folder, overview):
     groups = {}
     for record in comparable(records):
         groups.setdefault((record["data"]["name"], record["config"]["preset"]), []).append(record)
-    paths = {key: Path(folder) / f"{'-'.join(key)}.png" for key in sorted(groups)}
+    paths = {key: Path(folder) / f"{'-'.join(key).replace('+', '-')}.png" for key in sorted(groups)}
     for key, path in paths.items():
         overview(groups[key], path)
     return list(paths.values())

@@ -3,6 +3,7 @@
 Weights are read as tensors alone: .safetensors, or a .pt/.pth state dict that loads without running code.
 """
 
+import os
 import pickle
 import re
 from pathlib import Path
@@ -10,8 +11,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from common.checkpoint import read_weights
-from common.cli import UserError
+from common.checkpoint import read_weights, sha256
+from common.cli import MissingData, UserError
+
+# The weights that the project was given: foamliu's MobileFaceNet, 128-d, ArcFace loss on refined MS-Celeb-1M.
+GIVEN_FILE = "mobilefacenet-ms1m-128d.safetensors"
+GIVEN_SHA256 = "631c2db53a7de2d9f63564488355d47bea991e64d258a161c655f6eeaf503afe"
 
 # (mean, standard deviation) of 0..255 pixel values. "mxnet" divides by 128, "arcface" (torch) by 127.5: not equal.
 PIXELS = {
@@ -31,33 +36,37 @@ class MobileFaceNetReLU(nn.Module):
     """The MobileFaceNet of foamliu/MobileFaceNet, 128-d, whose input is scaled by ImageNet's mean and deviation.
 
     It differs from the paper's: ReLU6 and ReLU for PReLU, a pointwise convolution after the first depthwise one, and
-    a bias in the last layer.
+    a bias in the last layer. `width` scales all channels but the embedding's, `input_px` is a multiple of 16; the
+    given weights belong to 1 and 112.
     """
 
     pixels = "imagenet"
-    input_px = 112
     # expansion, width, repeats, stride of the first: Table 1 of the MobileFaceNets paper
     settings = ((2, 64, 5, 2), (4, 128, 1, 2), (2, 128, 6, 1), (4, 128, 1, 2), (2, 128, 2, 1))
 
-    def __init__(self, features=128):
+    def __init__(self, features=128, width=1.0, input_px=112):
         super().__init__()
-        self.conv1 = _conv_relu6(3, 64, 3, stride=2)
+        if input_px % 16:
+            raise UserError(f"--input-px {input_px}: MobileFaceNet needs a multiple of 16")
+        self.input_px = input_px
+        first, last = round(64 * width), round(512 * width)
+        self.conv1 = _conv_relu6(3, first, 3, stride=2)
         self.dw_conv = nn.Module()
-        self.dw_conv.depthwise = nn.Conv2d(64, 64, 3, padding=1, groups=64, bias=False)
-        self.dw_conv.bn1 = nn.BatchNorm2d(64)
-        self.dw_conv.pointwise = nn.Conv2d(64, 64, 1, bias=False)
-        self.dw_conv.bn2 = nn.BatchNorm2d(64)
-        blocks, width_in = [], 64
-        for expansion, width, count, stride in self.settings:
+        self.dw_conv.depthwise = nn.Conv2d(first, first, 3, padding=1, groups=first, bias=False)
+        self.dw_conv.bn1 = nn.BatchNorm2d(first)
+        self.dw_conv.pointwise = nn.Conv2d(first, first, 1, bias=False)
+        self.dw_conv.bn2 = nn.BatchNorm2d(first)
+        blocks, width_in = [], first
+        for expansion, channels, count, stride in self.settings:
             for i in range(count):
-                blocks.append(_InvertedResidual(width_in, width, expansion, stride if i == 0 else 1))
-                width_in = width
+                blocks.append(_InvertedResidual(width_in, round(channels * width), expansion, stride if i == 0 else 1))
+                width_in = round(channels * width)
         self.features = nn.Sequential(*blocks)
-        self.conv2 = _conv_relu6(width_in, 512)
+        self.conv2 = _conv_relu6(width_in, last)
         self.gdconv = nn.Module()
-        self.gdconv.depthwise = nn.Conv2d(512, 512, 7, groups=512, bias=False)
-        self.gdconv.bn = nn.BatchNorm2d(512)
-        self.conv3 = nn.Conv2d(512, features, 1)
+        self.gdconv.depthwise = nn.Conv2d(last, last, input_px // 16, groups=last, bias=False)
+        self.gdconv.bn = nn.BatchNorm2d(last)
+        self.conv3 = nn.Conv2d(last, features, 1)
         self.bn = nn.BatchNorm1d(features)
 
     def forward(self, x):
@@ -186,6 +195,19 @@ def load_identity_net(path):
     except (KeyError, ValueError):
         raise UserError(f"{path}: weights of another architecture than IResNet or the given MobileFaceNet") from None
     return load_strictly(net, state, path)
+
+
+def given_weights(path=None, digest=GIVEN_SHA256):
+    """Path of the given weights after checking the hash: `path`, or data/raw. MissingData when they are absent."""
+    from common import data as sets
+
+    root = Path(os.environ.get("DATA_ROOT") or sets.REPOSITORY_DATA)
+    path = Path(path) if path else root / "raw" / GIVEN_FILE
+    if not path.is_file():
+        raise MissingData(f"{path}: no such weights file; put {GIVEN_FILE} there or name it (see data/README.md)")
+    if sha256(path) != digest:
+        raise UserError(f"{path}: not the given weights ({digest[:12]}...); obtain {GIVEN_FILE} again")
+    return path
 
 
 def load_strictly(net, state, path):

@@ -93,6 +93,32 @@ def mean_over_ranks(value):
     return value
 
 
+def gather(x, replicated=False):
+    """Concatenation of all ranks' x (b, ...) in rank order, (R * b, ...), differentiable. Equal b on all ranks.
+
+    `replicated`: every rank computes the whole loss from the result. Otherwise each holds a part of it, and their
+    gradients are summed.
+    """
+    return x if world() == 1 else _Gather.apply(x, replicated)
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, replicated):
+        ctx.replicated = replicated
+        parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(world())]
+        dist.all_gather(parts, x.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, grad):
+        grad = grad.contiguous()
+        if not ctx.replicated:
+            dist.all_reduce(grad)
+        # The loss is the mean over all R * b samples; times R it is the mean over ours, as DDP expects.
+        return world() * grad.chunk(world())[rank()], None
+
+
 def wrap(model, device):
     """DistributedDataParallel over synchronised batch normalisation; the model itself with one process."""
     if world() == 1:

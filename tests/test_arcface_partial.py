@@ -7,8 +7,9 @@ import torch.multiprocessing as mp
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from common.cli import UserError
+from common.parallel import gather
 from papers.arcface.method import MARGINS, MarginHead, margin_loss
-from papers.arcface.partial import ShardedHead, gather, initial_rows, shard
+from papers.arcface.partial import ShardedHead, initial_rows, shard
 
 torch.set_num_threads(1)
 CLASSES, FEATURES, BATCH, STEPS = 11, 6, 8, 3  # 11: the two shards differ in size

@@ -5,11 +5,13 @@ from dataclasses import dataclass
 
 import torch
 
+from common import parallel
 from common.cli import UserError
+from common.nets import GIVEN_SHA256
 from common.reproduce import Plan
 from papers.arcface import method
 from papers.arcface.nets import NETS, IResNet, make_net
-from papers.arcface.partial import ShardedHead, gather
+from papers.arcface.partial import ShardedHead
 
 PAPER = "arcface"
 ROWS = {
@@ -26,9 +28,6 @@ ROWS = {
     "given": "given MobileFaceNet weights (not trained by us)",
 }
 PROTOCOLS = ("view1", "view2", "tune", "pairs", "bins")
-# The weights that the project was given: foamliu's MobileFaceNet, 128-d, ArcFace loss on refined MS-Celeb-1M.
-GIVEN_FILE = "mobilefacenet-ms1m-128d.safetensors"
-GIVEN_SHA256 = "631c2db53a7de2d9f63564488355d47bea991e64d258a161c655f6eeaf503afe"
 
 
 @dataclass(frozen=True)
@@ -198,4 +197,4 @@ class TripletHead(torch.nn.Module):
         self.margin = margin
 
     def forward(self, embeddings, labels):
-        return method.triplet_loss(gather(embeddings), gather(labels), self.margin)
+        return method.triplet_loss(parallel.gather(embeddings, True), parallel.gather(labels), self.margin)

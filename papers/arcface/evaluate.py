@@ -13,10 +13,11 @@ import numpy as np
 import torch
 
 from common import checkpoint, cli, nets, parallel, runs, verification
-from common.cli import MissingData, UserError
+from common.cli import UserError
 from common.metrics import Metric
+from common.nets import GIVEN_FILE, GIVEN_SHA256
 from papers.arcface import data
-from papers.arcface.config import GIVEN_FILE, GIVEN_SHA256, PAPER, preset
+from papers.arcface.config import PAPER, preset
 from papers.arcface.nets import load_net
 
 # ---- Metrics, all computed from what a record holds
@@ -243,28 +244,13 @@ def refuse_leak(path):
         raise UserError(f"{path}: was trained on LFW's people, so the 6,000 pairs are no test; use --protocol view1")
 
 
-def given_weights(path=None):
-    """Path of the given weights after checking the hash: `path`, or data/raw. MissingData when they are absent."""
-    import os
-
-    from common import data as sets
-
-    root = Path(os.environ.get("DATA_ROOT") or sets.REPOSITORY_DATA)
-    path = Path(path) if path else root / "raw" / GIVEN_FILE
-    if not path.is_file():
-        raise MissingData(f"{path}: no such weights file; put {GIVEN_FILE} there or name it (see data/README.md)")
-    if checkpoint.sha256(path) != GIVEN_SHA256:
-        raise UserError(f"{path}: not the given weights ({GIVEN_SHA256[:12]}...); leave --out away for other weights")
-    return path
-
-
 def record_given(cfg, path, device, out):
     """Test the given weights on LFW's 6,000 pairs and write the record; returns it."""
     run = runs.Run(PAPER, cfg.run_name, cfg, preset(cfg.preset, cfg.row, cfg.data), out)
     if run.finished():
         print(f"{run.name}: already recorded in {run.folder}; delete that folder to run it again", file=sys.stderr)
         return checkpoint.read_json(run.folder / "run.json")
-    path = given_weights(path)
+    path = nets.given_weights(path, GIVEN_SHA256)
     net = load_net(path).to(device)
     test, _ = test_set(cfg.data, cfg.protocol, path)
     found = predictions(net, test, device)

@@ -71,7 +71,7 @@ class ShardedHead(nn.Module):
 
     def forward(self, embeddings, labels):
         """Mean loss over the images of all ranks, equal on all ranks. embeddings (b, features), labels (b,)."""
-        embeddings, labels = gather(embeddings), gather(labels)
+        embeddings, labels = parallel.gather(embeddings), parallel.gather(labels)
         check_batch(embeddings, labels, self.classes)  # on the gathered batch, so that all ranks stop together
         mine = (labels >= self.first) & (labels < self.last)
         self.sampled = self._sample(labels[mine] - self.first)
@@ -126,26 +126,6 @@ def initial_rows(first, last, features, seed):
     rows = torch.cat([torch.randn(INIT_BLOCK, features, generator=generator(seed, block)) for block in blocks])
     offset = first - blocks[0] * INIT_BLOCK
     return rows[offset : offset + last - first] * 0.01
-
-
-def gather(x):
-    """Concatenation of all ranks' x (b, ...) in rank order, (R * b, ...), differentiable. Equal b on all ranks."""
-    return x if parallel.world() == 1 else _Gather.apply(x)
-
-
-class _Gather(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(parallel.world())]
-        dist.all_gather(parts, x.contiguous())
-        return torch.cat(parts)
-
-    @staticmethod
-    def backward(ctx, grad):
-        grad = grad.contiguous()
-        dist.all_reduce(grad)  # each rank knows only the part that came through its own classes
-        # The loss is the mean over all R * b images; times R it is the mean over ours, as DDP expects.
-        return parallel.world() * grad.chunk(parallel.world())[parallel.rank()]
 
 
 class _ShardedCrossEntropy(torch.autograd.Function):

@@ -1,10 +1,8 @@
 """Pictures of the results, drawn from records alone: accuracy against depth, readouts, invariance, cost."""
 
-from pathlib import Path
-
 import numpy as np
 
-from common import checkpoint
+from common import figures
 from papers.face_attributes.config import DEPTHS, STAGES
 from papers.face_attributes.evaluate import METRICS
 
@@ -14,34 +12,21 @@ TICKS = [*(str(k) for k in range(1, STAGES + 1)), "head\nonly"]
 
 def draw(records, folder):
     """One PNG per data set and preset that has at least one start depth. Returns the paths."""
-    groups = {}
-    for record in records:
-        if set(record["overrides"]) <= {"seed"}:
-            groups.setdefault((record["data"]["name"], record["config"]["preset"]), []).append(record)
-    return [
-        overview(group, Path(folder) / f"{data.replace('+', '-')}-{preset}.png")
-        for (data, preset), group in sorted(groups.items())
-        if any(r["config"]["row"] in DEPTHS for r in group)
-    ]
+    setting = lambda r: (r["data"]["name"], r["config"]["preset"])
+    with_depth = {setting(r) for r in records if r["config"]["row"] in DEPTHS}
+    return figures.draw_groups([r for r in records if setting(r) in with_depth], folder, overview)
 
 
 def overview(records, path):
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, 4, figsize=(18, 4.6), layout="constrained", width_ratios=(3, 3, 2, 3))
+    size = dict(figsize=(18, 4.6), width_ratios=(3, 3, 2, 3))
+    figure, axes = figures.pyplot().subplots(1, 4, layout="constrained", **size)
     gains(axes[0], records)
     readouts(axes[1], records)
     invariance(axes[2], records)
     costs(axes[3], records)
     data, preset = records[0]["data"]["name"], records[0]["config"]["preset"]
     figure.suptitle(f"{data}, preset {preset}, test faces; bars: range over seeds", fontsize=11)
-    with checkpoint.atomic(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=80, metadata={"Software": None})
-    plt.close(figure)
-    return path
+    figures.save(figure, path)
 
 
 def by_row(records, metric):

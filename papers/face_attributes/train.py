@@ -34,12 +34,8 @@ def main(argv):
 
 
 def parse(argv, weights=None):
-    """Preset, row and data set give the defaults; every further option overrides one setting."""
-    name, rest = cli.take_option(argv, "preset", "short")
-    row, rest = cli.take_option(rest, "row", "stage3")
-    chosen, rest = cli.take_option(rest, "data")
-    cfg = cli.parse(preset(name, row, chosen), rest, "python -m papers.face_attributes.train")
-    check(cfg)
+    """The Config of a command line; `weights` name the trunk."""
+    cfg = cli.experiment(argv, preset, check, "stage3", "python -m papers.face_attributes.train")
     named = weights is not None and cfg.trunk not in ("random", "demo")
     return dataclasses.replace(cfg, trunk=assemble.digest_of(weights)) if named else cfg
 

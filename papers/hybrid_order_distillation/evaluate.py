@@ -1,0 +1,222 @@
+"""What is measured at low resolution, from records alone; and the command that tests a student's weights file.
+
+    python -m papers.hybrid_order_distillation.evaluate --weights FILE --preset short --row assistant_123
+
+Verification (LFW, embedded): embeddings of image and mirror image are added, ten folds (common/verification.py). Four
+lists of distances: both images low; high against low, both by the student; high by the teacher against low by the
+student; both low by another degradation operator. Retrieval: Recall@K by Euclidean distance on the student's output,
+each test image against all others (RKD's protocol). Classification: top-1, training and test images both low.
+"""
+
+import numpy as np
+import torch
+
+from common import checkpoint, cli, nets, parallel, verification
+from common.cli import UserError
+from common.metrics import Metric
+from papers.hybrid_order_distillation import data
+from papers.hybrid_order_distillation.config import check, preset
+from papers.hybrid_order_distillation.degrade import degrade
+from papers.hybrid_order_distillation.nets import Learner, make_net
+
+RECALLS = (1, 2, 4, 8)
+LISTS = {  # ending of the arrays -> what is compared with what
+    "": "both images low",
+    "cross": "high against low",
+    "teacher": "high by the teacher against low by the student",
+    "other": "both low, another degradation operator",
+    "pairs": "LFW's 6,000 pairs without people of DevTrain, both low",
+    "pairs_cross": "the same, high against low",
+}
+
+# ---- Metrics, all computed from what a record holds
+
+
+def _keys(ending):
+    """Distances, truths and folds of a list; those of one set of pairs share truths and folds."""
+    own = "_pairs" if ending.startswith("pairs") else ""
+    return f"distance_{ending}".rstrip("_"), f"same{own}", f"fold{own}"
+
+
+def _accuracy(keys):
+    """Share of pairs judged rightly: the mean over the folds when these are of one size."""
+    return lambda p: 100 * verification.verify(*(p[key] for key in keys), both=False).correct.mean()
+
+
+def _area(keys):
+    def statistic(p):
+        from sklearn.metrics import roc_auc_score
+
+        return 100 * roc_auc_score(p[keys[1]].astype(bool), -p[keys[0]].astype(np.float64))
+
+    return statistic
+
+
+def _share(key, test):
+    return lambda p: 100.0 * test(p, p[key])
+
+
+def _metrics():
+    for ending, what in LISTS.items():
+        keys, end = _keys(ending), f"_{ending}" if ending else ""
+        yield Metric(f"accuracy{end}_pct", f"verification accuracy, {what} (%)", False, statistic=_accuracy(keys),
+                     needs=keys)  # fmt: skip
+    keys = _keys("")
+    yield Metric("auc_pct", "area under the ROC curve, both images low (%)", False, statistic=_area(keys), needs=keys)
+    for end, what in (("", ""), ("_other", ", another degradation operator")):
+        key = f"predicted{end}"
+        right = _share(key, lambda p, said: said == p["label"])
+        yield Metric(f"top1{end}_pct", f"top-1 accuracy{what} (%)", False, right, needs=(key, "label"))
+    for end, what in (("", ""), ("_cross", ", low query against high gallery")):
+        key = f"first_hit{end}"
+        for k in RECALLS:
+            hit = _share(key, lambda p, rank, k=k: rank <= k)
+            yield Metric(f"recall{k}{end}_pct", f"Recall@{k}{what} (%)", False, hit, needs=(key,))
+
+
+METRICS = {m.name: m for m in _metrics()}
+
+
+def measure(predictions):
+    """Every metric that the predictions allow, name -> value."""
+    return {name: m.value(predictions) for name, m in METRICS.items() if m.available(predictions)}
+
+
+# ---- From networks to predictions
+
+
+def predictions(cfg, teacher, net, learner, whole, device):
+    """Arrays of the test part of an ImageSet for the record: computed numbers, neither images nor names.
+
+    `net` is the student's network, or None to test the teacher: row "teacher" at high resolution, "upsampled" at low.
+    `learner` carries the classifier of a classification task.
+    """
+    view = View(cfg, net if net is not None else teacher, cfg.input_px if net is not None else cfg.teacher_px, device)
+    if cfg.kind == "classification":
+        return _classified(cfg, view, learner, whole)
+    if cfg.kind == "retrieval":
+        return _retrieved(cfg, view, whole)
+    gallery = View(cfg, teacher, cfg.teacher_px, device)
+    found = _verified(cfg, view, gallery, whole, whole.pairs["pairs_devtest"])
+    if "pairs" in whole.pairs:
+        more = _verified(cfg, view, gallery, whole, data.shared_pairs_excluded(whole), full=False)
+        names = {"distance": "distance_pairs", "distance_cross": "distance_pairs_cross"}
+        found |= {names.get(key, f"{key}_pairs"): value for key, value in more.items()}
+    return found
+
+
+class View:
+    """A network with its input side: unit embeddings, or raw outputs, of images at a resolution."""
+
+    def __init__(self, cfg, net, px, device):
+        self.cfg, self.net, self.px, self.device = cfg, net.eval().to(device), px, device
+
+    def pictures(self, images, resolution, operator=None):
+        """uint8 test images as this network sees them: reduced to `resolution`, enlarged to its input."""
+        high = data.plain(images.to(self.device), self.cfg)
+        return degrade(high, resolution, self.px, operator or self.cfg.operator)
+
+    def embed(self, images, resolution, operator=None):
+        """Unit embeddings (N, d), float64; the mirror image's is added."""
+        prepare = lambda part: nets.to_input(self.pictures(part, resolution, operator), self.net.pixels)
+        return verification.embed(self.net, images, prepare, 128, self.device)
+
+    @torch.no_grad()
+    def outputs(self, images, resolution, operator=None, network=None):
+        """Raw outputs (N, d) float32 of `network` (default: the network itself), without mirror images."""
+        made = []
+        for part in images.split(128):
+            x = nets.to_input(self.pictures(part, resolution, operator), self.net.pixels)
+            made.append((network or self.net)(x).float().cpu())
+        return torch.cat(made)
+
+
+def _verified(cfg, view, gallery, whole, pairs, full=True):
+    """Distances of the pairs in each of LISTS; the row "teacher" has only the one at high resolution."""
+    used, place = np.unique(pairs[:, :2], return_inverse=True)
+    pictures = whole.images[torch.from_numpy(used)]
+    left, right = place.reshape(-1, 2).T
+    between = lambda a, b: verification.squared_distances(a[left], b[right]).astype(np.float32)
+    truth = {"same": pairs[:, 2].astype(bool), "fold": pairs[:, 3].astype(np.uint8)}
+    high = view.embed(pictures, cfg.teacher_px)
+    if cfg.row == "teacher":
+        return {"distance": between(high, high), **truth}
+    low = view.embed(pictures, cfg.resolution)
+    found = {"distance": between(low, low), **truth, "distance_cross": between(high, low)}
+    if full:
+        other = view.embed(pictures, cfg.resolution, cfg.other_operator)
+        found["distance_other"] = between(other, other)
+    if full and view.net is not gallery.net and view.net.features_out == gallery.net.features_out:
+        found["distance_teacher"] = between(gallery.embed(pictures, cfg.teacher_px), low)
+    return found
+
+
+def _classified(cfg, view, learner, whole):
+    test = whole.split == 1
+    pictures, label = whole.images[torch.from_numpy(test)], whole.label[test]
+    learner = learner.eval().to(view.device)
+    say = lambda x: learner(x).logits
+    resolution = cfg.teacher_px if cfg.row == "teacher" else cfg.resolution
+    found = {"label": label.astype(np.uint16)}
+    found["predicted"] = view.outputs(pictures, resolution, None, say).argmax(1).numpy().astype(np.uint16)
+    if resolution < cfg.teacher_px:
+        other = view.outputs(pictures, resolution, cfg.other_operator, say)
+        found["predicted_other"] = other.argmax(1).numpy().astype(np.uint16)
+    return found
+
+
+def _retrieved(cfg, view, whole):
+    test = whole.split == 1
+    pictures, label = whole.images[torch.from_numpy(test)], torch.from_numpy(whole.label[test].astype(np.int64))
+    resolution = cfg.teacher_px if cfg.row == "teacher" else cfg.resolution
+    low = view.outputs(pictures, resolution)
+    found = {"first_hit": first_hit(low, low, label)}
+    if resolution < cfg.teacher_px:
+        found["first_hit_cross"] = first_hit(low, view.outputs(pictures, cfg.teacher_px), label)
+    return found
+
+
+def first_hit(queries, gallery, label, chunk=512):
+    """Rank (N,), from 1, of the nearest other image of the query's class; Recall@K is the share of ranks up to K.
+
+    queries, gallery (N, d) show the same images in one order; an image never finds itself. Images that are as near as
+    the hit count as behind it. Raises UserError when a class has one image only.
+    """
+    if (torch.bincount(label)[label] < 2).any():
+        raise UserError("Recall@K: a class of the test part has a single image, which can find nothing")
+    ranks = []
+    for rows in torch.arange(len(label)).split(chunk):
+        distance = torch.cdist(queries[rows], gallery)
+        distance[torch.arange(len(rows)), rows] = torch.inf
+        same = label[rows].unsqueeze(1) == label
+        nearest = distance.masked_fill(~same, torch.inf).amin(1, keepdim=True)
+        ranks.append(1 + ((distance < nearest) & ~same).sum(1))
+    return torch.cat(ranks).numpy().astype(np.uint32)
+
+
+# ---- The command
+
+
+def main(argv):
+    device_name, argv = cli.take_option(argv, "device", "auto")
+    path, argv = cli.take_option(argv, "weights")
+    name, argv = cli.take_option(argv, "preset", "short")
+    row, argv = cli.take_option(argv, "row", "assistant_123")
+    chosen, argv = cli.take_option(argv, "data")
+    if path is None:
+        raise UserError("usage: python -m papers.hybrid_order_distillation.evaluate --weights FILE --preset P --row R")
+    cfg = cli.parse(preset(name, row, chosen), argv, "python -m papers.hybrid_order_distillation.evaluate")
+    check(cfg)
+    device = parallel.start(device_name)
+    net = make_net(cfg.net, cfg.features, cfg.input_px)
+    whole = data.load(cfg.data)
+    learner = Learner(net, classes=data.training_of(cfg, whole).classes) if cfg.kind == "classification" else None
+    checkpoint.load_weights(path, learner or net)
+    found = measure(predictions(cfg, net, net, learner, whole, device))
+    print(f"{path} on {cfg.data} at {cfg.resolution} px")
+    for key, value in found.items():
+        print(f"  {METRICS[key].label:72s} {value:8.3f}")
+
+
+if __name__ == "__main__":
+    cli.entry(main)

@@ -1,0 +1,87 @@
+"""Pictures of the results, drawn from records alone: accuracy of the rows, ROC curves, accuracy against cost."""
+
+import numpy as np
+
+from common import figures, runs, verification
+from papers.hybrid_order_distillation.config import KINDS, ROWS
+from papers.hybrid_order_distillation.evaluate import METRICS
+
+MAIN = {"classification": "top1_pct", "retrieval": "recall1_pct", "verification": "accuracy_pct"}
+SIDE = {"classification": "top1_other_pct", "retrieval": "recall1_cross_pct", "verification": "accuracy_cross_pct"}
+COLOURS = {"teacher": "#333333", "upsampled": "#999999", "alone": "#aa7744", "kd": "#c9a227", "fitnet": "#8866aa",
+           "direct": "#4477aa", "assistant": "#cc3311", "init": "#228833"}  # fmt: skip
+
+
+def colour(row):
+    return COLOURS[row.split("_")[0]]
+
+
+def draw(records, folder):
+    """One PNG per data set and preset. Returns the paths."""
+    return figures.draw_groups(records, folder, overview)
+
+
+def overview(records, path):
+    rows = figures.by_row(records, ROWS)
+    config, kind = records[0]["config"], KINDS.get(records[0]["data"]["name"], "verification")
+    panels = 3 if kind == "verification" else 2
+    size = (6 * panels, 2.6 + 0.24 * max(6, len(rows)))
+    figure, axes = figures.pyplot().subplots(1, panels, figsize=size, layout="constrained")
+    bars(axes[0], rows, kind)
+    costs(axes[1], rows, MAIN[kind])
+    if kind == "verification":
+        curves(axes[2], rows)
+    about = records[0]["data"]
+    seen = f"{config['resolution']} px seen at {config['input_px']} px, {about['test_samples']} test samples"
+    figure.suptitle(f"{about['name']}, preset {config['preset']}: {seen}", fontsize=11)
+    figures.save(figure, path)
+
+
+def bars(axes, rows, kind):
+    """Mean over seeds of the main metric (bar), each seed (dot), and the second metric (hollow diamond)."""
+    for y, (row, found) in enumerate(rows.items()):
+        values = [r["metrics"][MAIN[kind]] for r in found]
+        axes.barh(y, np.mean(values), color=colour(row), alpha=0.75)
+        axes.plot(values, [y] * len(values), "k.", ms=4)
+        side = [r["metrics"][SIDE[kind]] for r in found if SIDE[kind] in r["metrics"]]
+        if side:
+            axes.plot(np.mean(side), y, "D", mfc="white", mec="black", ms=5)
+        axes.text(np.mean(values) + 0.3, y + 0.02, f"{np.mean(values):.1f}", va="center", fontsize=8)
+    every = [r["metrics"][key] for found in rows.values() for r in found for key in (MAIN[kind], SIDE[kind])
+             if key in r["metrics"]]  # fmt: skip
+    axes.set(xlim=(max(0, min(every) - 5), min(104, max(every) + 4)), yticks=range(len(rows)))
+    axes.set_yticklabels([ROWS[row] for row in rows], fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlabel(METRICS[MAIN[kind]].label, fontsize=9)
+    axes.set_title(f"bar: {MAIN[kind]}, diamond: {SIDE[kind]}", fontsize=9)
+
+
+def costs(axes, rows, key):
+    """Main metric against multiply-adds of the network that runs at test time."""
+    for row, found in rows.items():
+        cost = found[0]["cost"]
+        x = cost.get("macs", cost["teacher_macs"]) / 1e6
+        value = np.mean([r["metrics"][key] for r in found])
+        size = cost.get("parameters", cost["teacher_parameters"]) / 1e6
+        axes.plot(x, value, "o", color=colour(row), ms=6, label=f"{ROWS[row]}: {size:.2f} M parameters")
+    axes.set(
+        xscale="log", xlabel="million multiply-adds an image", ylabel=METRICS[key].label, title="Accuracy and cost"
+    )
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("{x:g}")
+    axes.tick_params(axis="x", which="minor", labelsize=7)
+    if len(rows) <= 8:
+        axes.legend(fontsize=7)
+
+
+def curves(axes, rows):
+    """ROC of the pairs, both images low; the first seed of at most six rows."""
+    shown = [row for row in ("teacher", "upsampled", "alone", "kd", "direct_123", "assistant_123") if row in rows]
+    for row in shown or list(rows)[:6]:
+        p = runs.read_predictions(rows[row][0]["folder"] / "predictions.npz")
+        far, tar, _ = verification.roc(p["distance"], p["same"])
+        least = 1 / max(1, (~p["same"].astype(bool)).sum())
+        axes.step(100 * np.maximum(far, least / 2), 100 * tar, where="post", color=colour(row), label=ROWS[row])
+    axes.set(xscale="log", xlabel="false accepts (%)", ylabel="true accepts (%)", title="ROC, both images low")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.legend(loc="lower right", fontsize=8)

@@ -1,0 +1,277 @@
+"""Losses against slow re-derivations in value and gradient, bad input, the degradation against Pillow, networks."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from common.cli import UserError
+from papers.hybrid_order_distillation import method, nets
+from papers.hybrid_order_distillation.degrade import degrade, resize
+from tests.conftest import one_line_error
+
+torch.set_num_threads(1)
+
+
+def batch(n=12, d=6, e=6, seed=0, dtype=torch.float64):
+    gen = torch.Generator().manual_seed(seed)
+    return torch.randn(n, d, generator=gen, dtype=dtype), torch.randn(n, e, generator=gen, dtype=dtype)
+
+
+def huber(x):
+    return 0.5 * x * x if abs(x) <= 1 else abs(x) - 0.5
+
+
+def slow_distance(s, t):
+    """Order 2 sample by sample, from the dossier's words."""
+    n = len(s)
+
+    def relative(x):
+        d = [[math.dist(x[i], x[j]) for j in range(n)] for i in range(n)]
+        apart = [v for row in d for v in row if v > 0]
+        mean = sum(apart) / len(apart)
+        return [[v / mean for v in row] for row in d]
+
+    a, b = relative(s.tolist()), relative(t.tolist())
+    return sum(huber(a[i][j] - b[i][j]) for i in range(n) for j in range(n)) / n**2
+
+
+def slow_angle(s, t):
+    """Order 3 triple by triple."""
+    n, total = len(s), 0.0
+
+    def cosine(x, i, j, k):
+        a, b = x[j] - x[i], x[k] - x[i]
+        lengths = np.linalg.norm(a), np.linalg.norm(b)
+        return float(a @ b) / lengths[0] / lengths[1] if min(lengths) > 0 else 0.0
+
+    s, t = s.numpy(), t.numpy()
+    for i in range(n):
+        for j in range(n):
+            for k in range(n):
+                total += huber(cosine(s, i, j, k) - cosine(t, i, j, k))
+    return total / n**3
+
+
+def numeric_gradient(loss, s, t, h=1e-5):
+    """Central differences of a slow float64 loss."""
+    gradient = torch.zeros_like(s)
+    for i in range(s.shape[0]):
+        for j in range(s.shape[1]):
+            values = []
+            for sign in (1, -1):
+                moved = s.clone()
+                moved[i, j] += sign * h
+                values.append(loss(moved, t))
+            gradient[i, j] = (values[0] - values[1]) / (2 * h)
+    return gradient
+
+
+@pytest.mark.parametrize(("fast", "slow"), [(method.distance_loss, slow_distance), (method.angle_loss, slow_angle)])
+@pytest.mark.parametrize("widths", [(4, 4), (3, 5)])
+def test_orders_2_and_3_against_slow_forms(fast, slow, widths):
+    s, t = batch(7, *widths)
+    s.requires_grad_()
+    value = fast(s, t)
+    assert value.item() == pytest.approx(slow(s.detach(), t), rel=1e-5)
+    (gradient,) = torch.autograd.grad(value, s)
+    torch.testing.assert_close(gradient, numeric_gradient(slow, s.detach(), t), rtol=2e-3, atol=2e-6)
+
+
+def test_order_1_and_its_normalisation():
+    s, t = batch(5, 3, 3)
+    unit = lambda x: x.numpy() / np.linalg.norm(x.numpy(), axis=1, keepdims=True)
+    wanted = np.mean(np.sum((unit(s) - unit(t)) ** 2, axis=1))
+    assert method.point_loss(s, t).item() == pytest.approx(float(wanted), rel=1e-6)
+    assert method.point_loss(s, t, normalise=False).item() == pytest.approx(
+        (s - t).square().sum(1).mean().item(), rel=1e-6
+    )
+    assert method.point_loss(3 * t, t).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_chunks_change_neither_value_nor_gradient():
+    found = []
+    for chunk in (None, 1, 5, 30):
+        s, t = batch(30, 8, 16, dtype=torch.float32)
+        s.requires_grad_()
+        value = method.angle_loss(s, t, chunk)
+        value.backward()
+        found.append((value.item(), s.grad))
+    for value, gradient in found[1:]:
+        assert value == pytest.approx(found[0][0], rel=1e-5)
+        torch.testing.assert_close(gradient, found[0][1], rtol=1e-4, atol=1e-8)
+
+
+def test_order_3_never_holds_all_triples(monkeypatch):
+    """At N = 512 a chunk's angle tensor stays within TRIPLES_AT_ONCE; the whole would be 134 million."""
+    sizes, real = [], torch.baddbmm
+
+    def seen(*args, **options):
+        made = real(*args, **options)
+        sizes.append(made.numel())
+        return made
+
+    monkeypatch.setattr(torch, "baddbmm", seen)
+    s, t = batch(512, 4, 4, dtype=torch.float32)
+    method.angle_loss(s.requires_grad_(), t).backward()
+    assert max(sizes) <= method.TRIPLES_AT_ONCE and sum(sizes) == 512**3
+
+
+@pytest.mark.parametrize("loss", [method.distance_loss, method.angle_loss])
+def test_relations_ignore_what_they_should(loss):
+    """Shift, turn and scale of either side leave orders 2 and 3 alone; order 3's source gets no gradient."""
+    s, t = batch(9, 4, 4, dtype=torch.float32)
+    turn = torch.linalg.qr(torch.randn(4, 4, generator=torch.Generator().manual_seed(1)))[0]
+    assert loss(t @ turn * 7 + 2, t).item() == pytest.approx(0, abs=1e-6)
+    assert loss(s, t).item() > 0.01
+    t.requires_grad_()
+    loss(s.requires_grad_(), t).backward()
+    assert t.grad is None and s.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("loss", [method.point_loss, method.distance_loss, method.angle_loss, method.centre_loss])
+@pytest.mark.parametrize("case", ["pair twice", "all equal", "nearly equal", "source twice"])
+def test_duplicates_give_neither_nan_nor_explosion(loss, case):
+    s, t = batch(8, 5, 5, dtype=torch.float32)
+    if case == "pair twice":
+        s[1], t[1] = s[0], t[0]
+    elif case == "all equal":
+        s[:], t[:] = s[0].clone(), t[0].clone()
+    elif case == "nearly equal":
+        s[1] = s[0] + 1e-7
+    else:
+        t[1] = t[0]
+    s.requires_grad_()
+    value = loss(s, t)
+    value.backward()
+    assert torch.isfinite(value) and torch.isfinite(s.grad).all()
+    assert s.grad.abs().max() < 10, "a direction without a length must not blow up"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("loss", [method.point_loss, method.distance_loss, method.angle_loss])
+def test_half_precision_is_computed_in_float32(loss, dtype):
+    s, t = (x.to(dtype) for x in batch(10, 6, 6, dtype=torch.float32))
+    close = s.clone()
+    close[1] = close[0] * 1.01  # a small distance that half precision would lose
+    with torch.autocast("cpu", torch.bfloat16):
+        value = loss(close, t)
+    assert value.dtype == torch.float32
+    assert value.item() == pytest.approx(loss(close.float(), t.float()).item(), rel=1e-5)
+
+
+def test_a_small_distance_keeps_its_length():
+    x = torch.randn(2, 64, generator=torch.Generator().manual_seed(0))
+    x[1] = x[0] + 1e-3 / 8
+    x = torch.cat([x, torch.zeros(1, 64)])
+    found = method.relative_distances(x)
+    assert (found[0, 1] / found[0, 2]).item() == pytest.approx(1e-3 / x[0].norm().item(), rel=1e-3)
+
+
+def test_bad_batches_are_one_line():
+    s, t = batch(4, 6, 9)
+    with pytest.raises(UserError) as error:
+        method.point_loss(s, t)
+    one_line_error(error, "6", "9", "project")
+    with pytest.raises(UserError) as error:
+        method.distance_loss(s[:1], t[:1])
+    one_line_error(error, "batch of 1", "--batch 2")
+    with pytest.raises(UserError) as error:
+        method.angle_loss(s, t[:3])
+    one_line_error(error, "(4, 6)", "(3, 9)")
+
+
+def test_kd_and_hint_against_their_definitions():
+    s, t = batch(5, 7, 7)
+    p, q = F.softmax(t / 4, 1), F.softmax(s / 4, 1)
+    wanted = 16 * (p * (p / q).log()).sum(1).mean()
+    assert method.kd_loss(s, t, 4.0).item() == pytest.approx(wanted.item(), rel=1e-5)
+    maps = torch.rand(2, 3, 4, 4), torch.rand(2, 3, 2, 2)
+    small = maps[0].view(2, 3, 2, 2, 2, 2).mean((3, 5))
+    assert method.hint_loss(*maps).item() == pytest.approx((small - maps[1]).square().mean().item(), rel=1e-5)
+    with pytest.raises(UserError, match="channels differ"):
+        method.hint_loss(maps[0], torch.rand(2, 4, 4, 4))
+
+
+def test_any_subset_of_orders_and_the_normalised_source():
+    s, t = batch(6, 4, 4, dtype=torch.float32)
+    both = method.relational_losses(s, t, (1, 3))
+    assert set(both) == {1, 3} and both[3] == method.angle_loss(s, F.normalize(t, dim=1))
+    raw = method.relational_losses(s, t, (2,), normalise_source=False)
+    assert raw[2] == method.distance_loss(s, t) and raw[2] != method.relational_losses(s, t, (2,))[2]
+
+
+# ---- Degradation
+
+
+@pytest.mark.parametrize(
+    ("side", "low", "out"), [(112, 16, 112), (112, 8, 64), (48, 7, 48), (33, 32, 33), (32, 32, 64)]
+)
+@pytest.mark.parametrize(("name", "code"), [("bicubic", 3), ("bilinear", 2)])
+def test_the_default_operator_is_pillows_to_the_last_bit(side, low, out, name, code):
+    gen = torch.Generator().manual_seed(side)
+    images = torch.randint(0, 256, (3, 3, side, side), generator=gen, dtype=torch.uint8)
+    images[0] = 255 * (images[0] > 127)  # overshoot must be clipped between the passes
+    found = degrade(images, low, out, f"pil_{name}")
+    for image, ours in zip(images, found, strict=True):
+        picture = Image.fromarray(image.permute(1, 2, 0).numpy()).resize((low, low), code).resize((out, out), code)
+        assert np.array_equal(np.asarray(picture), ours.permute(1, 2, 0).numpy())
+
+
+def test_operators_differ_and_nothing_is_done_at_full_size():
+    images = torch.randint(0, 256, (2, 3, 40, 40), dtype=torch.uint8)
+    assert torch.equal(degrade(images, 40), images)
+    made = [degrade(images, 10, 40, name).float() for name in ("pil_bicubic", "pil_bilinear", "plain_bicubic")]
+    assert all((a - b).abs().mean() > 1 for a, b in itertools.pairwise(made))
+
+
+def test_bad_resolutions_are_one_line():
+    images = torch.zeros(1, 3, 20, 20, dtype=torch.uint8)
+    for low, operator, said in ((21, "pil_bicubic", "the images have 20 px"), (4, "bicubic", "--operator bicubic")):
+        with pytest.raises(UserError) as error:
+            degrade(images, low, 20, operator)
+        one_line_error(error, said)
+    with pytest.raises(UserError, match="uint8"):
+        resize(images.float(), 4)
+
+
+# ---- Networks
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "gmac"),
+    [
+        ("resnet110", 1.737, 0.253), ("resnet32", 0.473, 0.069), ("resnet20", 0.278, 0.041),
+        ("resnet32x4", 7.434, 1.083), ("resnet8x4", 1.234, 0.177), ("vgg13", 9.462, 0.285), ("vgg8", 3.965, 0.096),
+    ],
+)  # fmt: skip
+def test_cifar_networks_have_the_benchmarks_size(name, params, gmac):
+    learner = nets.Learner(nets.make_net(name), classes=100)
+    assert nets.parameters(learner) / 1e6 == pytest.approx(params, abs=5e-4)
+    assert nets.macs(learner, 32) / 1e9 == pytest.approx(gmac, abs=6e-4)
+
+
+def test_the_students_size():
+    teacher, quarter = nets.make_net("mobilefacenet", 128, 112), nets.make_net("mobilefacenet_quarter", 128, 64)
+    assert nets.parameters(teacher) == 999_936
+    assert nets.parameters(quarter) <= 999_936 / 4
+    assert nets.macs(quarter, 64) < nets.macs(teacher, 112) / 10
+
+
+@pytest.mark.parametrize("name", ["resnet8", "vgg8", "imagenet_resnet18", "mobilefacenet_quarter"])
+def test_every_kind_of_network_embeds_and_has_its_hint_layer(name):
+    net = nets.make_net(name, 24, 32)
+    learner = nets.Learner(net, source_width=40, classes=5, hint_width=7).train()
+    said = learner(torch.randn(2, 3, 32, 32))
+    assert said.embedding.shape == (2, 24) and said.projected.shape == (2, 40) and said.logits.shape == (2, 5)
+    assert said.maps.shape[:2] == (2, 7) and said.maps.dim() == 4
+
+
+def test_unknown_networks_are_one_line():
+    with pytest.raises(UserError) as error:
+        nets.make_net("resnet51")
+    one_line_error(error, "resnet51", "resnet110")
