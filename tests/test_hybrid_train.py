@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import pickle
+import shutil
 import signal
 
 import numpy as np
@@ -142,21 +143,35 @@ cli.entry(train.main, sys.argv[1:])
 """
 
 
-@pytest.mark.xfail(reason="distances differ by 2e-3 after three steps; whether by rounding alone is not yet known")
 def test_two_processes_compute_what_one_does(people, tmp_path):
-    """Relations reach over both processes; a loss over each half alone would give other students."""
-    words = ["--lr", "0.005", "--clip", "1e9", "--centre", "1", "--weights", "1", "1", "2"]
-    words += ["--teacher-steps", "2"]  # few and short steps: rounding grows from step to step
-    start(tmp_path / "one", "assistant_123", *words, steps=2)
+    """Relations reach over both processes; a loss over each half alone would give other students.
+
+    Compared is how far the weights moved in two steps: rounding flips single ReLUs, which later steps amplify.
+    """
+    words = ["--clip", "1e9", "--centre", "1", "--weights", "1", "1", "2", "--lr", "0.001"]
+    start(tmp_path / "one", "teacher", *words, steps=2)
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    start(tmp_path / "one", "direct_123", *words, steps=2)
     driver = tmp_path / "driver.py"
     driver.write_text(DRIVER)
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", driver]
-    options = ["--preset", "demo", "--row", "assistant_123", *TINY, "--steps", "2", "--out", tmp_path / "two", *words]
+    options = ["--preset", "demo", "--row", "direct_123", *TINY, "--steps", "2", "--out", tmp_path / "two", *words]
     done = python(*command, *options, env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stderr[-2000:]
-    one, two = (result(tmp_path / k)[1] for k in ("one", "two"))
-    np.testing.assert_allclose(one["distance"], two["distance"], atol=2e-3)
-    assert not np.allclose(one["distance"], 0, atol=0.1)
+    assert done.returncode == 0, done.stderr
+    (first,) = (tmp_path / "one" / config.PAPER).glob("teacher-*/model.safetensors")
+    folders = [next((tmp_path / k / config.PAPER).glob("*-direct_123-s*")) for k in ("one", "two")]
+    begin, one, two = (learned_weights(path) for path in (first, *(f / "model.safetensors" for f in folders)))
+    difference = lambda a, b: torch.stack([(a[k] - b[k]).norm() for k in one]).norm()
+    assert difference(one, begin) > 1e-3 and difference(one, two) < 0.02 * difference(one, begin)
+    texts = [(folder / "history.csv").read_text().split() for folder in folders]
+    rows = [dict(zip(names.split(","), map(float, values.split(",")), strict=True)) for names, values in texts]
+    assert rows[0] == pytest.approx(rows[1], rel=5e-3), "losses and norms of gradients are logged alike"
+
+
+def learned_weights(path):
+    """{name: tensor} of a network's weights file, without running statistics."""
+    state = {k.removeprefix("net."): v for k, v in checkpoint.read_weights(path)[0].items()}
+    return {k: v for k, v in state.items() if k.endswith(("weight", "bias"))}
 
 
 # ---- Views and batches
