@@ -4,6 +4,7 @@ Images are (B, C, H, W) float32 with values 0..255; points are (B, P, 2) pixels 
 Random numbers are drawn on the CPU from an explicit generator, so a CPU and a GPU see the same augmentation.
 """
 
+import functools
 import math
 
 import torch
@@ -22,6 +23,18 @@ def generator(*keys):
         state = state * 0xD6E8FEB86659FD93 % 2**64
         state ^= state >> 32
     return torch.Generator().manual_seed(state % 2**63)
+
+
+def shuffled(n, batch, seed):
+    """A function step -> indices (batch,) of n samples: pieces of one shuffled pass after another, none left out."""
+    order = functools.lru_cache(maxsize=2)(lambda p: torch.randperm(n, generator=generator(seed, 1, p)))
+
+    def index(step):
+        first = step * batch
+        passes = range(first // n, (first + batch - 1) // n + 1)
+        return torch.cat([order(p) for p in passes])[first - passes[0] * n :][:batch]
+
+    return index
 
 
 def uniform(low, high, shape, gen, device="cpu"):

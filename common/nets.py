@@ -198,7 +198,7 @@ def load_identity_net(path):
 
 
 def given_weights(path=None, digest=GIVEN_SHA256):
-    """Path of the given weights after checking the hash: `path`, or data/raw. MissingData when they are absent."""
+    """Path of the weights with this sha256: `path`, or the given file in data/raw. MissingData when it is absent."""
     from common import data as sets
 
     root = Path(os.environ.get("DATA_ROOT") or sets.REPOSITORY_DATA)
@@ -206,7 +206,7 @@ def given_weights(path=None, digest=GIVEN_SHA256):
     if not path.is_file():
         raise MissingData(f"{path}: no such weights file; put {GIVEN_FILE} there or name it (see data/README.md)")
     if sha256(path) != digest:
-        raise UserError(f"{path}: not the given weights ({digest[:12]}...); obtain {GIVEN_FILE} again")
+        raise UserError(f"{path}: not the weights that these settings name (sha256 {digest[:12]}...); name those")
     return path
 
 

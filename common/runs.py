@@ -89,6 +89,12 @@ def fingerprint(config):
     return hashlib.sha256(json.dumps(as_dict(config), sort_keys=True).encode()).hexdigest()[:8]
 
 
+def run_name(config, base):
+    """Folder of a run: data, preset, row and seed, with a hash of the settings where they are not those of `base`."""
+    changed = "" if config == dataclasses.replace(base, seed=config.seed) else "-" + fingerprint(config)
+    return f"{config.data}-{config.preset}-{config.row}-s{config.seed}{changed}"
+
+
 def source_state(paper):
     """Commit, dirty flag, and a hash over the Python files that the run could have used."""
     return {"commit": git("rev-parse", "HEAD"), "dirty": _dirty(), "sha256": source_sha256(paper)}

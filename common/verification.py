@@ -85,6 +85,17 @@ def contiguous_folds(n_pairs, folds=10):
     return np.repeat(np.arange(folds), [len(part) for part in np.array_split(np.arange(n_pairs), folds)])
 
 
+def sample_pairs(index, identity, count, seed):
+    """(2 count, 4) pairs among the images `index`: `count` (or as many as there are) same, as many different."""
+    rng = np.random.default_rng(seed)
+    left, right = np.triu_indices(len(index), 1)
+    same = identity[index[left]] == identity[index[right]]
+    count = min(count, int(same.sum()), int((~same).sum()))
+    chosen = np.concatenate([rng.choice(np.flatnonzero(same == kind), count, replace=False) for kind in (True, False)])
+    fold = balanced_folds(same[chosen])
+    return np.stack([index[left[chosen]], index[right[chosen]], same[chosen], fold], 1).astype(np.int32)
+
+
 def balanced_folds(same, folds=10):
     """Fold (P,) of each pair when the same-person pairs and the others are each cut into runs, in their order.
 

@@ -295,7 +295,7 @@ def test_the_given_architecture_on_the_pairs_of_a_small_lfw(lfw, monkeypatch, ca
     digest = checkpoint.save_weights(path, common_nets.MobileFaceNetReLU())
     evaluate.main(["--weights", str(path), "--data", "lfw", "--device", "cpu"])
     assert "80 pairs" in capsys.readouterr().out
-    with pytest.raises(cli.UserError, match="not the given weights"):
+    with pytest.raises(cli.UserError, match="not the weights that these settings name"):
         evaluate.main(["--weights", str(path), "--out", str(lfw / "out"), "--device", "cpu"])
     monkeypatch.setattr(evaluate, "GIVEN_SHA256", digest)
     monkeypatch.setitem(config.PRESETS, "pairs", dataclasses.replace(config.PRESETS["pairs"], weights=digest))

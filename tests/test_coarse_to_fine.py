@@ -170,17 +170,6 @@ def test_rates():
     assert train.rate_at(cosine, 50, 0.001) == pytest.approx(0.5) and train.rate_at(cosine, 99, 0.02) < 1e-3
 
 
-def test_each_pass_shows_every_face_once():
-    cfg, pool = settings(batch=4), torch.arange(100, 110)
-    seen = torch.cat([train.batch_index(pool, cfg, step) for step in range(10)]).view(4, 10)
-    assert all(sorted(row.tolist()) == pool.tolist() for row in seen)
-    assert len({tuple(row.tolist()) for row in seen}) == 4
-    other = train.batch_index(pool, dataclasses.replace(cfg, seed=1), 0)
-    assert not torch.equal(other, train.batch_index(pool, cfg, 0))
-    large = train.batch_index(pool, settings(batch=32), 1)  # a batch over several passes
-    assert large.bincount().max() == 4 and len(large) == 32
-
-
 # Crops
 
 

@@ -314,7 +314,7 @@ def test_the_short_preset_on_a_small_lfw(root, monkeypatch):
     assert len(arrays["same_pairs"]) == len(excluded) == len(arrays["distance_pairs_cross"])
     training = sets.training_of(config.preset("short"), whole)
     assert len(training) == (whole.split == 0).sum()
-    with pytest.raises(cli.UserError, match="not the given weights"):
+    with pytest.raises(cli.UserError, match="not the weights that these settings name"):
         train.main(["--preset", "short", "--row", "teacher", "--device", "cpu", "--out", str(folder / "other")])
     teacher.unlink()
     with pytest.raises(cli.MissingData) as error:

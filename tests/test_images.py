@@ -234,3 +234,14 @@ def test_the_augmentation_is_a_function_of_its_generator():
     for change in (images.colour_jitter, images.erase, images.blur):
         first, again, other = (change(pictures, images.generator(seed)) for seed in (1, 1, 2))
         assert torch.equal(first, again) and not torch.equal(first, other), change.__name__
+
+
+def test_each_pass_shows_every_sample_once():
+    pick = images.shuffled(10, 4, seed=3)
+    seen = torch.cat([pick(step) for step in range(10)]).view(4, 10)
+    assert all(sorted(row.tolist()) == list(range(10)) for row in seen)
+    assert len({tuple(row.tolist()) for row in seen}) == 4
+    assert torch.equal(images.shuffled(10, 4, seed=3)(7), pick(7)), "a step's samples depend on nothing before it"
+    assert not torch.equal(images.shuffled(10, 4, seed=4)(0), pick(0))
+    large = images.shuffled(10, 32, seed=3)(1)  # a batch over several passes
+    assert large.bincount().max() == 4 and len(large) == 32

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from common import parallel
+from common import parallel, runs
 from common.cli import UserError
 from common.nets import GIVEN_SHA256
 from common.reproduce import Plan
@@ -74,12 +74,8 @@ class Config:
 
     @property
     def run_name(self):
-        """Folder of the run: the row, or the row with a hash of what was changed."""
-        from common.runs import fingerprint
-
-        base = dataclasses.replace(preset(self.preset, self.row, self.data), seed=self.seed)
-        changed = "" if self == base else "-" + fingerprint(self)
-        return f"{self.data}-{self.preset}-{self.row}-s{self.seed}{changed}"
+        """Folder of the run."""
+        return runs.run_name(self, preset(self.preset, self.row, self.data))
 
 
 # LFW has 4,038 people to train on with 2.4 images each, so everything is smaller than in the paper, for every row

@@ -2,16 +2,14 @@
 
 import dataclasses
 import functools
-import hashlib
 import os
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from common import align, images, verification
 from common import data as sets
-from common import faces as embedded
+from common import images, people, verification
 from common.cli import MissingData, UserError
 from papers.arcface import readers
 
@@ -88,29 +86,9 @@ def load(name):
 
 
 def _embedded_set():
-    """Synthetic people, aligned by their exact five points; those of the test are never trained on."""
-    e = EMBEDDED
-    drawn = [
-        embedded.generate(e[part], e["seed"] + k, size=e["size"], identities=e[people], people_seed=e["seed"] + 10 * k)
-        for k, (part, people) in enumerate((("train", "people"), ("test", "test_people")), start=1)
-    ]
-    crops = torch.cat([align.align(d.images, d.five.numpy(), e["size"]) for d in drawn])
-    identity = np.concatenate([drawn[0].identity_label.numpy(), drawn[1].identity_label.numpy() + e["people"]])
-    split = np.repeat(np.array([0, 1], np.uint8), (e["train"], e["test"]))
-    pairs = sample_pairs(np.flatnonzero(split), identity, e["pairs"], e["seed"])
-    fingerprint = hashlib.sha256(crops.numpy().tobytes() + pairs.tobytes()).hexdigest()
-    return FaceSet(crops, identity, split, np.full(len(split), 255, np.uint8), {"pairs_devtest": pairs}, fingerprint)
-
-
-def sample_pairs(index, identity, count, seed):
-    """(2 count, 4) pairs among the images `index`: `count` (or as many as there are) same, as many different."""
-    rng = np.random.default_rng(seed)
-    left, right = np.triu_indices(len(index), 1)
-    same = identity[index[left]] == identity[index[right]]
-    count = min(count, int(same.sum()), int((~same).sum()))
-    chosen = np.concatenate([rng.choice(np.flatnonzero(same == kind), count, replace=False) for kind in (True, False)])
-    fold = verification.balanced_folds(same[chosen])
-    return np.stack([index[left[chosen]], index[right[chosen]], same[chosen], fold], 1).astype(np.int32)
+    drawn = people.draw(**EMBEDDED)
+    none = np.full(len(drawn.split), 255, np.uint8)
+    return FaceSet(drawn.images, drawn.identity, drawn.split, none, {"pairs_devtest": drawn.pairs}, drawn.fingerprint)
 
 
 # ------------------------------------------------------------------------------------------------ tasks
@@ -142,7 +120,7 @@ def view1_task(cfg, faces, held_out=False):
         order = torch.randperm(len(people), generator=images.generator(2007)).numpy()
         test = train & np.isin(faces.identity, people[order[: len(people) // 5]])
         train = train & ~test
-        pairs = sample_pairs(np.flatnonzero(test), faces.identity, 3000, 2007)
+        pairs = verification.sample_pairs(np.flatnonzero(test), faces.identity, 3000, 2007)
     return Task("", training_of(cfg, faces, train), [test_of(faces, pairs, test)])
 
 
@@ -259,18 +237,9 @@ class _Plan:
 
 def picker(training, cfg):
     """A function step -> indices (batch,): shuffled passes one after another, or people with several images each."""
-    n = len(training)
     if cfg.images_per_person:
         return functools.partial(people_batch, *_by_person(training.labels), cfg)
-    shuffled = functools.lru_cache(maxsize=2)(lambda p: torch.randperm(n, generator=images.generator(cfg.seed, 1, p)))
-
-    def index(step):
-        first = step * cfg.batch
-        passes = range(first // n, (first + cfg.batch - 1) // n + 1)
-        order = torch.cat([shuffled(p) for p in passes])
-        return order[first - passes[0] * n : first - passes[0] * n + cfg.batch]
-
-    return index
+    return images.shuffled(len(training), cfg.batch, cfg.seed)
 
 
 def _by_person(labels):

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from common import runs
 from common.cli import UserError
 from common.reproduce import Plan
 from papers.coarse_to_fine import method, variant
@@ -52,10 +53,8 @@ class Config:
 
     @property
     def run_name(self):
-        """Folder of the run: the row, or the row with a hash of what was changed."""
-        base = dataclasses.replace(preset(self.preset, self.row, self.data), seed=self.seed)
-        changed = "" if self == base else "-" + fingerprint_of(self)
-        return f"{self.data}-{self.preset}-{self.row}-s{self.seed}{changed}"
+        """Folder of the run."""
+        return runs.run_name(self, preset(self.preset, self.row, self.data))
 
 
 # What the shortened schedules change, for every row alike and all our choice: AdamW with one cosine, averaged
@@ -93,12 +92,6 @@ def preset(name, row="cft", data=None):
     if row == "heatmap" and name == "short":
         own = own | dict(steps=3_000)  # half of CFT's updates are enough for it
     return dataclasses.replace(PRESETS[name], row=row, data=data or PRESETS[name].data, **own)
-
-
-def fingerprint_of(config):
-    from common.runs import fingerprint
-
-    return fingerprint(config)
 
 
 def check(cfg):

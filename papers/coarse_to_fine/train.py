@@ -44,9 +44,9 @@ def train(cfg, device, out=runs.LOCAL):
     crops = FaceCrops(faces, cfg.crop, cfg.margin, device)
     fit, val, test = fit.to(device), val.to(device), test.to(device)
     offsets = crops.offsets(fit)
-    crops_of = lambda step: crops.training(
-        batch_index(fit, cfg, step), images.generator(cfg.seed, 2, step), cfg, offsets
-    )
+    pick = images.shuffled(len(fit), cfg.batch, cfg.seed)
+    faces_of = lambda step: fit[pick(step).to(device)]
+    crops_of = lambda step: crops.training(faces_of(step), images.generator(cfg.seed, 2, step), cfg, offsets)
 
     torch.manual_seed(cfg.seed)
     model = Model(cfg, faces.markup).to(device, memory_format=torch.channels_last)
@@ -57,7 +57,7 @@ def train(cfg, device, out=runs.LOCAL):
     )
     steps, best = None, loop.Best(model)
     if cfg.row != "mean-shape":
-        named = lambda step: ", ".join(faces.names[i] for i in batch_index(fit, cfg, step).tolist())
+        named = lambda step: ", ".join(faces.names[i] for i in faces_of(step).tolist())
         steps, best = fit_model(model, crops_of, val_crops, cfg, run, share, device, named)
     if not parallel.is_main():
         return None
@@ -156,14 +156,6 @@ def rate_at(cfg, step, stage_lr):
     if cfg.optimizer == "sgd":
         return warm * stage_lr * cfg.lr / method.STAGES[0].lr
     return warm * cfg.lr * 0.5 * (1 + math.cos(math.pi * step / cfg.steps))
-
-
-def batch_index(pool, cfg, step):
-    """The training faces of a step (batch,): consecutive pieces of one shuffled pass after another."""
-    first, n = step * cfg.batch, len(pool)
-    passes = range(first // n, (first + cfg.batch - 1) // n + 1)
-    order = torch.cat([torch.randperm(n, generator=images.generator(cfg.seed, 1, p)) for p in passes])
-    return pool[order[first % n : first % n + cfg.batch].to(pool.device)]
 
 
 def resample(pool, count):

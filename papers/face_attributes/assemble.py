@@ -3,17 +3,15 @@
 import copy
 import dataclasses
 import json
-import os
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from common import checkpoint, nets, runs
-from common import data as sets
 from common.cli import MissingData, UserError
 from papers.face_attributes import data, evaluate, method
-from papers.face_attributes.config import DEPTHS, GIVEN_FILE, PAPER, Config
+from papers.face_attributes.config import DEPTHS, PAPER, Config
 
 # ---- Trunks
 
@@ -25,22 +23,10 @@ def trunk(cfg, parts, out, weights=None):
     elif cfg.trunk == "demo":
         net = nets.load_identity_net(sibling(cfg, "trunk", out) / "model.safetensors")
     else:
-        net = nets.load_identity_net(given(cfg, weights))
+        net = nets.load_identity_net(nets.given_weights(weights, cfg.trunk))
     if net.input_px != cfg.input_px:
         raise UserError(f"--input-px {cfg.input_px}: this trunk takes faces of {net.input_px} px")
     return net, method.split(net.eval(), cfg.cuts)
-
-
-def given(cfg, weights=None):
-    """Path of the weights with cfg.trunk's sha256: `weights`, or the given file in data/raw. MissingData if absent."""
-    root = Path(os.environ.get("DATA_ROOT") or sets.REPOSITORY_DATA)
-    path = Path(weights) if weights else root / "raw" / GIVEN_FILE
-    if not path.is_file():
-        raise MissingData(f"{path}: no such weights file; name the identity network by --weights FILE, or put "
-                          f"{GIVEN_FILE} into {root / 'raw'} (see data/README.md)")  # fmt: skip
-    if digest_of(path) != cfg.trunk:
-        raise UserError(f"{path}: not the weights that these settings name ({cfg.trunk[:12]}...); name it by --weights")
-    return path
 
 
 def digest_of(path):

@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass
 
 from common.cli import UserError
+from common.nets import GIVEN_SHA256
 from common.reproduce import Plan
 
 PAPER = "face_attributes"
@@ -28,9 +29,6 @@ ROWS = {
     "best": "separate networks, each attribute's best start on validation",
     "chosen": "cheapest shared pattern within the margin on validation",
 }
-# The identity network that the project was given: foamliu's MobileFaceNet, 128-d, ArcFace loss on refined MS-Celeb-1M.
-GIVEN_FILE = "mobilefacenet-ms1m-128d.safetensors"
-GIVEN_SHA256 = "631c2db53a7de2d9f63564488355d47bea991e64d258a161c655f6eeaf503afe"
 
 
 @dataclass(frozen=True)

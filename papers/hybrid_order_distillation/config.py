@@ -3,6 +3,7 @@
 import dataclasses
 from dataclasses import dataclass
 
+from common import runs
 from common.cli import UserError
 from common.nets import GIVEN_SHA256
 from common.reproduce import Plan
@@ -87,12 +88,8 @@ class Config:
 
     @property
     def run_name(self):
-        """Folder of the run: the row, or the row with a hash of what was changed."""
-        from common.runs import fingerprint
-
-        base = dataclasses.replace(preset(self.preset, self.row, self.data), seed=self.seed)
-        changed = "" if self == base else "-" + fingerprint(self)
-        return f"{self.data}-{self.preset}-{self.row}-s{self.seed}{changed}"
+        """Folder of the run."""
+        return runs.run_name(self, preset(self.preset, self.row, self.data))
 
     @property
     def kind(self):

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,9 +10,8 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from common import align, checkpoint, images, verification
+from common import checkpoint, images, people
 from common import data as sets
-from common import faces as embedded
 from common.cli import UserError
 from papers.hybrid_order_distillation.degrade import degrade, resize
 
@@ -68,29 +66,8 @@ def load(name):
 
 
 def _embedded_set():
-    """Synthetic people, aligned by their exact five points; those of the test are never trained on."""
-    e = EMBEDDED
-    drawn = [
-        embedded.generate(e[part], e["seed"] + k, size=e["size"], identities=e[people], people_seed=e["seed"] + 10 * k)
-        for k, (part, people) in enumerate((("train", "people"), ("test", "test_people")), start=1)
-    ]
-    crops = torch.cat([align.align(d.images, d.five.numpy(), e["size"]) for d in drawn])
-    label = np.concatenate([drawn[0].identity_label.numpy(), drawn[1].identity_label.numpy() + e["people"]])
-    split = np.repeat(np.array([0, 1], np.uint8), (e["train"], e["test"]))
-    pairs = sample_pairs(np.flatnonzero(split), label, e["pairs"], e["seed"])
-    fingerprint = hashlib.sha256(crops.numpy().tobytes() + pairs.tobytes()).hexdigest()
-    return ImageSet(crops, label, split, {"pairs_devtest": pairs}, fingerprint)
-
-
-def sample_pairs(index, label, count, seed):
-    """(2 count, 4) pairs among the images `index`: `count` (or as many as there are) same, as many different."""
-    rng = np.random.default_rng(seed)
-    left, right = np.triu_indices(len(index), 1)
-    same = label[index[left]] == label[index[right]]
-    count = min(count, int(same.sum()), int((~same).sum()))
-    chosen = np.concatenate([rng.choice(np.flatnonzero(same == kind), count, replace=False) for kind in (True, False)])
-    fold = verification.balanced_folds(same[chosen])
-    return np.stack([index[left[chosen]], index[right[chosen]], same[chosen], fold], 1).astype(np.int32)
+    drawn = people.draw(**EMBEDDED)
+    return ImageSet(drawn.images, drawn.identity, drawn.split, {"pairs_devtest": drawn.pairs}, drawn.fingerprint)
 
 
 def training_of(cfg, whole):
@@ -226,15 +203,7 @@ def picker(labels, cfg):
         raise UserError(f"--batch {cfg.batch}: {cfg.data} has only {n} training images")
     if cfg.per_class:
         return functools.partial(class_batch, *_by_class(labels), cfg)
-    shuffled = functools.lru_cache(maxsize=2)(lambda p: torch.randperm(n, generator=images.generator(cfg.seed, 1, p)))
-
-    def index(step):
-        first = step * cfg.batch
-        passes = range(first // n, (first + cfg.batch - 1) // n + 1)
-        order = torch.cat([shuffled(p) for p in passes])
-        return order[first - passes[0] * n : first - passes[0] * n + cfg.batch]
-
-    return index
+    return images.shuffled(n, cfg.batch, cfg.seed)
 
 
 def _by_class(labels):

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from common import runs
 from common.cli import MissingData, UserError
 from common.reproduce import Plan
 from papers.resup import nets
@@ -71,12 +72,8 @@ class Config:
 
     @property
     def run_name(self):
-        """Folder of the run: the row, or the row with a hash of what was changed."""
-        from common.runs import fingerprint
-
-        base = dataclasses.replace(preset(self.preset, self.row, self.data), seed=self.seed)
-        changed = "" if self == base else "-" + fingerprint(self)
-        return f"{self.data}-{self.preset}-{self.row}-s{self.seed}{changed}"
+        """Folder of the run."""
+        return runs.run_name(self, preset(self.preset, self.row, self.data))
 
     @property
     def judged(self):
