@@ -6,6 +6,7 @@ import math
 import numpy as np
 import torch
 
+from common import faces as embedded
 from common import images, metrics
 from papers.coarse_to_fine import data, train
 from papers.coarse_to_fine.config import Model, preset
@@ -32,6 +33,7 @@ def comparisons():
     yield f"CFT training step, {BATCH} crops", "bf16, channels last", fast, "fp32", slow
     error, d = np.random.default_rng(0).random((20_000, 29)), np.full(20_000, 40.0)
     looped = lambda: [100 * sum(row) / len(row) / n for row, n in zip(error, d, strict=True)]
+    yield "drawing 256 embedded faces, 64 px", "all", lambda: embedded.generate(256, 1, size=64), "", None
     yield "NME of 20,000 faces", "vectorised", lambda: metrics.nme_pct(error, d), "loop", looped
     for row in ("cft", "heatmap"):
         model, one = predictor(preset("short", row), faces.markup, device)
