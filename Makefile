@@ -13,9 +13,6 @@ ARGS ?=
 WORKERS ?= 2
 PAPERS := $(notdir $(patsubst %/claims.toml,%,$(wildcard papers/*/claims.toml)))
 export DATA_MIRROR
-# glibc's malloc: keep freed memory and ask for huge pages. CPU training and drawing then lose less time to page faults;
-# no result depends on it, and other C libraries ignore it.
-export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=4294967296:glibc.malloc.top_pad=268435456
 
 help: ## this list
 	@grep -hE '^[a-zA-Z%_-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 26

@@ -26,6 +26,7 @@ data.EMBEDDED.update({TINY_FACES})
 train.MEAN_FACES = 16
 """
 torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"  # of child processes too: two tests run side by side
 
 
 @pytest.fixture(scope="session", autouse=True)
