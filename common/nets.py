@@ -197,16 +197,21 @@ def load_identity_net(path):
     return load_strictly(net, state, path)
 
 
-def given_weights(path=None, digest=GIVEN_SHA256):
-    """Path of the weights with this sha256: `path`, or the given file in data/raw. MissingData when it is absent."""
+def given_weights(path=None, digest=GIVEN_SHA256, option="--weights"):
+    """Path of the weights with this sha256: `path`, or the given file in data/raw. MissingData when it is absent.
+
+    `option` is the one by which the command names a file, for the remedy.
+    """
     from common import data as sets
 
     root = Path(os.environ.get("DATA_ROOT") or sets.REPOSITORY_DATA)
     path = Path(path) if path else root / "raw" / GIVEN_FILE
     if not path.is_file():
-        raise MissingData(f"{path}: no such weights file; put {GIVEN_FILE} there or name it (see data/README.md)")
+        raise MissingData(f"{path}: no such weights file; put {GIVEN_FILE} there or name it by {option} FILE")
     if sha256(path) != digest:
-        raise UserError(f"{path}: not the weights that these settings name (sha256 {digest[:12]}...); name those")
+        raise UserError(
+            f"{path}: not the weights that these settings name (sha256 {digest[:12]}...); name those by {option}"
+        )
     return path
 
 

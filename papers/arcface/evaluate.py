@@ -250,7 +250,7 @@ def record_given(cfg, path, device, out):
     if run.finished():
         print(f"{run.name}: already recorded in {run.folder}; delete that folder to run it again", file=sys.stderr)
         return checkpoint.read_json(run.folder / "run.json")
-    path = nets.given_weights(path, GIVEN_SHA256)
+    path = nets.given_weights(path, GIVEN_SHA256, "--source")
     net = load_net(path).to(device)
     test, _ = test_set(cfg.data, cfg.protocol, path)
     found = predictions(net, test, device)

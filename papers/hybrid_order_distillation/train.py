@@ -103,7 +103,7 @@ TEACHER_FIELDS = (
 def teacher_of(cfg, training, folder, share, device, path=None):
     """The Source at high resolution: the given weights, or a network trained here once and kept under `folder`."""
     if cfg.teacher_sha256:
-        path = nets.given_weights(path, cfg.teacher_sha256)
+        path = nets.given_weights(path, cfg.teacher_sha256, "--teacher")
         net = nets.load_mobilefacenet(path)
         net.features_out, net.hint = cfg.teacher_features, "features.5"
         return Source(Learner(net), cfg.teacher_px, device, cfg.teacher_sha256)
