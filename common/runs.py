@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from common import checkpoint, parallel
-from common.cli import UserError
+from common.cli import MissingData, UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCAL = ROOT / "results" / "local"
@@ -93,6 +93,23 @@ def run_name(config, base):
     """Folder of a run: data, preset, row and seed, with a hash of the settings where they are not those of `base`."""
     changed = "" if config == dataclasses.replace(base, seed=config.seed) else "-" + fingerprint(config)
     return f"{config.data}-{config.preset}-{config.row}-s{config.seed}{changed}"
+
+
+def newest_weights(paper, pattern="*", but=None):
+    """Path of the weights trained last on this machine, those of real data before those of embedded faces.
+
+    `pattern` is one of run names and `but` a word that leaves runs out. MissingData when there are none.
+    """
+    files = [p for root in (LOCAL, RECORDED) for p in Path(root, paper).glob(f"{pattern}/model.safetensors")]
+    files = [p for p in files if not but or but not in p.parent.name]
+    if not files:
+        raise MissingData(
+            f"no trained weights on this machine: run `make reproduce-{paper.replace('_', '-')}` first "
+            "(PRESET=short for real faces), or name a file with --weights"
+        )
+    chosen = max(files, key=lambda p: ("embedded" not in p.parent.name, p.stat().st_mtime))
+    print(f"weights: {chosen}")
+    return chosen
 
 
 def source_state(paper):

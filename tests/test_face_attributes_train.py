@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from common import checkpoint, claims, cli, emotions, nets, runs
+from common import checkpoint, claims, cli, emotions, nets, pack, runs
 from common import data as registry
 from papers.face_attributes import assemble, config, evaluate, figures, method, predict, source, train, tune
 from papers.face_attributes import data as sets
@@ -464,7 +464,7 @@ def test_images_that_are_no_face_crop_are_one_line(tmp_path):
             112,
         )
     with pytest.raises(cli.UserError):
-        predict.open_photo(tmp_path / "absent.png")
+        pack.read_photo(tmp_path / "absent.png")
 
 
 # ---- Metrics, tuning, claims

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from common import checkpoint, cli, images, parallel, runs
+from common import checkpoint, cli, images, pack, parallel, runs
 from papers.coarse_to_fine.config import PAPER
 from papers.coarse_to_fine.crops import square
 from papers.coarse_to_fine.evaluate import load
@@ -25,9 +25,9 @@ def main(argv):
     if unknown or not paths:
         raise cli.UserError("usage: python -m papers.coarse_to_fine.predict IMAGE ... "
                             "[--weights FILE] [--box X,Y,W,H] [--out FOLDER]")  # fmt: skip
-    model, cfg, markup = load(weights or newest_weights(), parallel.start(device_name))
+    model, cfg, markup = load(weights or runs.newest_weights(PAPER, but="mean-shape"), parallel.start(device_name))
     for path in map(Path, paths):
-        photo = open_photo(path)
+        photo = pack.read_photo(path)
         face = parse_box(box, photo, path)
         started = time.perf_counter()
         points = predict(model, cfg, photo, face)
@@ -37,29 +37,6 @@ def main(argv):
         checkpoint.write_json(folder / f"{path.stem}.points.json", value)
         drawing = draw(photo, points, face, folder / f"{path.stem}.points.png")
         print(f"{path}: {len(points)} points in {spent:.1f} ms -> {drawing}")
-
-
-def newest_weights():
-    """The weights trained last on this machine, real data before embedded faces."""
-    found = [p for root in (runs.LOCAL, runs.RECORDED) for p in Path(root, PAPER).glob("*/model.safetensors")]
-    found = [p for p in found if "mean-shape" not in p.parent.name]
-    if not found:
-        raise cli.MissingData(
-            "no trained weights on this machine: run `make reproduce-coarse-to-fine` first (PRESET=short for real "
-            "faces), or name a file with --weights"
-        )
-    chosen = max(found, key=lambda p: ("embedded" not in p.parent.name, p.stat().st_mtime))
-    print(f"weights: {chosen}")
-    return chosen
-
-
-def open_photo(path):
-    """(3, H, W) uint8 RGB tensor."""
-    import numpy as np
-
-    from common.pack import open_image
-
-    return torch.from_numpy(np.array(open_image(path).convert("RGB"))).permute(2, 0, 1)
 
 
 def parse_box(text, photo, path):

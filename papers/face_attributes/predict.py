@@ -8,10 +8,9 @@ or into `--out FOLDER`.
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from common import align, checkpoint, cli, images, nets, parallel, runs
+from common import align, checkpoint, cli, images, nets, pack, parallel, runs
 from papers.face_attributes import assemble, data, evaluate, method
 from papers.face_attributes.config import PAPER
 
@@ -31,12 +30,14 @@ def main(argv):
     if not paths or any(p.startswith("--") for p in paths):
         raise cli.UserError("usage: python -m papers.face_attributes.predict IMAGE ... [--weights FILE] "
                             f"[--frame {'|'.join(frames())}] [--mtcnn FOLDER] [--out FOLDER]")  # fmt: skip
-    net, cfg, attributes, pixels = assemble.load_shared(weights or newest_weights(), parallel.start(device_name))
+    net, cfg, attributes, pixels = assemble.load_shared(
+        weights or runs.newest_weights(PAPER, "*-chosen-*"), parallel.start(device_name)
+    )
     frame = frame or cfg.data.split("+")[0]
     detector = align.Mtcnn(mtcnn) if mtcnn else None
     cost = computation(net, cfg)
     for path in map(Path, paths):
-        face = aligned(open_photo(path), cfg.input_px, frame, detector, path)
+        face = aligned(pack.read_photo(path), cfg.input_px, frame, detector, path)
         started = time.perf_counter()
         found = predict(net, attributes, nets.to_input(face, pixels))
         spent = 1000 * (time.perf_counter() - started)
@@ -49,28 +50,8 @@ def main(argv):
     print(STATEMENT)
 
 
-def newest_weights():
-    """The chosen pattern that was put together last on this machine, real data before embedded faces."""
-    found = [p for root in (runs.LOCAL, runs.RECORDED) for p in Path(root, PAPER).glob("*-chosen-*/model.safetensors")]
-    if not found:
-        raise cli.MissingData(
-            "no shared attribute network on this machine: run `make reproduce-face-attributes` first (PRESET=short for "
-            "real faces), or name a file with --weights"
-        )
-    chosen = max(found, key=lambda p: ("embedded" not in p.parent.name, p.stat().st_mtime))
-    print(f"weights: {chosen}")
-    return chosen
-
-
 def frames():
     return ("aligned", *data.FRAMES)
-
-
-def open_photo(path):
-    """(3, H, W) uint8 RGB tensor."""
-    from common.pack import open_image
-
-    return torch.from_numpy(np.array(open_image(path).convert("RGB"))).permute(2, 0, 1)
 
 
 def aligned(photo, px, frame, detector, path):
