@@ -56,11 +56,12 @@ def averaged(model, decay):
     """
 
     def mix(old, new, count):
-        if not old.is_floating_point():
-            return new
-        return old.lerp(new, 1 - min(decay, (1 + int(count)) / (10 + int(count))))
+        if old[0].is_floating_point():
+            torch._foreach_lerp_(old, new, 1 - min(decay, (1 + int(count)) / (10 + int(count))))
+        else:  # counters
+            torch._foreach_copy_(old, new)
 
-    return torch.optim.swa_utils.AveragedModel(model, avg_fn=mix, use_buffers=True)
+    return torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=mix, use_buffers=True)
 
 
 class Steps:

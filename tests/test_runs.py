@@ -429,3 +429,17 @@ def test_a_record_that_lacks_something_is_named(tmp_path):
     with pytest.raises(cli.UserError) as error:
         runs.recorded("p", tmp_path)
     one_line_error(error, path, "lacks data, predictions_sha256")
+
+
+def test_the_running_average_forgets_its_start_and_copies_counters():
+    model = torch.nn.Sequential(torch.nn.Linear(3, 2, bias=False), torch.nn.BatchNorm1d(2))
+    average, expected = loop.averaged(model, 0.5), None
+    for count in range(4):
+        with torch.no_grad():
+            model[0].weight.fill_(float(count))
+            model[1].num_batches_tracked.fill_(10 + count)
+        average.update_parameters(model)
+        memory = min(0.5, (1 + count) / (10 + count))  # the first update copies
+        expected = float(count) if count == 0 else memory * expected + (1 - memory) * count
+        torch.testing.assert_close(average.module[0].weight, torch.full((2, 3), expected))
+        assert average.module[1].num_batches_tracked == 10 + count

@@ -164,7 +164,7 @@ def make_optimizer(cfg, net):
             if chosen:
                 groups.append({"params": chosen, "rate": cfg.head_rate if is_head else 1.0,
                                "weight_decay": cfg.weight_decay if decay else 0.0})  # fmt: skip
-    return torch.optim.AdamW(groups, lr=cfg.lr)
+    return torch.optim.AdamW(groups, lr=cfg.lr, fused=True)
 
 
 def rate_at(cfg, step):
@@ -225,7 +225,7 @@ def train_trunk(cfg, run, device):
             torch.nn.init.kaiming_normal_(module.weight, mode="fan_out")
     both = torch.nn.ModuleDict({"net": net, "classes": torch.nn.Linear(cfg.features, int(identity.max()) + 1, False)})
     both = both.to(device, memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(both.parameters(), cfg.lr, weight_decay=cfg.weight_decay)
+    optimizer = torch.optim.AdamW(both.parameters(), cfg.lr, weight_decay=cfg.weight_decay, fused=True)
     network, share = parallel.wrap(Cosines(both), device), parallel.my_slice(cfg.batch)
     steps = loop.Steps(run.folder, {"model": both, "optimizer": optimizer}, cfg.steps, cfg.batch, "faces",
                        label=run.name, identity=runs.fingerprint(cfg))  # fmt: skip

@@ -303,7 +303,7 @@ def make_optimizer(cfg, learner):
     """SGD or AdamW over everything that is trained."""
     learned = [p for p in learner.parameters() if p.requires_grad]
     if cfg.optimizer == "adamw":
-        return torch.optim.AdamW(learned, cfg.lr, weight_decay=cfg.weight_decay)
+        return torch.optim.AdamW(learned, cfg.lr, weight_decay=cfg.weight_decay, fused=True)
     return torch.optim.SGD(learned, cfg.lr, cfg.momentum, weight_decay=cfg.weight_decay, nesterov=cfg.nesterov)
 
 
