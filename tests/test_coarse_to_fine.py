@@ -315,6 +315,21 @@ def test_the_floor_is_the_mean_of_the_training_crops(drawn_faces):
     torch.testing.assert_close(evaluate.predict(model, cut.images)[7], cut.points.mean(0))
 
 
+def test_mirror_averaging_undoes_mirror_and_names():
+    """A model that is wrong by 3 px to the right on a face and on its mirror image alike is right on average."""
+    truth = torch.rand(1, 29, 2) * 20
+    mirrored = torch.stack([31 - truth[..., 0], truth[..., 1]], -1)[:, COFW29.flip]
+    pixels = torch.zeros(2, 3, 32, 32)
+    pixels[:, :, 0, 0] = 255  # this corner tells the two images apart
+
+    class Biased(torch.nn.Module):
+        def forward(self, x):
+            return torch.where(x[:, 0, 0, :1, None] > 0, truth, mirrored) + torch.tensor([3.0, 0.0])
+
+    torch.testing.assert_close(evaluate.predict(Biased(), pixels)[1], truth[0] + torch.tensor([3.0, 0.0]))
+    torch.testing.assert_close(evaluate.predict(Biased(), pixels, COFW29.flip)[1], truth[0])
+
+
 # Errors
 
 

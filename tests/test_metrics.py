@@ -42,6 +42,7 @@ def test_cumulative_error_counts_equal_values():
 PREDICTIONS = {
     "error_px": np.array([[1.0, 2.0, 3.0], [4.0, 0.0, 2.0]]),
     "error_px_validation_chosen": np.array([[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]),
+    "error_px_mirrored": np.array([[1.0, 2.0, 0.0], [4.0, 4.0, 4.0]]),
     "interpupil_px": np.array([20.0, 40.0]),
     "interocular_px": np.array([30.0, 60.0]),
     "principal": np.array([True, False, True]),
@@ -59,6 +60,7 @@ PREDICTIONS = {
         ("auc10_interpupil", (0 + 0.5) / 2),
         ("nme_interpupil_principal_pct", (10 + 7.5) / 2),
         ("nme_interpupil_validation_chosen_pct", (5 + 2.5) / 2),
+        ("nme_interpupil_mirrored_pct", (5 + 10) / 2),
         ("nme_interpupil_challenge_pct", 5),
         ("nme_interpupil_occluded_pct", (10 + 15 + 5) / 3),
         ("nme_interpupil_visible_pct", (5 + 10 + 0) / 3),

@@ -50,6 +50,8 @@ def _metrics_for(normaliser, name, label):
                _nme(normaliser, subset="principal"), needs=needs),
         Metric(f"nme_{name}_validation_chosen_pct", f"NME, {label}, validation-chosen weights (%)", True,
                _nme(normaliser, "error_px_validation_chosen"), needs=("error_px_validation_chosen", normaliser)),
+        Metric(f"nme_{name}_mirrored_pct", f"NME, {label}, mean of a face's and its mirror image's points (%)", True,
+               _nme(normaliser, "error_px_mirrored"), needs=("error_px_mirrored", normaliser)),
         Metric(f"nme_{name}_challenge_pct", f"NME of the challenging subset, {label} (%)", True,
                statistic=lambda p: nme(p)[p["challenge"].astype(bool)].mean(), needs=(*needs, "challenge")),
         Metric(f"nme_{name}_occluded_pct", f"NME of occluded points, {label} (%)", True,
@@ -77,10 +79,17 @@ def measure(predictions):
 
 
 @torch.no_grad()
-def predict(model, pixels, batch=256):
-    """Points (N, P, 2), in crop pixels, for crops (N, 3, S, S); always in float32."""
+def predict(model, pixels, flip=None, batch=256):
+    """Points (N, P, 2), in crop pixels, for crops (N, 3, S, S); always in float32.
+
+    With `flip`, the markup's left-right table, the mean over the crop and its mirror image (our addition).
+    """
     model.eval()
-    return torch.cat([model(part) for part in pixels.split(batch)])
+    points = torch.cat([model(part) for part in pixels.split(batch)])
+    if flip is None:
+        return points
+    x, y = predict(model, pixels.flip(-1), batch=batch)[:, flip].unbind(-1)
+    return (points + torch.stack([pixels.shape[-1] - 1 - x, y], -1)) / 2
 
 
 def mean_error_pct(model, crops):
@@ -89,22 +98,29 @@ def mean_error_pct(model, crops):
     return float(100 * (distance / crops.distance).mean())
 
 
-def errors(model, crops, faces, index, reduction):
+def errors(model, crops, faces, index, reduction, mirrored=False):
     """Per-point errors and normalisers in the original image's pixels, as arrays for the record.
 
+    `mirrored` adds the errors of the mean over each crop and its mirror image.
     They are computed numbers: neither an image nor an annotated position of the data set can be read from them.
     """
     index = index.cpu()
     scale = (faces.scale[index] * reduction).double().unsqueeze(1)
-    predicted = images.transform_points(predict(model, crops.images), crops.to_image).cpu().double()
     truth = images.transform_points(crops.points, crops.to_image).cpu().double()
     distance = markups.inter_pupil(truth, faces.markup) * scale[:, 0]
+
+    def error_px(flip=None):
+        predicted = images.transform_points(predict(model, crops.images, flip), crops.to_image).cpu().double()
+        return ((predicted - truth).norm(dim=-1) * scale).float().numpy()
+
     arrays = {
-        "error_px": ((predicted - truth).norm(dim=-1) * scale).float().numpy(),
+        "error_px": error_px(),
         "interpupil_px" if faces.markup.n_points == 29 else "eyecentre_px": distance.float().numpy(),
         "interocular_px": (markups.inter_ocular(truth, faces.markup) * scale[:, 0]).float().numpy(),
         "principal": np.isin(np.arange(faces.markup.n_points), faces.markup.principal),
     }
+    if mirrored:
+        arrays["error_px_mirrored"] = error_px(faces.markup.flip)
     challenge = np.array([faces.subset[i] == "challenge" for i in index.tolist()])
     for name, marks in (("occluded", faces.occluded[index].numpy()), ("challenge", challenge)):
         if marks.any():
@@ -128,7 +144,7 @@ def main(argv):
     offsets = crops.offsets(fit.to(device))
     test_crops = crops.testing(test.to(device), cfg, offsets)
     print(f"{path} on {name}: {len(test)} test faces, boxes {data.boxes(faces)}")
-    for key, value in measure(errors(model, test_crops, faces, test, crops.reduction)).items():
+    for key, value in measure(errors(model, test_crops, faces, test, crops.reduction, mirrored=True)).items():
         print(f"  {METRICS[key].label:60s} {value:8.3f}")
 
 

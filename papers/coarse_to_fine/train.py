@@ -106,7 +106,7 @@ def fit_model(model, crops_of, val_crops, cfg, run, share, device, describe=None
 
 def record(run, cfg, faces, model, best, test, test_crops, reduction, steps, device):
     """Test the last and the validation-chosen weights, save both errors and the last weights, write the record."""
-    errors = evaluate.errors(model, test_crops, faces, test, reduction)
+    errors = evaluate.errors(model, test_crops, faces, test, reduction, mirrored=True)
     weights = run.folder / "model.safetensors"
     about = dict(row=cfg.row, points=faces.markup.n_points, crop=cfg.crop, margin=cfg.margin)
     digest = checkpoint.save_weights(weights, model, config=runs.fingerprint(cfg), **about)
@@ -146,7 +146,7 @@ def make_optimizer(cfg, model):
         {"params": biases, "rate": 2.0 if cfg.optimizer == "sgd" else 1.0, "weight_decay": 0.0},
     ]
     if cfg.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=cfg.lr)
+        return torch.optim.AdamW(groups, lr=cfg.lr, fused=True)
     return torch.optim.SGD(groups, lr=cfg.lr, momentum=0.9)
 
 
