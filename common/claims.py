@@ -74,11 +74,14 @@ def cells(paper, records=None):
 
 
 def matching(records, claim, row):
-    """Records of a claim's data, preset and row, one per seed, with nothing but the seed changed."""
+    """Records of a claim's data, preset and row, one per seed, with nothing but the seed changed.
+
+    A run that was recorded before the claim's metric existed lacks it and does not answer.
+    """
     fits = [
         r for r in records
         if r["data"]["name"] == claim["data"] and r["config"]["preset"] == claim["preset"]
-        and r["config"]["row"] == row and set(r["overrides"]) <= {"seed"}
+        and r["config"]["row"] == row and set(r["overrides"]) <= {"seed"} and claim["metric"] in r["metrics"]
     ]  # fmt: skip
     return sorted(fits, key=lambda r: r["config"]["seed"])
 

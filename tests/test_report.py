@@ -68,6 +68,12 @@ def cell(name):
     return next(c for c in claims.cells(PAPER) if c.claim["id"] == name)
 
 
+def test_a_run_from_before_a_metric_does_not_answer_its_claim(root):
+    put(root, "cft", 5, data="lfpw")
+    assert cell("lfpw-cft").records and not cell("lfpw-cft-mirrored").records
+    assert cell("lfpw-cft-mirrored").status == "not run"
+
+
 def test_without_records_nothing_is_claimed(root):
     assert {c.status for c in claims.cells(PAPER)} == {"data missing"}
     assert all(report.value(c) == "—" for c in claims.cells(PAPER))
