@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from common.cli import MissingData, UserError
 
@@ -50,7 +51,7 @@ def embed(network, images, to_input, batch=256, device="cpu", flip=True):
     `flip` the embedding of the mirror image is added before normalising. Raises UserError as `unit_rows` does.
     """
     rows = []
-    for start in range(0, len(images), batch):
+    for start in tqdm(range(0, len(images), batch), desc="embeddings", unit="batch", disable=None, leave=False):
         x = to_input(torch.as_tensor(images[start : start + batch]).to(device))
         y = network(x).float()
         rows.append((y + network(x.flip(3)).float() if flip else y).cpu())

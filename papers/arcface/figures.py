@@ -78,6 +78,7 @@ def finish(axes, trained):
     axes[0].xaxis.set_major_formatter("{x:g}")
     axes[0].legend(loc="lower right", fontsize=8)
     axes[1].set(xlabel="angle between the two embeddings (degrees)", ylabel="density", title="Test pairs", yticks=[])
+    axes[1].set_ylim(0, 1.25 * axes[1].get_ylim()[1])  # room for the legend
     axes[1].legend(fontsize=8)
     if trained:
         axes[2].set(xlabel="training faces (thousands)", ylabel="angle to the own centre (degrees)", ylim=(0, 100))
