@@ -132,20 +132,23 @@ def test_loss_is_a_sum_over_points_divided_by_each_faces_own_distance():
     assert loss.item() == pytest.approx((34 / 2 + 34 / 8) / 2)  # neither a mean over points nor the first face's d
 
 
+@pytest.mark.parametrize("first", [0.7, 0.4])
 @pytest.mark.parametrize("steps", [1, 7, 400, 7_800, 160_000])
-def test_stages_cover_every_step_and_end_equal(steps):
-    rows = method.schedule(method.STAGES, steps)
+def test_stages_cover_every_step_and_end_equal(steps, first):
+    rows = method.schedule(method.stages(first), steps)
     assert rows[0][0] == 0 and rows[-1][1] == steps
     assert all(a[1] == b[0] for a, b in itertools.pairwise(rows))
     weights = [w for _, _, w, _ in rows]
     assert weights[0] == (0.9, 0.1) and weights[-1] == (0.5, 0.5)
     assert all(a[0] >= b[0] for a, b in itertools.pairwise(weights))
     assert all(sum(w) == pytest.approx(1) for w in weights)
+    if steps >= 400:
+        assert sum(b - a for a, b, w, _ in rows if w == (0.9, 0.1)) == pytest.approx(first * steps, abs=1)
 
 
 @pytest.mark.parametrize(("control", "fixed"), [("direct", (0.5, 0.5)), ("principal", (1.0, 0.0))])
 def test_controls_share_steps_and_rates(control, fixed):
-    ours, theirs = method.schedule(method.STAGES, 999), method.schedule(method.STAGES, 999, control)
+    ours, theirs = method.schedule(method.stages(), 999), method.schedule(method.stages(), 999, control)
     assert [(a, b, lr) for a, b, _, lr in ours] == [(a, b, lr) for a, b, _, lr in theirs]
     assert {w for _, _, w, _ in theirs} == {fixed}
 
@@ -498,7 +501,7 @@ def test_the_principal_control_never_touches_the_other_points():
     cut = crops.Crops(
         255 * torch.rand(4, 3, 32, 32), 32 * torch.rand(4, 29, 2), torch.full((4,), 9.0), torch.zeros(4, 2, 3)
     )
-    weights = method.schedule(method.STAGES, 10, "principal")[0][2]
+    weights = method.schedule(method.stages(), 10, "principal")[0][2]
     model.loss(model(cut.images), cut, weights).backward()
     for pair in (*model.net.auxiliary, model.net.heads):
         assert pair[0].weight.grad.any() and not pair[1].weight.grad.any()

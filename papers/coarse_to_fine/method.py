@@ -121,17 +121,18 @@ def coarse_to_fine_loss(outputs, truth, distance_px, principal, elaborate, weigh
     )
 
 
-# The authors tell only that the principal weight falls step by step until both are equal, that the last pair is
-# 0.5/0.5 and that later stages use a small learning rate such as 0.001 [paper, code]. The values between, the
-# number of stages and their lengths are our choice. The long first stage drops its rate by 0.3 at equal
-# intervals, as the released solver does.
-STAGES = (
-    *(Stage(0.9, 0.1, 0.14, 0.02 * 0.3**k) for k in range(5)),
-    Stage(0.8, 0.2, 0.075, 0.001),
-    Stage(0.7, 0.3, 0.075, 0.001),
-    Stage(0.6, 0.4, 0.075, 0.001),
-    Stage(0.5, 0.5, 0.075, 0.001),
-)
+def stages(first=0.7):
+    """The stages, the first of them (principal weight 0.9) with the share `first` of all updates.
+
+    The authors tell only that the principal weight falls step by step until both are equal, that the last pair is
+    0.5/0.5 and that later stages use a small learning rate such as 0.001 [paper, code]. The values between, the number
+    of stages and their lengths are our choice. The long first stage drops its rate by 0.3 at equal intervals, as the
+    released solver does.
+    """
+    return (
+        *(Stage(0.9, 0.1, first / 5, 0.02 * 0.3**k) for k in range(5)),
+        *(Stage(w, 1 - w, (1 - first) / 4, 0.001) for w in (0.8, 0.7, 0.6, 0.5)),
+    )
 
 
 def schedule(stages, total_steps, control="cft"):

@@ -74,7 +74,7 @@ def fit_model(model, crops_of, val_crops, cfg, run, share, device, describe=None
     about = dict(label=run.name, identity=runs.fingerprint(cfg), describe=describe)
     steps = loop.Steps(run.folder, parts, cfg.steps, cfg.batch, "crops", **about)
     control = cfg.row if cfg.row in ("direct", "principal") else "cft"
-    stages = method.schedule(method.STAGES, cfg.steps, control)
+    stages = method.schedule(method.stages(cfg.first_stage), cfg.steps, control)
     for step in steps:
         start, weights, stage_lr = next((a, w, r) for a, b, w, r in stages if a <= step < b)
         if step == start > 0 and cfg.optimizer == "sgd":  # each stage starts from the best of the one before
@@ -154,7 +154,7 @@ def rate_at(cfg, step, stage_lr):
     """Learning rate of a step: the stage's rate (SGD) or one cosine to zero (AdamW), after a linear warm-up."""
     warm = min(1.0, (step + 1) / max(1, cfg.warmup))
     if cfg.optimizer == "sgd":
-        return warm * stage_lr * cfg.lr / method.STAGES[0].lr
+        return warm * stage_lr * cfg.lr / method.stages()[0].lr
     return warm * cfg.lr * 0.5 * (1 + math.cos(math.pi * step / cfg.steps))
 
 
