@@ -106,6 +106,22 @@ def test_chunks_change_neither_value_nor_gradient():
         torch.testing.assert_close(gradient, found[0][1], rtol=1e-4, atol=1e-8)
 
 
+@pytest.mark.parametrize("loss", [method.distance_loss, method.angle_loss])
+def test_a_weighted_loss_has_a_weighted_gradient(loss):
+    s, t = batch(dtype=torch.float32)
+    (plain,), (weighted,) = (
+        torch.autograd.grad(w * loss(x, t), x) for w in (1, 50) for x in [s.clone().requires_grad_()]
+    )
+    torch.testing.assert_close(weighted, 50 * plain)
+
+
+def test_the_centre_term_against_a_slow_form():
+    s, t = batch(dtype=torch.float32)
+    a, b = (np.linalg.norm(x - x.mean(0), axis=1) for x in (s.numpy().astype(float), t.numpy().astype(float)))
+    expected = np.mean([huber(x - y) for x, y in zip(a / a.mean(), b / b.mean(), strict=True)])
+    assert method.centre_loss(s, t).item() == pytest.approx(expected, rel=1e-5)
+
+
 def test_order_3_never_holds_all_triples(monkeypatch):
     """At N = 512 a chunk's angle tensor stays within TRIPLES_AT_ONCE; the whole would be 134 million."""
     sizes, real = [], torch.baddbmm
@@ -201,6 +217,8 @@ def test_any_subset_of_orders_and_the_normalised_source():
     s, t = batch(6, 4, 4, dtype=torch.float32)
     both = method.relational_losses(s, t, (1, 3))
     assert set(both) == {1, 3} and both[3] == method.angle_loss(s, F.normalize(t, dim=1))
+    projected = torch.randn_like(t)
+    assert method.relational_losses(s, t, (1,), projected)[1] == method.point_loss(projected, t) != both[1]
     raw = method.relational_losses(s, t, (2,), normalise_source=False)
     assert raw[2] == method.distance_loss(s, t) and raw[2] != method.relational_losses(s, t, (2,))[2]
 
