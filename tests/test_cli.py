@@ -126,6 +126,7 @@ def test_a_reader_that_leaves_is_no_error():
         (["--steps", "0"], ["--steps 0"]),
         (["--precision", "fp8"], ["--precision fp8"]),
         (["--val-share", "1"], ["--val-share 1"]),
+        (["--preset", "paper", "--val-share", "0"], ["--val-share 0"]),  # its stages restart from validated weights
         (["--lr", "nan"], ["--lr nan"]),
         (["--weight-decay", "-1"], ["--weight-decay -1"]),
         (["--row", "heatmap", "--crop", "100"], ["--crop 100"]),

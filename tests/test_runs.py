@@ -389,6 +389,14 @@ def test_a_record_says_everything(whole):
     assert "loss" in history[0] and "val_nme_pct" in history[0] and history[-1].startswith(f"{STEPS},")
 
 
+def test_with_no_face_held_out_all_of_them_train_and_nothing_is_chosen(tiny, tmp_path, capsys):
+    record = start(tmp_path, "--val-share", "0")
+    assert "40 training, 0 validation, 12 test faces" in capsys.readouterr().err
+    assert record["best_validation"] is None and not any("validation_chosen" in name for name in record["metrics"])
+    history = (folder_of(tmp_path) / "history.csv").read_text()
+    assert "train_nme_pct" in history and "val_nme_pct" not in history
+
+
 def test_the_predictions_give_the_metrics_again(whole):
     from papers.coarse_to_fine import evaluate
 

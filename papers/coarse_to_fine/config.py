@@ -28,7 +28,7 @@ class Config:
     data: str = "cofw"  # the paper's benchmark
     row: str = "cft"  # cft | direct | principal | heatmap | mean-shape
     seed: int = 0
-    val_share: float = 0.1  # of the training faces; COFW has no validation split (our choice)
+    val_share: float = 0.1  # of the training faces; COFW has no validation split (our choice); 0: all of them train
     crop: int = 50  # network input side in pixels (released network)
     batch: int = 64  # released solver
     steps: int = 160_000  # released solver's maximum
@@ -64,14 +64,16 @@ class Config:
 QUICK = dict(
     optimizer="adamw", lr=1e-3, weight_decay=0.05, averaging=0.999, start_at_mean=True, precision="bf16", warmup=200
 )
-# Chosen on LFPW's validation faces, all four to fit and to generalise sooner: a higher rate with more decay, less
-# jitter, and more updates for the later stages, which one cosine leaves little of the rate.
+# Chosen with a tenth of LFPW's training faces held out, to fit and to generalise sooner: a higher rate with more
+# decay, less jitter, and more updates for the later stages, which one cosine leaves little of the rate. The held-out
+# error was lowest near step 2,200. With the settings fixed, all training faces train.
 SHORT = QUICK | dict(
-    lr=2e-3, weight_decay=0.5, rotation_deg=15.0, shift=0.06, log_size=0.08, first_stage=0.4, evaluate_every=100
-)
+    lr=2e-3, weight_decay=0.5, rotation_deg=15.0, shift=0.06, log_size=0.08, first_stage=0.4, evaluate_every=100,
+    val_share=0.0,
+)  # fmt: skip
 PRESETS = {
     "paper": Config(),
-    "short": Config(preset="short", data="lfpw", steps=3_000, **SHORT),
+    "short": Config(preset="short", data="lfpw", steps=2_400, **SHORT),
     "demo": Config(preset="demo", data="embedded", batch=32, steps=260, evaluate_every=20, **QUICK | dict(warmup=20)),
 }
 # Our variant's own settings, on top of a preset's data, batch and number of steps.
@@ -103,9 +105,10 @@ def check(cfg):
     limits = {
         "steps": cfg.steps >= 1, "batch": cfg.batch >= 2, "lr": cfg.lr > 0,
         "crop": cfg.crop >= 32 and (cfg.row != "heatmap" or cfg.crop % 16 == 0),  # its maps are added across scales
-        "val_share": 0 < cfg.val_share < 1, "margin": cfg.margin > 0, "first_stage": 0 < cfg.first_stage < 1,
         # SGD's stages restart from validated weights, which must be the trained ones and not their average.
+        "val_share": 0 <= cfg.val_share < 1 and (cfg.optimizer == "adamw" or cfg.val_share > 0),
         "averaging": 0 <= cfg.averaging < 1 and (cfg.optimizer == "adamw" or not cfg.averaging),
+        "margin": cfg.margin > 0, "first_stage": 0 < cfg.first_stage < 1,
         "precision": cfg.precision in ("fp32", "bf16"), "optimizer": cfg.optimizer in ("sgd", "adamw"),
         "row": cfg.row in ROWS, "evaluate_every": cfg.evaluate_every >= 1, "weight_decay": cfg.weight_decay >= 0,
         "clip": cfg.clip > 0,

@@ -37,11 +37,11 @@ def _embedded_set():
 
 
 def split(faces, val_share):
-    """Indices of training, validation and test faces; validation is the same share of faces for every seed."""
+    """Indices of training, validation and test faces; validation is the same faces for every seed (none at share 0)."""
     test = (faces.split == 1).nonzero().flatten()
     train = (faces.split == 0).nonzero().flatten()
     train = train[torch.randperm(len(train), generator=images.generator(2016))]
-    held_out = max(1, round(val_share * len(train)))
+    held_out = max(1, round(val_share * len(train))) if val_share else 0
     return train[held_out:].sort().values, train[:held_out].sort().values, test
 
 

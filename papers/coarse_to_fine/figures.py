@@ -71,17 +71,18 @@ def per_point(axes, row, predictions):
 
 
 def learning(axes, row, records):
-    """Validation error while training, one thin line per seed."""
+    """Error while training, one thin line per seed: of validation faces, or of training faces where all train."""
+    if row == "principal":
+        return  # its 17 or 56 other points are never trained, so this curve means nothing
     for record in records:
-        history = pd.read_csv(record["folder"] / "history.csv") if record["seconds"] else None
-        if history is None or "val_nme_pct" not in history:
-            continue
-        points = history.dropna(subset=["val_nme_pct"])
-        crops = points["step"] * record["config"]["batch"] / 1000
-        if row == "principal":
-            continue  # its 17 or 56 other points are never trained, so this curve means nothing
-        axes.plot(crops, points["val_nme_pct"], color=COLOURS[row], lw=0.9)
-    axes.set(xlabel="training crops (thousands)", ylabel="validation error (%)", yscale="log")
+        history = pd.read_csv(record["folder"] / "history.csv") if record["seconds"] else pd.DataFrame()
+        for column, of in (("val_nme_pct", "validation faces"), ("train_nme_pct", "training faces")):
+            if column in history:
+                points = history.dropna(subset=[column])
+                crops = points["step"] * record["config"]["batch"] / 1000
+                axes.plot(crops, points[column], color=COLOURS[row], lw=0.9)
+                axes.set_ylabel(f"error of {of} (%)")
+    axes.set(xlabel="training crops (thousands)", yscale="log")
     axes.yaxis.set_major_formatter("{x:.0f}")
     axes.yaxis.set_minor_formatter("{x:.0f}")
     axes.set_title("While training")

@@ -14,6 +14,7 @@ from papers.coarse_to_fine.config import PAPER, Model, check, preset
 from papers.coarse_to_fine.crops import FaceCrops
 
 MEAN_FACES = 2048  # augmented crops that the mean image is taken over (our choice; the authors use all)
+WATCHED = 80  # training faces whose error the history keeps when no face is held out for validation
 
 
 def main(argv):
@@ -51,21 +52,25 @@ def train(cfg, device, out=runs.LOCAL):
     torch.manual_seed(cfg.seed)
     model = Model(cfg, faces.markup).to(device, memory_format=torch.channels_last)
     model.look_at(crops.training(resample(fit, MEAN_FACES), images.generator(cfg.seed, 3), cfg, offsets))
-    val_crops, test_crops = crops.testing(val, cfg, offsets), crops.testing(test, cfg, offsets)
+    watched, column = (val, "val_nme_pct") if len(val) else (fit[:WATCHED], "train_nme_pct")
+    watched_crops, test_crops = crops.testing(watched, cfg, offsets), crops.testing(test, cfg, offsets)
     print(
         f"{run.name}: {len(fit)} training, {len(val)} validation, {len(test)} test faces on {device}", file=sys.stderr
     )
     steps, best = None, loop.Best(model)
     if cfg.row != "mean-shape":
         named = lambda step: ", ".join(faces.names[i] for i in faces_of(step).tolist())
-        steps, best = fit_model(model, crops_of, val_crops, cfg, run, share, device, named)
+        steps, best = fit_model(model, crops_of, watched_crops, column, cfg, run, share, device, named)
     if not parallel.is_main():
         return None
     return record(run, cfg, faces, model, best, test, test_crops, crops.reduction, steps, device)
 
 
-def fit_model(model, crops_of, val_crops, cfg, run, share, device, describe=None):
-    """The loop. Leaves `model` with its last weights; returns the finished Steps and the best-validation holder."""
+def fit_model(model, crops_of, watched_crops, column, cfg, run, share, device, describe=None):
+    """The loop. Leaves `model` with its last weights; returns the finished Steps and the best-validation holder.
+
+    The error on `watched_crops` goes to the history's `column`; validation faces' also chooses weights.
+    """
     average = loop.averaged(model, cfg.averaging)
     judged = average.module if cfg.averaging else model
     optimizer, best = make_optimizer(cfg, model), loop.Best(judged)
@@ -96,17 +101,18 @@ def fit_model(model, crops_of, val_crops, cfg, run, share, device, describe=None
             average.update_parameters(model)
         steps.log(loss=loss, gradient=norm)
         if (step + 1) % cfg.evaluate_every == 0 or step + 1 == cfg.steps:
-            error = evaluate.mean_error_pct(judged, val_crops)
-            best.offer(error, step + 1)
-            steps.note(val_nme_pct=error, lr=optimizer.param_groups[0]["lr"], weight_principal=weights[0])
+            error = evaluate.mean_error_pct(judged, watched_crops)
+            if cfg.val_share:
+                best.offer(error, step + 1)
+            steps.note(**{column: error}, lr=optimizer.param_groups[0]["lr"], weight_principal=weights[0])
     if cfg.averaging:
         model.load_state_dict(average.module.state_dict())
     return steps, best
 
 
 def record(run, cfg, faces, model, best, test, test_crops, reduction, steps, device):
-    """Test the last and the validation-chosen weights, save both errors and the last weights, write the record."""
-    errors = evaluate.errors(model, test_crops, faces, test, reduction, mirrored=True)
+    """Test the last and (if any) the validation-chosen weights, save errors and last weights, write the record."""
+    predictions = evaluate.errors(model, test_crops, faces, test, reduction, mirrored=True)
     weights = run.folder / "model.safetensors"
     about = dict(row=cfg.row, points=faces.markup.n_points, crop=cfg.crop, margin=cfg.margin)
     digest = checkpoint.save_weights(weights, model, config=runs.fingerprint(cfg), **about)
@@ -116,10 +122,11 @@ def record(run, cfg, faces, model, best, test, test_crops, reduction, steps, dev
         figures.faces(
             test_crops.images[shown].cpu(), test_crops.points[shown].cpu(), points.cpu(), run.folder / "faces.png"
         )
-    best.model = model
-    best.restore()
-    chosen = evaluate.errors(model, test_crops, faces, test, reduction)
-    predictions = {**errors, "error_px_validation_chosen": chosen["error_px"]}
+    if best.value is not None:
+        best.model = model
+        best.restore()
+        chosen = evaluate.errors(model, test_crops, faces, test, reduction)
+        predictions["error_px_validation_chosen"] = chosen["error_px"]
     return run.finish(
         metrics=evaluate.measure(predictions),
         predictions=predictions,
@@ -130,7 +137,7 @@ def record(run, cfg, faces, model, best, test, test_crops, reduction, steps, dev
         seconds=steps.seconds if steps else 0.0,
         samples=cfg.steps * cfg.batch if steps else 0,
         weights={"file": weights.name, "sha256": digest},
-        best_validation={"step": best.step, "nme_pct": best.value},
+        best_validation={"step": best.step, "nme_pct": best.value} if best.value is not None else None,
     )
 
 
