@@ -46,8 +46,8 @@ class Config:
     shift: float = 0.1  # +-, share of the box side; not stated, our choice
     log_size: float = 0.15  # +-, log of the box side; scaling is in the lab's MCNet, the amount is our choice
     jpeg: bool = True  # qualities 15, 45, 75 or none, as in the lab's ALR
-    colour: bool = False  # colour changes and blur; for our variant
-    erase: float = 0.0  # probability of a covered rectangle; for our variant
+    colour: bool = False  # colour changes, blur and covered parts; for the short preset and our variant
+    erase: float = 0.0  # with colour: probability of a covered rectangle
     test_shift: float = 0.05  # +-, fixed jitter of test boxes where a set has no official ones (our choice)
     test_log_size: float = 0.05
     evaluate_every: int = 500  # steps between validations
@@ -65,11 +65,12 @@ QUICK = dict(
     optimizer="adamw", lr=1e-3, weight_decay=0.05, averaging=0.999, start_at_mean=True, precision="bf16", warmup=200
 )
 # Chosen with a tenth of LFPW's training faces held out, to fit and to generalise sooner: a higher rate with more
-# decay, less jitter, and more updates for the later stages, which one cosine leaves little of the rate. The held-out
-# error was lowest near step 2,200. With the settings fixed, all training faces train.
+# decay, less jitter but changed colours and covered parts, a closer view of the same boxes (1.1 with shifts of 0.057
+# moves the face as far as 1.25 with 0.05), and more updates for the later stages, which one cosine leaves little of the
+# rate. The held-out error was flat after step 2,300. With the settings fixed, all training faces train.
 SHORT = QUICK | dict(
-    lr=2e-3, weight_decay=0.5, rotation_deg=15.0, shift=0.06, log_size=0.08, first_stage=0.4, evaluate_every=100,
-    val_share=0.0,
+    lr=2e-3, weight_decay=0.5, rotation_deg=15.0, shift=0.068, log_size=0.08, colour=True, erase=0.3,
+    margin=1.1, test_shift=0.057, first_stage=0.4, evaluate_every=100, val_share=0.0,
 )  # fmt: skip
 PRESETS = {
     "paper": Config(),

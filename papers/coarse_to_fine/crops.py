@@ -141,7 +141,7 @@ def square(boxes):
 
 
 def degrade(pixels, gen, cfg):
-    """JPEG at the qualities of the lab's earlier paper (none, 15, 45 or 75); stronger changes for our variant."""
+    """JPEG at the qualities of the lab's earlier paper (none, 15, 45 or 75); with `colour` also changes of our own."""
     if cfg.colour:
         pixels = images.colour_jitter(pixels, gen, 0.15, 0.3, 0.4, 0.15)
         pixels = images.blur(pixels, gen)
