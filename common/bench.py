@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from common import cli, runs
+from common import cli, parallel, runs
 
 
 def timed(run):
@@ -36,6 +36,7 @@ def main(argv):
     wanted = [a.replace("-", "_") for a in argv] or found
     if unknown := [paper for paper in wanted if paper not in found]:
         raise cli.UserError(f"no benchmark for {unknown[0]!r}; known are {', '.join(found)}")
+    parallel.keep_freed_memory()  # as every training does
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else runs.cpu_name()
     print(f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     for paper in wanted:

@@ -1,5 +1,6 @@
 """Two gloo processes compute what one process does: batch normalisation in float64, training in float32."""
 
+import platform
 import subprocess
 import sys
 
@@ -8,7 +9,7 @@ import torch
 
 from common import checkpoint, cli, parallel
 from papers.coarse_to_fine import train
-from tests.conftest import REPOSITORY, TINY, TINY_DRIVER, one_line_error
+from tests.conftest import REPOSITORY, TINY, TINY_DRIVER, one_line_error, python
 
 WORDS = [*TINY.split(), "--steps", "6", "--evaluate-every", "6"]  # a validation would restore at a stage change
 SCRIPT = (
@@ -111,3 +112,24 @@ def test_one_process_is_left_alone():
     assert parallel.wrap(model, torch.device("cpu")) is model
     assert (parallel.world(), parallel.rank(), parallel.is_main()) == (1, 0, True)
     assert parallel.any_rank(True, "cpu") is True and parallel.my_slice(5) == slice(0, 5)
+
+
+FAULTS = """
+import resource, sys, torch
+from common import parallel
+if sys.argv[1] == "kept":
+    parallel.keep_freed_memory()
+def use():
+    for _ in range(10):
+        torch.ones(16, 2**20)  # 64 MiB, twice what glibc ever keeps by default
+use()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+use()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+def test_freed_memory_is_used_again():
+    given_back, kept = (int(python("-c", FAULTS, how).stdout) for how in ("default", "kept"))
+    assert kept < given_back / 10, "page faults of ten tensors"
