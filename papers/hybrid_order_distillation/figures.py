@@ -8,6 +8,7 @@ from papers.hybrid_order_distillation.evaluate import METRICS
 
 MAIN = {"classification": "top1_pct", "retrieval": "recall1_pct", "verification": "accuracy_pct"}
 SIDE = {"classification": "top1_other_pct", "retrieval": "recall1_cross_pct", "verification": "accuracy_cross_pct"}
+DIAMOND = {"classification": "another degradation", "retrieval": "high against low", "verification": "high against low"}
 COLOURS = {"teacher": "#333333", "upsampled": "#999999", "alone": "#aa7744", "kd": "#c9a227", "fitnet": "#8866aa",
            "direct": "#4477aa", "assistant": "#cc3311", "init": "#228833"}  # fmt: skip
 
@@ -46,14 +47,14 @@ def bars(axes, rows, kind):
         side = [r["metrics"][SIDE[kind]] for r in found if SIDE[kind] in r["metrics"]]
         if side:
             axes.plot(np.mean(side), y, "D", mfc="white", mec="black", ms=5)
-        axes.text(np.mean(values) + 0.3, y + 0.02, f"{np.mean(values):.1f}", va="center", fontsize=8)
+        axes.text(max(values) + 0.4, y + 0.02, f"{np.mean(values):.1f}", va="center", fontsize=8)
     every = [r["metrics"][key] for found in rows.values() for r in found for key in (MAIN[kind], SIDE[kind])
              if key in r["metrics"]]  # fmt: skip
     axes.set(xlim=(max(0, min(every) - 5), min(104, max(every) + 4)), yticks=range(len(rows)))
     axes.set_yticklabels([ROWS[row] for row in rows], fontsize=8)
     axes.invert_yaxis()
     axes.set_xlabel(METRICS[MAIN[kind]].label, fontsize=9)
-    axes.set_title(f"bar: {MAIN[kind]}, diamond: {SIDE[kind]}", fontsize=9)
+    axes.set_title(f"mean (bar), seeds (dots), {DIAMOND[kind]} (diamond)", fontsize=9)
 
 
 def costs(axes, rows, key):
@@ -84,4 +85,4 @@ def curves(axes, rows):
         axes.step(100 * np.maximum(far, least / 2), 100 * tar, where="post", color=colour(row), label=ROWS[row])
     axes.set(xscale="log", xlabel="false accepts (%)", ylabel="true accepts (%)", title="ROC, both images low")
     axes.xaxis.set_major_formatter("{x:g}")
-    axes.legend(loc="lower right", fontsize=8)
+    axes.legend(loc="lower right", fontsize=7)
