@@ -46,7 +46,7 @@ def keep_freed_memory():
     """Ask glibc to keep freed tensors for the next ones; elsewhere nothing happens.
 
     By default it returns large blocks to the system at once, and the next step pays a page fault for each 4 KiB of its
-    activations: 53,000 faults and an eighth of the time of a coarse-to-fine step on a CPU.
+    activations: in a coarse-to-fine step 53,000 faults and 124 ms in the kernel, against 1,900 and 5 ms when kept.
     """
     most, mmap_threshold, trim_threshold, top_pad = 2**31 - 1, -3, -1, -2  # M_... of malloc.h
     with contextlib.suppress(OSError, AttributeError, TypeError):  # no glibc, no mallopt, Windows

@@ -480,7 +480,7 @@ def test_bad_boxes_are_one_line(trained, photo, box):
 
 def test_weights_of_another_row_name_the_keys(trained, photo, tmp_path):
     path = tmp_path / "w.safetensors"
-    about = dict(points=29, crop=32, margin=1.25)
+    about = dict(points=29, crop=32, margin=1.25, test_shift=0.05, test_log_size=0.05)
     checkpoint.save_weights(path, config.Model(settings("heatmap"), COFW29), row="cft", **about)
     fails(
         ["--weights", path, photo], path, "another architecture", "keys missing (e.g. net.", "keys unknown (e.g. net."

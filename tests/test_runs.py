@@ -3,7 +3,6 @@
 import dataclasses
 import errno
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -401,6 +400,19 @@ def test_the_predictions_give_the_metrics_again(whole):
     from papers.coarse_to_fine import evaluate
 
     assert evaluate.measure(whole[1]) == pytest.approx(whole[2]["metrics"])
+
+
+def test_the_weights_on_the_same_boxes_give_the_metrics_again(tiny, tmp_path, capsys):
+    from papers.coarse_to_fine import evaluate
+
+    record = start(tmp_path)  # boxes of the demo; those of `short` are seen closer
+    capsys.readouterr()
+    evaluate.main(
+        ["--weights", str(folder_of(tmp_path) / "model.safetensors"), "--data", "embedded", "--device", "cpu"]
+    )
+    said = capsys.readouterr().out
+    for name in ("nme_interpupil_pct", "nme_interpupil_mirrored_pct", "fr10_interpupil_pct"):
+        assert f"{evaluate.METRICS[name].label:60s} {record['metrics'][name]:8.3f}" in said
 
 
 def test_a_changed_setting_gets_a_folder_of_its_own(whole):

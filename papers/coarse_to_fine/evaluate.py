@@ -155,10 +155,11 @@ def load(path, device):
         raise cli.UserError(f"{path}: no weights of this paper (its metadata names no row); train or fetch one")
     try:
         markup = markups.markup_for(int(metadata["points"]))
-        sizes = dict(crop=int(metadata["crop"]), margin=float(metadata["margin"]))
+        view = {key: float(metadata[key]) for key in ("margin", "test_shift", "test_log_size")}
+        view["crop"] = int(metadata["crop"])
     except (KeyError, ValueError) as error:
         raise cli.UserError(f"{path}: its metadata does not describe a model of this paper ({error})") from None
-    cfg = dataclasses.replace(preset("short", metadata["row"]), **sizes)
+    cfg = dataclasses.replace(preset("short", metadata["row"]), **view)
     model = Model(cfg, markup)
     checkpoint.load_weights(path, model)
     return model.to(device).eval(), cfg, markup

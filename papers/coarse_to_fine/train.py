@@ -114,7 +114,8 @@ def record(run, cfg, faces, model, best, test, test_crops, reduction, steps, dev
     """Test the last and (if any) the validation-chosen weights, save errors and last weights, write the record."""
     predictions = evaluate.errors(model, test_crops, faces, test, reduction, mirrored=True)
     weights = run.folder / "model.safetensors"
-    about = dict(row=cfg.row, points=faces.markup.n_points, crop=cfg.crop, margin=cfg.margin)
+    view = dict(crop=cfg.crop, margin=cfg.margin, test_shift=cfg.test_shift, test_log_size=cfg.test_log_size)
+    about = dict(row=cfg.row, points=faces.markup.n_points, **view)
     digest = checkpoint.save_weights(weights, model, config=runs.fingerprint(cfg), **about)
     if cfg.data == "embedded":  # synthetic, so its faces may be shown
         shown = slice(0, 12)
