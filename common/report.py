@@ -104,14 +104,13 @@ def insert(text, name, block, path):
     return f"{before}{begin}\n{block}\n{end}{rest.split(end, 1)[1]}"
 
 
-def generated(root=runs.ROOT):
-    """Every generated text file, path -> content, computed from claims and records."""
-    files, every = {}, []
-    for paper in claims.papers():
-        cells = claims.cells(paper)
-        every += cells
+def generated(root=runs.ROOT, *, cells=None):
+    """Every generated text file, path -> content, from the papers' `cells` (paper -> list; by default computed)."""
+    cells = {paper: claims.cells(paper) for paper in claims.papers()} if cells is None else cells
+    files, every = {}, [cell for found in cells.values() for cell in found]
+    for paper, found in cells.items():
         path = Path(root, "papers", paper, "README.md")
-        files[path] = insert(path.read_text(), "results", paper_block(paper, cells), path)
+        files[path] = insert(path.read_text(), "results", paper_block(paper, found), path)
     path = Path(root, "README.md")
     files[path] = insert(path.read_text(), "results", summary_block(every), path)
     files[Path(root, "results", "index.html")] = page(every)
@@ -131,15 +130,15 @@ def write():
 
 def verify():
     """Recompute every metric of every committed record and every cell; raise UserError at the first difference."""
-    started, checked = time.perf_counter(), 0
+    started, checked, cells = time.perf_counter(), 0, {}
     for paper in claims.papers():
         for record in runs.recorded(paper):
             checked += check_record(paper, record)
-        for cell in claims.cells(paper):
+        cells[paper] = claims.cells(paper)
+        for cell in cells[paper]:
             print(f"{cell.status:14s} {cell.name:44s} {published(cell):>12s}  ours {value(cell)}")
-    stale = [
-        str(p.relative_to(runs.ROOT)) for p, text in generated().items() if not p.exists() or p.read_text() != text
-    ]
+    fresh = generated(cells=cells)
+    stale = [str(p.relative_to(runs.ROOT)) for p, text in fresh.items() if not p.exists() or p.read_text() != text]
     if stale:
         raise cli.UserError(f"stale: {', '.join(stale)}; run `make report` and commit the result")
     print(f"verified: {checked} metric values recomputed from predictions, all tables fresh, "
