@@ -297,14 +297,22 @@ def unpack(path, folder):
                     _refuse_escape(path, info.filename, kind in (0, stat.S_IFREG, stat.S_IFDIR))
                 archive.extractall(folder)
         elif ".tar" in path.suffixes or path.suffix in (".tgz", ".zip"):
-            with tarfile.open(path) as archive:
+            with open_tar(path) as archive:
                 for info in archive:
                     _refuse_escape(path, info.name, info.isfile() or info.isdir())
-                    archive.extract(info, folder, filter="data")
+                    archive.extract(info, folder)
         else:
             (Path(folder) / path.name).symlink_to(path.resolve())
     except (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError) as error:
         raise UserError(f"{path}: damaged archive ({_line(error)}); delete it and obtain it again") from None
+
+
+@contextlib.contextmanager
+def open_tar(path):
+    """A TarFile that extracts plain data alone; Python before 3.11.4 lacks that filter."""
+    with tarfile.open(path) as archive:
+        archive.extraction_filter = getattr(tarfile, "data_filter", None)
+        yield archive
 
 
 def _refuse_escape(path, member, plain):

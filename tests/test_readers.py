@@ -3,7 +3,6 @@
 import io
 import json
 import os
-import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ from PIL import Image
 
 from common import readers
 from common.cli import UserError
+from common.data import unpack
 from common.pack import gather
 
 MIRROR = Path(os.environ.get("DATA_MIRROR") or Path(__file__).parents[2] / "shared" / "mirror")
@@ -372,8 +372,7 @@ def raw_samples(tmp_path_factory):
     if not archive.is_file():
         pytest.skip("no raw-samples.tar in DATA_MIRROR or ../shared/mirror")
     folder = tmp_path_factory.mktemp("raw")
-    with tarfile.open(archive) as tar:
-        tar.extractall(folder, filter="data")
+    unpack(archive, folder)
     return folder
 
 
@@ -403,8 +402,7 @@ def test_real_lfpw_crops_and_photos_put_the_points_on_the_same_pixels(raw_sample
     archive = MIRROR / "lfpw68-256.tar"
     if not archive.is_file():
         pytest.skip("no lfpw68-256.tar in DATA_MIRROR or ../shared/mirror")
-    with tarfile.open(archive) as tar:
-        tar.extractall(tmp_path, filter="data")
+    unpack(archive, tmp_path)
     crops = {row["name"]: (encoded, row) for encoded, row in readers.lfpw_crops(tmp_path)}
     faces = [face for split in readers.SPLITS for face in
              readers.pts_folder(raw_samples / f"lfpw/{split}set", split, "lfpw", f"lfpw/{split}set")]  # fmt: skip

@@ -1,7 +1,6 @@
 """Readers of expression sets and the label rules: small files in the official layouts, bad input, the real table."""
 
 import csv
-import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ from test_data import MIRROR
 
 from common import emotions, pack, readers_expression
 from common.cli import UserError
+from common.data import open_tar
 from common.emotions import VOTES, labels
 from tests.conftest import one_line_error
 
@@ -309,9 +309,9 @@ def real(tmp_path_factory):
     if not (MIRROR / "ferplus-48.tar").is_file():
         pytest.skip("no ferplus-48.tar in DATA_MIRROR or ../shared/mirror")
     folder, tables = tmp_path_factory.mktemp("ferplus"), ("fer2013new.csv", "fer2013_labels.csv")
-    with tarfile.open(MIRROR / "ferplus-48.tar") as archive:
+    with open_tar(MIRROR / "ferplus-48.tar") as archive:
         names = archive.getnames()
-        archive.extractall(folder, [*tables, *(f"{name}.webp" for name in SAMPLES)], filter="data")
+        archive.extractall(folder, map(archive.getmember, [*tables, *(f"{name}.webp" for name in SAMPLES)]))
     return folder, {name for name in names if name.endswith(".webp")}
 
 
@@ -362,8 +362,8 @@ def test_real_ferplus_differs_from_fer2013_as_known(real_table):
 def test_real_official_png_gives_the_mirrors_pixels(tmp_path, real):
     if not (MIRROR / "raw-samples.tar").is_file():
         pytest.skip("no raw-samples.tar in DATA_MIRROR or ../shared/mirror")
-    with tarfile.open(MIRROR / "raw-samples.tar") as archive:
-        archive.extractall(tmp_path, [f"ferplus/{name}.png" for name in SAMPLES], filter="data")
+    with open_tar(MIRROR / "raw-samples.tar") as archive:
+        archive.extractall(tmp_path, [archive.getmember(f"ferplus/{name}.png") for name in SAMPLES])
     for name in SAMPLES:
         png, webp = tmp_path / "ferplus" / f"{name}.png", real[0] / f"{name}.webp"
         pixels = [np.asarray(pack.open_image(readers_expression._grey_webp(path))) for path in (png, webp)]
