@@ -404,3 +404,15 @@ def test_claims_can_all_be_computed_from_nothing():
     published = [c.claim for c in cells if c.kind == "level" and c.claim["preset"] == "paper"]
     assert all(config.preset("paper", c["row"], c["data"]).data == c["data"] for c in published)
     assert {c["row"] for c in published} == {"softmax", "triplet", *method.MARGINS}
+
+
+def test_every_comparison_of_the_benchmark_runs(monkeypatch):
+    from papers.arcface import bench
+
+    monkeypatch.setattr(bench, "CLASSES", (200,))
+    monkeypatch.setattr(bench, "BATCH", 8)
+    names = []
+    for what, _, run, _, other in bench.comparisons():
+        names.append(what)
+        run(), other()
+    assert len(names) >= 3 and names[-1] == "augmenting 8 faces"

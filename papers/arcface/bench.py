@@ -1,5 +1,6 @@
 """Comparisons of this paper for `make bench`: heads, alignment and augmentation on synthetic input."""
 
+import dataclasses
 import importlib.util
 import os
 
@@ -23,7 +24,7 @@ def comparisons():
     for classes in CLASSES:
         y = torch.randint(classes, (BATCH,), device=device)
         what = f"head, {classes:,} people, {BATCH} faces"
-        if not fits(8 * bytes_of(classes, RATE), device):
+        if not fits(bytes_of(classes, RATE), device):
             print(f"  {what}: left out, not enough free memory")
             continue
         sampled = sharded_step(classes, x, y, device)
@@ -38,7 +39,7 @@ def comparisons():
     drawn = faces.generate(BATCH, 1, size=112)
     one = lambda: [align.align(drawn.images[i : i + 1], drawn.five[i : i + 1].numpy()) for i in range(BATCH)]
     yield f"aligning {BATCH} faces", "batched", lambda: align.align(drawn.images, drawn.five.numpy()), "one by one", one
-    cfg = preset("short")
+    cfg = dataclasses.replace(preset("short"), batch=BATCH)
     batched = lambda: data.augment(drawn.images, cfg, 0, slice(None))
     yield f"augmenting {BATCH} faces", "batched", batched, "one by one", lambda: one_by_one(drawn.images, cfg)
 
