@@ -421,6 +421,18 @@ def test_archives_that_escape_are_refused(tmp_path, kind):
     assert not (tmp_path / "evil").exists() and not any((tmp_path / "into").iterdir())
 
 
+def test_tar_is_unpacked_where_python_has_no_filters(tmp_path, monkeypatch):
+    """Python 3.11.0 to 3.11.3, and with them Debian 12."""
+    extract = tarfile.TarFile.extract
+    monkeypatch.setattr(tarfile.TarFile, "extract", lambda self, member, path="": extract(self, member, path))
+    monkeypatch.delattr(tarfile, "data_filter", raising=False)
+    for name in ("from", "to"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "from" / "a.txt").write_text("hello")
+    data.unpack(tar_of(tmp_path / "from", tmp_path / "x.tar"), tmp_path / "to")
+    assert (tmp_path / "to" / "a.txt").read_text() == "hello"
+
+
 def test_zip_and_plain_files_are_unpacked(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr("d/x.txt", "1")

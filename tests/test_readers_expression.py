@@ -311,7 +311,7 @@ def real(tmp_path_factory):
     folder, tables = tmp_path_factory.mktemp("ferplus"), ("fer2013new.csv", "fer2013_labels.csv")
     with open_tar(MIRROR / "ferplus-48.tar") as archive:
         names = archive.getnames()
-        archive.extractall(folder, map(archive.getmember, [*tables, *(f"{name}.webp" for name in SAMPLES)]))
+        archive.extractall(folder, [archive.getmember(n) for n in (*tables, *(f"{name}.webp" for name in SAMPLES))])
     return folder, {name for name in names if name.endswith(".webp")}
 
 
