@@ -1,6 +1,6 @@
 # Every target sets up .venv by itself when it is missing. Settings: PRESET=auto|demo|short|paper, SEEDS="0 1 2",
 # ROWS="cft direct", DATA_MIRROR=<folder or URL>, ARGS="--any-setting value", PYTHON=<interpreter for the venv>,
-# WORKERS=<processes of the tests>.
+# WORKERS=<processes of the tests>, COMPILE=1 (networks through torch.compile; needs a C++ compiler).
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 PYTHON ?= python3

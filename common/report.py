@@ -197,7 +197,8 @@ def explain(record, metric, side):
         metric.name: f"{record['metrics'][metric.name]:.4f} ({record['selection']} weights)",
         "changed": record["overrides"] or "nothing: the preset's own settings",
         "commit": f"{source['commit']}{' with uncommitted changes' if source['dirty'] else ''}; sources {same}",
-        "machine": f"{env['device']}, {env['threads']} threads, torch {env['torch']}, Python {env['python']}",
+        "machine": f"{env['device']}, {env['threads']} threads, torch {env['torch']}, Python {env['python']}"
+        f"{', compiled' if env.get('compiled') else ''}",
         "time": f"{record['started']}, {record['seconds']:.0f} s training, {record['samples_per_s']} samples/s",
         "data": ", ".join(f"{k} {v}" for k, v in record["data"].items()),
         "weights": (record["weights"] or {}).get("sha256"),

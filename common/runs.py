@@ -158,6 +158,7 @@ def environment(device):
         "device_type": device.type,
         "threads": torch.get_num_threads(),
         "processes": parallel.world(),
+        "compiled": parallel.compiling(),
         "platform": f"{platform.system()} {platform.machine()}",
     }
 

@@ -1,6 +1,8 @@
 """Two gloo processes compute what one process does: batch normalisation in float64, training in float32."""
 
+import copy
 import platform
+import shutil
 import subprocess
 import sys
 
@@ -112,6 +114,34 @@ def test_one_process_is_left_alone():
     assert parallel.wrap(model, torch.device("cpu")) is model
     assert (parallel.world(), parallel.rank(), parallel.is_main()) == (1, 0, True)
     assert parallel.any_rank(True, "cpu") is True and parallel.my_slice(5) == slice(0, 5)
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
+@pytest.mark.parametrize("word", ["1", "0"])
+def test_a_compiled_network_trains_like_the_network(monkeypatch, word):
+    monkeypatch.setenv("COMPILE", word)
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.PReLU(4)).train()
+    twin, x = copy.deepcopy(model), torch.randn(5, 3, 8, 8)
+    network = parallel.wrap(model, torch.device("cpu"))
+    assert (network is model) is (word == "0")
+    for call in (network, twin):
+        call(x).square().sum().backward()
+    for ours, theirs in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(dict(model.named_buffers()), dict(twin.named_buffers()))
+
+
+def test_where_a_network_cannot_be_compiled_is_one_line(monkeypatch):
+    monkeypatch.setenv("COMPILE", "1")
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(cli.UserError) as error:
+        parallel.wrap(torch.nn.ReLU(), torch.device("cpu"))
+    one_line_error(error, "COMPILE=1", "no-such-compiler")
+    monkeypatch.setattr(parallel, "world", lambda: 2)
+    with pytest.raises(cli.UserError) as error:
+        parallel.wrap(torch.nn.ReLU(), torch.device("cpu"))
+    one_line_error(error, "COMPILE=1", "torchrun")
 
 
 FAULTS = """
