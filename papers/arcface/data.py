@@ -204,9 +204,9 @@ def bin_test(path, name=""):
 def batches(training, cfg, first, share, device):
     """Yield (uint8 images (b, 3, S, S), labels (b,)) of this process's `share` of steps first, first + 1, ...
 
-    For augmentation "strong" the whole batch comes, since its random numbers belong to whole batches.
+    For augmentations but "flip" the whole batch comes, since its random numbers belong to whole batches.
     """
-    whole = slice(0, cfg.batch) if cfg.augment == "strong" else share
+    whole = share if cfg.augment == "flip" else slice(0, cfg.batch)
     pick = picker(training, cfg)
     if training.images is not None:
         pictures, labels = training.images.to(device), torch.from_numpy(training.labels).to(device)
@@ -264,19 +264,22 @@ def people_batch(order, start, count, cfg, step):
 def augment(pictures, cfg, step, share):
     """Network input pixels 0..255 (b, 3, input_px, input_px) float of this process's share of a batch.
 
-    "flip" mirrors half of the faces. "strong": a random similarity, colour, low resolution, blur and covered
-    rectangles; amounts are our choice.
+    "flip" mirrors half of the faces. "light" also shifts, turns, scales and colours them a little; "strong" does so
+    more, and adds low resolution, blur and covered rectangles. Amounts are our choice.
     """
     gen = images.generator(cfg.seed, 2, step)
     flip = torch.rand(cfg.batch, generator=gen) < 0.5
     if cfg.augment == "flip":
         return resize(pictures, cfg.input_px, flip[share])
     n, side, device = len(pictures), pictures.shape[-1], pictures.device
-    centre = (side - 1) / 2 + images.uniform(-0.06 * side, 0.06 * side, (n, 2), gen, device)
-    extent = side * images.uniform(0.85, 1.1, (n,), gen, device)
-    angle = images.uniform(-0.17, 0.17, (n,), gen, device)  # +-10 degrees
+    shift, low, high, turn = {"light": (0.03, 0.93, 1.05, 0.09), "strong": (0.06, 0.85, 1.1, 0.17)}[cfg.augment]
+    centre = (side - 1) / 2 + images.uniform(-shift * side, shift * side, (n, 2), gen, device)
+    extent = side * images.uniform(low, high, (n,), gen, device)
+    angle = images.uniform(-turn, turn, (n,), gen, device)  # radians
     where = images.similarity(centre, extent, angle, flip.to(device), cfg.input_px)
     x = images.crop(pictures, where, cfg.input_px)
+    if cfg.augment == "light":
+        return images.colour_jitter(x, gen, 0.1, 0.2, 0.2, 0.0)[share]
     x = images.colour_jitter(coarse(x, gen), gen, 0.15, 0.3, 0.3, 0.15)
     x = images.blur(x, gen, 0.2, 1.5)
     return images.erase(x, gen, 0.4, 0.1, 0.4)[share]

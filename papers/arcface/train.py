@@ -99,7 +99,7 @@ def fit(cfg, training, folder, label, share, device):
     for step in steps:
         pictures, labels = next(batches)
         x = nets.to_input(data.augment(pictures, cfg, step, share), net.pixels)
-        y = labels[share] if cfg.augment == "strong" else labels
+        y = labels if cfg.augment == "flip" else labels[share]
         set_rate(cfg, optimizer, step)
         if hasattr(head, "margins"):
             head.margins = margins_at(cfg, step)
@@ -125,8 +125,10 @@ def fit(cfg, training, folder, label, share, device):
 
 
 def make_optimizer(cfg, both):
-    """SGD over the network and, unless it is sharded, W; weight decay on everything, as in insightface."""
+    """SGD (or AdamW) over the network and, unless it is sharded, W; weight decay on everything, as in insightface."""
     learned = [p for p in both.parameters() if p.requires_grad]
+    if cfg.optimizer == "adamw":
+        return torch.optim.AdamW(learned, cfg.lr, (cfg.momentum, 0.999), weight_decay=cfg.weight_decay, fused=True)
     return torch.optim.SGD(learned, cfg.lr, cfg.momentum, weight_decay=cfg.weight_decay, nesterov=cfg.nesterov)
 
 
