@@ -98,6 +98,31 @@ def test_an_interrupted_run_resumes_to_the_same_bits(people, tmp_path, monkeypat
     assert not same_bits(result(tmp_path / "whole"), result(tmp_path / "other"))
 
 
+def test_several_networks_are_tested_as_one(people, tmp_path, monkeypatch):
+    words = ["--averaging", "0", "--dropout", "0"]
+    alone = [start(tmp_path / str(seed), "arcface", *words, "--seed", str(seed)) for seed in (0, 1000)]
+    real, calls = train.own_angle, []
+
+    def interrupting(*args):
+        calls.append(1)
+        if len(calls) == 9:
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(*args)
+
+    monkeypatch.setattr(train, "own_angle", interrupting)
+    with pytest.raises(cli.Interrupted, match="saved at step 3 of 6"):
+        start(tmp_path / "both", "arcface", *words, "--members", "2")
+    both = start(tmp_path / "both", "arcface", *words, "--members", "2")
+    assert len(calls) == 12, "the first network and half of the second were kept"
+    assert both["data"]["networks"] == 2 and both["weights"] is None and alone[0]["data"]["networks"] == 1
+    (folder,) = (tmp_path / "both" / "arcface").iterdir()
+    assert {p.name for p in folder.iterdir()} == {"run.json", "history.csv", "predictions.npz"}
+    arrays = lambda name: runs.read_predictions(next((tmp_path / name).glob("arcface/*/predictions.npz")))
+    first, second, mean = (arrays(name)["distance"] for name in ("0", "1000", "both"))
+    np.testing.assert_allclose((first + second) / 2, mean, atol=1e-5)
+    assert np.abs(first - second).max() > 1e-3
+
+
 DRIVER = f"""
 import sys, torch
 torch.set_num_threads(1)

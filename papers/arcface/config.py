@@ -46,6 +46,7 @@ class Config:
     kaiming: bool = False  # convolutions start by Kaiming's rule; insightface: N(0, 0.1)
     features: int = 512  # section 3.1
     dropout: float = 0.4  # the paper's code (mxnet); 0 in the torch script
+    members: int = 1  # networks that differ by seed and are tested as one (ours); see evaluate.embed
     input_px: int = 112  # section 3.1
     batch: int = 512  # section 3.1, over all processes
     steps: int = 32_000  # section 3.1, CASIA
@@ -144,6 +145,8 @@ def check(cfg):
         "noise": 0 <= cfg.noise < 1, "weight_decay": cfg.weight_decay >= 0, "min_images": cfg.min_images >= 1,
         "images_per_person": cfg.images_per_person >= 0 and cfg.batch % max(1, cfg.images_per_person) == 0,
         "sharded": not cfg.sharded or cfg.row in method.MARGINS,
+        "members": cfg.members == 1
+        or (cfg.members > 1 and not cfg.sharded and cfg.row not in ("subcenter", "cleaned")),
     }  # fmt: skip
     for name, fine in limits.items():
         if not fine:

@@ -125,7 +125,13 @@ def measure(predictions):
 
 
 def embed(net, pictures, device, flip=True, batch=128):
-    """Unit embeddings (N, d), float64, of uint8 faces (N, 3, S, S) of any size: the mirror image's are added."""
+    """Unit embeddings (N, d), float64, of uint8 faces (N, 3, S, S) of any size: the mirror image's are added.
+
+    Several networks (a ModuleList of M) are one whose distances are the mean of theirs: (N, M * d).
+    """
+    if isinstance(net, torch.nn.ModuleList):
+        parts = [embed(member, pictures, device, flip, batch) for member in net]
+        return np.concatenate(parts, 1) / np.sqrt(len(parts))
     prepare = lambda part: nets.to_input(data.resize(part, net.input_px), net.pixels)
     return verification.embed(net.eval(), pictures, prepare, batch, device, flip)
 

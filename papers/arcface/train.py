@@ -4,9 +4,12 @@ Reads top to bottom: data, network and head, loop, verification, record. `torchr
 same. `--source FOLDER` names where casia or ms1mv2 lies.
 """
 
+import dataclasses
 import math
 import shutil
 import sys
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -66,7 +69,11 @@ def one_task(cfg, task, run, share, device):
         training, extra = cleaned(cfg, training, run, folder, share, device)
     elif cfg.noise:
         extra = {"noise_flag": training.wrong}
-    net, head, steps = fit(cfg, training, folder, f"{run.name} {task.name}".strip(), share, device)
+    label = f"{run.name} {task.name}".strip()
+    if cfg.members > 1:
+        net, head, steps = fit_members(cfg, training, folder, label, share, device)
+    else:
+        net, head, steps = fit(cfg, training, folder, label, share, device)
     if parallel.is_main():
         found = evaluate.angles_of_training(net, head, training, device)
         if cfg.row == "subcenter":
@@ -122,6 +129,28 @@ def fit(cfg, training, folder, label, share, device):
     if average:
         both.load_state_dict(average.module.state_dict())
     return net.eval(), head.eval(), steps
+
+
+def fit_members(cfg, training, folder, label, share, device):
+    """cfg.members networks, one after another: (ModuleList, no head, their Finished loops)."""
+    members, seconds, history = [], 0.0, []
+    for m in range(cfg.members):
+        own = dataclasses.replace(cfg, seed=1000 * m + cfg.seed)
+        net, _, steps = fit(own, training, folder / f"member{m}", f"{label} network {m}", share, device)
+        members.append(net)
+        seconds += steps.seconds
+        history += [{"member": m, **row} for row in steps.history]
+        if steps.first < cfg.steps and parallel.is_main():  # until the run is recorded: a resumed run needs it
+            steps.save(cfg.steps)
+    return torch.nn.ModuleList(members), None, Finished(seconds, history, folder / "checkpoint.pt")
+
+
+class Finished(NamedTuple):
+    """What is kept of several loops."""
+
+    seconds: float
+    history: list
+    path: Path  # of a checkpoint that is not needed any more
 
 
 def make_optimizer(cfg, both):
@@ -181,12 +210,10 @@ def own_angle(head, embeddings, labels):
 
 def cleaned(cfg, training, run, folder, share, device):
     """Train with three centres per person, drop what lies far from its dominant one; (Training, arrays)."""
-    import dataclasses
-
     first = dataclasses.replace(cfg, row="subcenter")
     net, head, steps = fit(first, training, folder / "subcenters", f"{run.name} K = 3", share, device)
     found = subcenter_cleaning(net, head, training, device)
-    if steps.seconds and parallel.is_main():  # its checkpoint stays until the run is recorded: a resumed run needs it
+    if steps.first < cfg.steps and parallel.is_main():  # until the run is recorded: a resumed run needs it
         steps.save(cfg.steps)
     keep = found.keep.cpu().numpy()
     arrays = {"subcenter_angle_deg": found.angle_deg.cpu().numpy()}
@@ -217,7 +244,7 @@ def record(run, cfg, net, tasks, about, device):
     logs = [checkpoint.read_json(run.folder / f"{stem}.json") for stem in stems]
     pooled = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
     weights = None
-    if len(tasks) == 1:
+    if len(tasks) == cfg.members == 1:
         path = run.folder / "model.safetensors"
         words = dict(row=cfg.row, trained_on=cfg.data, protocol=cfg.protocol, config=runs.fingerprint(cfg))
         weights = {"file": path.name, "sha256": checkpoint.save_weights(path, net, **words)}
@@ -226,20 +253,21 @@ def record(run, cfg, net, tasks, about, device):
         predictions=pooled,
         history=[row for log in logs for row in log["history"]],
         data={
-            "name": cfg.data, "protocol": cfg.protocol, **about, "networks": len(tasks),
+            "name": cfg.data, "protocol": cfg.protocol, **about, "networks": len(tasks) * cfg.members,
             "training_faces": len(tasks[0].training), "people": tasks[0].training.classes,
             "test_pairs": len(pooled["same"]),
         },
         selection="last" + (", running average" if cfg.averaging else ""),
         device=device,
         seconds=sum(log["seconds"] for log in logs),
-        samples=cfg.steps * cfg.batch * len(tasks) * (2 if cfg.row == "cleaned" else 1),
+        samples=cfg.steps * cfg.batch * len(tasks) * cfg.members * (2 if cfg.row == "cleaned" else 1),
         weights=weights,
     )  # fmt: skip
     for stem in stems:  # the record holds all of it now
         (run.folder / f"{stem}.npz").unlink()
         (run.folder / f"{stem}.json").unlink()
-    for folder in [run.folder / "subcenters", *(run.folder / task.name for task in tasks if task.name)]:
+    alone = [run.folder / "subcenters", *(run.folder / f"member{m}" for m in range(cfg.members))]
+    for folder in [*alone, *(run.folder / task.name for task in tasks if task.name)]:
         shutil.rmtree(folder, ignore_errors=True)
     return written
 
