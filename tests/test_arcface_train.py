@@ -6,6 +6,7 @@ import pickle
 import signal
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -13,7 +14,7 @@ from test_arcface_readers import jpeg
 
 from common import checkpoint, claims, cli, data, runs, verification
 from common import nets as common_nets
-from papers.arcface import config, evaluate, method, train
+from papers.arcface import config, evaluate, method, train, tune
 from papers.arcface import data as sets
 from tests.conftest import REPOSITORY, one_line_error, python
 
@@ -303,6 +304,25 @@ def test_cleaning_finds_most_wrong_labels(lfw):
     written = train.main(words)["metrics"]
     assert written["drop_recall_pct"] > 40, "chance would find a fifth"
     assert written["drop_precision_pct"] > 100 * 10 / 48, "the share of wrong labels"
+
+
+def test_tuning_tries_each_value_and_marks_the_best(lfw, monkeypatch, capsys):
+    small = dict(widths=(8, 8, 8, 8), input_px=16, features=8, batch=8, steps=4, precision="fp32")
+    monkeypatch.setitem(config.PRESETS, "short", dataclasses.replace(config.PRESETS["short"], **small))
+    words = ["--rows", "softmax triplet", "--out", str(lfw / "out"), "--device", "cpu", "--table", str(lfw / "t.csv")]
+    tune.main(words)
+    table = pd.read_csv(lfw / "t.csv")
+    assert table.row.tolist() == 3 * ["softmax"] + 2 * ["triplet"] and set(table.steps) == {2}
+    assert table.value.tolist() == [0.001, 0.002, 0.004, 0.2, 0.35]
+    for _, part in table.groupby("row"):
+        assert part.best.sum() == 1 and part.auc_pct[part.best].item() == pytest.approx(part.auc_pct.max(), abs=0.01)
+    tied = pd.DataFrame({"row": ["a"] * 3, "auc_pct": [90.001, 90.004, 89.0], "accuracy_pct": [85.0, 84.0, 99.0]})
+    assert tune.with_best(tied).best.tolist() == [True, False, False]
+    record = runs.recorded("arcface", lfw / "out")[0]
+    assert record["config"]["protocol"] == "tune" and record["config"]["seed"] == tune.SEED
+    with pytest.raises(cli.UserError) as error:
+        tune.main(["--rows", "cm1"])
+    one_line_error(error, "cm1", "softmax")
 
 
 def test_weights_are_tested_on_people_they_never_saw(lfw, capsys):

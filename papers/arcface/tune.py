@@ -2,8 +2,8 @@
 
 What is tried stands in GRID. Each value is one run of train.py with the row's settings, `--share` of its steps, seed
 100 (no seed of a result) and protocol "tune": it trains on four fifths of DevTrain's people and tests on the others'
-pairs. What wins by the area under the ROC curve goes into config.py by hand. Runs stay below results/local/tune, so an
-interrupted search continues; `--table FILE` keeps the table (committed: results/arcface/tuning.csv).
+pairs. The best by `with_best` goes into config.py by hand. Runs stay below results/local/tune, so an interrupted search
+continues; `--table FILE` keeps the table (committed: results/arcface/tuning.csv).
 """
 
 import dataclasses
@@ -33,8 +33,7 @@ def main(argv):
     device = parallel.start(device_name)
     tried = [(row, value) for row in rows.split() for value in GRID[row][1]]
     found = [judged(name, row, value, float(share), device, Path(out)) for row, value in tried]
-    frame = pd.DataFrame(found)
-    frame["best"] = frame.groupby("row").auc_pct.transform("max") == frame.auc_pct
+    frame = with_best(pd.DataFrame(found))
     print(frame.to_string(index=False))
     if table:
         frame.to_csv(table, index=False)
@@ -51,6 +50,13 @@ def judged(name, row, value, share, device, out):
     line = {"row": row, "setting": setting, "value": value, "steps": steps, "seed": SEED}
     line |= {key: round(record["metrics"][key], 3) for key in ("accuracy_pct", "auc_pct")}
     return line | {"commit": (record["source"]["commit"] or "")[:7]}
+
+
+def with_best(frame):
+    """Mark each row's best value: by area in hundredths of a point, then by accuracy, then the first."""
+    rounded = frame.assign(auc_pct=frame.auc_pct.round(2))
+    ranked = rounded.sort_values(["auc_pct", "accuracy_pct"], ascending=False, kind="stable")
+    return frame.assign(best=frame.index.isin(ranked.drop_duplicates("row").index))
 
 
 if __name__ == "__main__":
