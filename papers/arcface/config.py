@@ -115,12 +115,12 @@ NOISY = ("arcface", "subcenter", "cleaned")
 # What `make reproduce-arcface` runs of a preset when nothing else is asked for.
 PLAN = {
     "demo": Plan(("embedded",), ("softmax", "norm_softmax", "arcface"), (0,), "minutes on two CPU cores"),
-    "short": Plan(("lfw",), COMPARED, (0,), "about 30 minutes a row on two CPU cores, 1 on a GPU"),
+    "short": Plan(("lfw",), COMPARED, (0,), "about ten minutes a row on two CPU cores, 1 on a GPU"),
     "view1": Plan(("lfw",), ("arcface",), (0, 1, 2), "2 minutes a seed on a GPU, hours on a CPU", needs_gpu=True),
     "view2": Plan(("lfw",), ("arcface",), (0,), "ten trainings, 20 minutes on a GPU", needs_gpu=True),
     "pairs": Plan(("lfw",), ("given",), (0,), "about 5 minutes on two CPU cores"),
     "paper": Plan(("casia", "ms1mv2"), ("arcface",), (0,), "16 million faces a run: sized for a GPU", needs_gpu=True),
-    **{f"noise{p}": Plan(("lfw",), NOISY, (0,), "about 30 minutes a row on two CPU cores") for p in NOISE_PCT},
+    **{f"noise{p}": Plan(("lfw",), NOISY, (0,), "about ten minutes a network on two CPU cores") for p in NOISE_PCT},
 }
 
 
