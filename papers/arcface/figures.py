@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from common import figures, runs, verification
-from papers.arcface.config import ROWS
+from papers.arcface.config import COMPARED, ROWS, Config
 from papers.arcface.evaluate import angles_deg
 
 COLOURS = {
@@ -27,9 +27,10 @@ def overview(records, path):
     predictions = {
         row: [runs.read_predictions(r["folder"] / "predictions.npz") for r in found] for row, found in rows.items()
     }
+    named = {row: label(row, found[0]["config"]) for row, found in rows.items()}
     for row, seeds in predictions.items():
-        curve(axes[0], row, seeds)
-    histograms(axes[1], predictions)
+        curve(axes[0], row, seeds, named[row])
+    histograms(axes[1], predictions, named)
     for row in trained:
         learning(axes[2], row, rows[row])
     finish(axes, bool(trained))
@@ -38,17 +39,24 @@ def overview(records, path):
     figures.save(figure, path)
 
 
-def curve(axes, row, seeds):
+def label(row, config):
+    """A row's name; with the paper's margin only where the run had it."""
+    default = Config()
+    as_paper = (config["strength"], config["triplet_margin"]) == (default.strength, default.triplet_margin)
+    return ROWS[row] if as_paper or row not in COMPARED else ROWS[row].split(" (")[0].removesuffix(" on angles")
+
+
+def curve(axes, row, seeds, name):
     """ROC of the pairs, one line per seed; false accepts on a logarithmic axis from one pair on."""
     for k, p in enumerate(seeds):
         far, tar, _ = verification.roc(p["distance"], p["same"])
         accuracy = np.mean([verification.verify(q["distance"], q["same"], q["fold"]).accuracy_pct for q in seeds])
-        label = f"{ROWS[row]}: {accuracy:.2f} %" if k == 0 else None
+        text = f"{name}: {accuracy:.2f} %" if k == 0 else None
         least = 1 / max(1, (~p["same"].astype(bool)).sum())
-        axes.step(100 * np.maximum(far, least / 2), 100 * tar, where="post", color=COLOURS[row], lw=1.2, label=label)
+        axes.step(100 * np.maximum(far, least / 2), 100 * tar, where="post", color=COLOURS[row], lw=1.2, label=text)
 
 
-def histograms(axes, predictions):
+def histograms(axes, predictions, named):
     """Angles of same (filled) and different pairs (line); of many rows only softmax and ArcFace."""
     shown = [row for row in ("softmax", "norm_softmax", "arcface", "given") if row in predictions] or list(predictions)[
         :2
@@ -57,7 +65,7 @@ def histograms(axes, predictions):
     for row in shown[:1] + shown[-1:] if len(shown) > 2 else shown:
         angle = np.concatenate([angles_deg(p["distance"]) for p in predictions[row]])
         same = np.concatenate([p["same"].astype(bool) for p in predictions[row]])
-        axes.hist(angle[same], grid, density=True, color=COLOURS[row], alpha=0.35, label=f"{ROWS[row]}: same")
+        axes.hist(angle[same], grid, density=True, color=COLOURS[row], alpha=0.35, label=f"{named[row]}: same")
         axes.hist(angle[~same], grid, density=True, color=COLOURS[row], histtype="step", lw=1.4, label="different")
 
 
