@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from sklearn.metrics import roc_auc_score
 from test_arcface_readers import jpeg
 
 from common import checkpoint, claims, cli, data, runs, verification
@@ -211,6 +212,13 @@ def test_augmentation_is_a_function_of_seed_and_step(kind):
     mirrored = sets.augment(faces, plain, 0, slice(None))
     kinds = {bool(torch.equal(m, f.flip(2).float())) for m, f in zip(mirrored, faces, strict=True)}
     assert kinds == {True, False}
+
+
+def test_the_area_is_scikit_learns():
+    rng = np.random.default_rng(0)
+    p = {"same": rng.random(200) < 0.4, "distance": rng.integers(0, 30, 200).astype(np.float32)}  # with ties
+    expected = 100 * roc_auc_score(p["same"], -p["distance"])
+    assert evaluate.METRICS["auc_pct"].value(p) == pytest.approx(expected, abs=1e-10) and 30 < expected < 70
 
 
 # ---- LFW: a small tree in the official layout

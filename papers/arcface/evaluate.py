@@ -49,9 +49,12 @@ def _separation(p):
 
 
 def _area(p):
-    from sklearn.metrics import roc_auc_score
+    """Share of (same, different) pairs of pairs in the right order: the rank sum form, for thousands of resamples."""
+    from scipy.stats import rankdata
 
-    return 100 * roc_auc_score(p["same"].astype(bool), -p["distance"].astype(np.float64))
+    same = p["same"].astype(bool)
+    n, m = same.sum(), (~same).sum()
+    return 100 * (rankdata(-p["distance"].astype(np.float64))[same].sum() - n * (n + 1) / 2) / (n * m)
 
 
 def _array(key):
