@@ -78,19 +78,25 @@ def test_a_record_gives_its_metrics_again_and_holds_no_picture(people, tmp_path)
     assert start(tmp_path) == checkpoint.read_json(folder / "run.json"), "a finished run is read back"
 
 
-@pytest.mark.parametrize("words", [[], ["--sharded", "--sample-rate", "0.5", "--averaging", "0"]])
-def test_an_interrupted_run_resumes_to_the_same_bits(people, tmp_path, monkeypatch, words):
-    words = [*words, "--dropout", "0.3"]
-    start(tmp_path / "whole", "arcface", *words)
+def interrupt_at_step(monkeypatch, number):
+    """Press Ctrl-C in the `number`-th step from now on, counted over all runs. Returns a list with an entry a step."""
     real, calls = train.own_angle, []
 
     def interrupting(*args):
         calls.append(1)
-        if len(calls) == 4:
+        if len(calls) == number:
             os.kill(os.getpid(), signal.SIGINT)
         return real(*args)
 
     monkeypatch.setattr(train, "own_angle", interrupting)
+    return calls
+
+
+@pytest.mark.parametrize("words", [[], ["--sharded", "--sample-rate", "0.5", "--averaging", "0"]])
+def test_an_interrupted_run_resumes_to_the_same_bits(people, tmp_path, monkeypatch, words):
+    words = [*words, "--dropout", "0.3"]
+    start(tmp_path / "whole", "arcface", *words)
+    calls = interrupt_at_step(monkeypatch, 4)
     with pytest.raises(cli.Interrupted, match="saved at step 4 of 6"):
         start(tmp_path / "cut", "arcface", *words)
     start(tmp_path / "cut", "arcface", *words)
@@ -103,15 +109,7 @@ def test_an_interrupted_run_resumes_to_the_same_bits(people, tmp_path, monkeypat
 def test_several_networks_are_tested_as_one(people, tmp_path, monkeypatch):
     words = ["--averaging", "0", "--dropout", "0"]
     alone = [start(tmp_path / str(seed), "arcface", *words, "--seed", str(seed)) for seed in (0, 1000)]
-    real, calls = train.own_angle, []
-
-    def interrupting(*args):
-        calls.append(1)
-        if len(calls) == 9:
-            os.kill(os.getpid(), signal.SIGINT)
-        return real(*args)
-
-    monkeypatch.setattr(train, "own_angle", interrupting)
+    calls = interrupt_at_step(monkeypatch, 9)
     with pytest.raises(cli.Interrupted, match="saved at step 3 of 6"):
         start(tmp_path / "both", "arcface", *words, "--members", "2")
     both = start(tmp_path / "both", "arcface", *words, "--members", "2")

@@ -81,14 +81,14 @@ class Config:
 
 
 # Of LFW's 4,038 people to train on 1,184 have two or more images, and these train: everything is smaller than in the
-# paper, for every row alike and all our choice, made on held-out people of DevTrain (protocol "tune").
+# paper, for every row alike and all our choice: by time, or by trials on held-out people of DevTrain (protocol "tune").
 LFW = dict(
     data="lfw", net="iresnet", units=(2, 2, 2, 2), widths=(32, 64, 128, 256), kaiming=True, features=256, dropout=0.4,
     input_px=48, optimizer="adamw", lr=2e-3, weight_decay=0.05, drops=(), averaging=0.99, precision="bf16", scale=16.0,
     strength=0.6, margin_warmup=0.3, augment="light", min_images=2, protocol="view1",
 )  # fmt: skip
 SHORT = LFW | dict(batch=128, steps=600, warmup=30)
-LARGE = LFW | dict(widths=(48, 96, 192, 384), input_px=96, batch=256, steps=2_200, warmup=110)  # 60 passes of DevTrain
+LARGE = LFW | dict(widths=(48, 96, 192, 384), input_px=96, batch=256, steps=2_200, warmup=110)  # untuned
 DEMO = dict(
     data="embedded", protocol="view1", net="iresnet", units=(1, 1, 1, 1), widths=(16, 32, 64, 128), kaiming=True,
     features=64, dropout=0.0, input_px=32, batch=64, steps=200, lr=0.1, drops=(), warmup=15, nesterov=True,
