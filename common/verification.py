@@ -16,6 +16,7 @@ import torch
 from tqdm import tqdm
 
 from common.cli import MissingData, UserError
+from common.images import generator
 
 ACCURACY_THRESHOLDS = np.arange(0, 4, 0.01)  # of squared distance; a step is 0.005 in cosine
 FAR_THRESHOLDS = np.arange(0, 4, 0.001)
@@ -95,6 +96,17 @@ def sample_pairs(index, identity, count, seed):
     chosen = np.concatenate([rng.choice(np.flatnonzero(same == kind), count, replace=False) for kind in (True, False)])
     fold = balanced_folds(same[chosen])
     return np.stack([index[left[chosen]], index[right[chosen]], same[chosen], fold], 1).astype(np.int32)
+
+
+def hold_out(identity, train, count=3000, seed=2007):
+    """(test (N,) bool, pairs (P, 4)): a fifth of the people in `train` (N,), and pairs of theirs (see sample_pairs).
+
+    For tuning, which must not see the people of the test: train on `train & ~test`.
+    """
+    people = np.unique(identity[train])
+    order = torch.randperm(len(people), generator=generator(seed)).numpy()
+    test = train & np.isin(identity, people[order[: len(people) // 5]])
+    return test, sample_pairs(np.flatnonzero(test), identity, count, seed)
 
 
 def balanced_folds(same, folds=10):

@@ -63,6 +63,20 @@ def test_distillation_beats_no_teacher_at_low_resolution(tmp_path):
     assert accuracy["teacher"] > accuracy["direct_123"]
 
 
+def test_held_out_people_are_tested_and_the_test_is_not_touched(people, tmp_path):
+    whole, tuning = sets.load("embedded"), sets.load("embedded", True)
+    train_people = set(whole.label[whole.split == 0])
+    assert set(tuning.label) == train_people and len(tuning.images) == (whole.split == 0).sum()
+    tested = set(tuning.label[tuning.split == 1])
+    assert len(tested) == len(train_people) // 5 and tested.isdisjoint(tuning.label[tuning.split == 0])
+    assert set(tuning.label[tuning.pairs["pairs_devtest"][:, :2].ravel()]) <= tested
+    record = start(tmp_path, "direct_1", "--held-out")
+    assert record["data"]["test_samples"] == len(tuning.pairs["pairs_devtest"])
+    assert record["data"]["training_images"] == (tuning.split == 0).sum()
+    with pytest.raises(cli.UserError, match="held-out"):
+        config.check(dataclasses.replace(config.preset("paper"), held_out=True))
+
+
 # ---- Records, resuming, processes
 
 

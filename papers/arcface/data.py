@@ -116,11 +116,8 @@ def view1_task(cfg, faces, held_out=False):
     train = faces.split == 0
     pairs, test = faces.pairs["pairs_devtest"], ~train
     if held_out:  # tuning must not see the test people
-        people = np.unique(faces.identity[train])
-        order = torch.randperm(len(people), generator=images.generator(2007)).numpy()
-        test = train & np.isin(faces.identity, people[order[: len(people) // 5]])
+        test, pairs = verification.hold_out(faces.identity, train)
         train = train & ~test
-        pairs = verification.sample_pairs(np.flatnonzero(test), faces.identity, 3000, 2007)
     return Task("", training_of(cfg, faces, train), [test_of(faces, pairs, test)])
 
 

@@ -44,6 +44,7 @@ class Config:
     data: str = "cifar100"  # cifar100 (classification), cub200, cars196 (retrieval), lfw, embedded (verification)
     row: str = "assistant_123"  # what the student learns from; see ROWS
     seed: int = 0
+    held_out: bool = False  # faces, for tuning: the test is a fifth of the training people
     teacher_sha256: str = ""  # of the given teacher's weights; empty: a teacher is trained first, at high resolution
     teacher_net: str = "resnet110"
     teacher_features: int = 0  # width of its embedding; 0: the pooled features
@@ -188,6 +189,7 @@ def check(cfg):
     """UserError for a setting that cannot work, before any data is read."""
     limits = {
         "row": cfg.row in ROWS, "route": cfg.route in ROUTES, "start": cfg.start in ("source", "random"),
+        "held_out": not cfg.held_out or cfg.kind == "verification",
         "orders": set(cfg.orders) <= {1, 2, 3} and len(set(cfg.orders)) == len(cfg.orders),
         "weights": len(cfg.weights) == 3 and min(cfg.weights) >= 0, "stage1": 0 < cfg.stage1 < 1,
         "net": cfg.net in NETS, "teacher_net": cfg.teacher_net in NETS, "operator": cfg.operator in OPERATORS,

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from common import checkpoint, images, people
+from common import checkpoint, images, people, verification
 from common import data as sets
 from common.cli import UserError
 from papers.hybrid_order_distillation.degrade import degrade, resize
@@ -51,8 +51,13 @@ class Training:
 
 
 @functools.lru_cache(maxsize=2)
-def load(name):
-    """An ImageSet: embedded, lfw, cifar100, cub200, cars196. MissingData when it is not on this machine."""
+def load(name, held_out=False):
+    """An ImageSet: embedded, lfw, cifar100, cub200, cars196. MissingData when it is not on this machine.
+
+    `held_out` (faces): a fifth of the training people is the test, and the test's people are left out.
+    """
+    if held_out:
+        return _held_out(load(name))
     if name == "embedded":
         return _embedded_set()
     pack = sets.ensure(name)
@@ -68,6 +73,14 @@ def load(name):
 def _embedded_set():
     drawn = people.draw(**EMBEDDED)
     return ImageSet(drawn.images, drawn.identity, drawn.split, {"pairs_devtest": drawn.pairs}, drawn.fingerprint)
+
+
+def _held_out(whole):
+    """The training part of an ImageSet, with a fifth of its people as the test: tuning must not see the test."""
+    train = whole.split == 0
+    pictures, label = whole.images[torch.from_numpy(train)], whole.label[train]
+    test, pairs = verification.hold_out(label, np.ones(len(label), bool))
+    return ImageSet(pictures, label, test.astype(np.uint8), {"pairs_devtest": pairs}, whole.fingerprint + "+held_out")
 
 
 def training_of(cfg, whole):

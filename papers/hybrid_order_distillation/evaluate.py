@@ -209,7 +209,7 @@ def main(argv):
     check(cfg)
     device = parallel.start(device_name)
     net = make_net(cfg.net, cfg.features, cfg.input_px)
-    whole = data.load(cfg.data)
+    whole = data.load(cfg.data, cfg.held_out)
     learner = Learner(net, classes=data.training_of(cfg, whole).classes) if cfg.kind == "classification" else None
     checkpoint.load_weights(path, learner or net)
     found = measure(predictions(cfg, net, net, learner, whole, device))

@@ -15,10 +15,20 @@ from common.cli import UserError
 
 # Factors on the channels. "quarter" has less than a quarter of the teacher's parameters (30, 60, 240 channels).
 MOBILE_WIDTHS = {"mobilefacenet": 1.0, "mobilefacenet_quarter": 0.46875}
+# An IResNet with less than a quarter of the teacher's parameters: units and channels of its four stages.
+SMALL_IRESNET = dict(units=(1, 1, 1, 1), widths=(32, 48, 64, 64))
 CIFAR_DEPTHS = (8, 14, 20, 32, 56, 110)
 CIFAR_VGG = {"vgg8": (1, 1, 1, 1, 1), "vgg13": (2, 2, 2, 2, 2)}
 IMAGENET = ("imagenet_resnet18", "imagenet_resnet50")
-NETS = (*MOBILE_WIDTHS, *(f"resnet{d}" for d in CIFAR_DEPTHS), "resnet8x4", "resnet32x4", *CIFAR_VGG, *IMAGENET)
+NETS = (
+    *MOBILE_WIDTHS,
+    "iresnet_quarter",
+    *(f"resnet{d}" for d in CIFAR_DEPTHS),
+    "resnet8x4",
+    "resnet32x4",
+    *CIFAR_VGG,
+    *IMAGENET,
+)
 
 
 def make_net(name, features=0, input_px=112):
@@ -27,6 +37,8 @@ def make_net(name, features=0, input_px=112):
         net = nets.MobileFaceNetReLU(features or 128, MOBILE_WIDTHS[name], input_px)
         net.features_out, net.hint = features or 128, "features.5"  # the first block of 1/8 of the input's side
         return net
+    if name == "iresnet_quarter":
+        return SmallIResNet(features or 128, input_px)
     if name in CIFAR_VGG:
         return VGG(CIFAR_VGG[name], features)
     if name in IMAGENET:
@@ -35,6 +47,18 @@ def make_net(name, features=0, input_px=112):
         raise UserError(f"unknown network {name!r}: known are {', '.join(NETS)}")
     depth, _, wide = name.removeprefix("resnet").partition("x")
     return ResNet(int(depth), (32, 64, 128, 256) if wide else (16, 16, 32, 64), features)
+
+
+class SmallIResNet(nets.IResNet):
+    """The IResNet of SMALL_IRESNET with a stem of stride 2: at 64 px it costs what a stride of 1 costs at 32 px."""
+
+    hint = "layer2"  # 1/8 of the input's side, as the teacher's
+
+    def __init__(self, features=128, input_px=64):
+        super().__init__(**SMALL_IRESNET, features=features, input_px=input_px // 2)
+        self.input_px, self.features_out = input_px, features
+        self.conv1 = nn.Conv2d(3, SMALL_IRESNET["widths"][0], 3, stride=2, padding=1, bias=False)
+        _kaiming(self)
 
 
 class ResNet(nn.Module):

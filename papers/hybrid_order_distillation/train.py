@@ -46,7 +46,7 @@ def train(cfg, device, out=runs.LOCAL, teacher_file=None):
         return checkpoint.read_json(run.folder / "run.json")
     share = parallel.my_slice(cfg.batch)
     parallel.barrier()  # every process has looked before the first one writes
-    whole = data.load(cfg.data)
+    whole = data.load(cfg.data, cfg.held_out)
     training = data.training_of(cfg, whole)
     teacher = teacher_of(cfg, training, Path(out) / PAPER, share, device, teacher_file)
     if cfg.row in UNTRAINED:
