@@ -132,6 +132,21 @@ def test_a_compiled_network_trains_like_the_network(monkeypatch, word):
     torch.testing.assert_close(dict(model.named_buffers()), dict(twin.named_buffers()))
 
 
+@pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
+@pytest.mark.parametrize("word", ["1", "0"])
+def test_a_frozen_network_says_what_the_network_says_and_leaves_it_as_it_is(monkeypatch, word):
+    monkeypatch.setenv("COMPILE", word)
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.PReLU(4))
+    model[1].running_mean.normal_(), model[1].running_var.uniform_(0.5, 2)
+    before, x = copy.deepcopy(model.state_dict()), torch.randn(5, 3, 8, 8)
+    network = parallel.frozen(model, torch.device("cpu"))
+    assert (network is model) is (word == "0")
+    with torch.no_grad():
+        torch.testing.assert_close(network(x), model.eval()(x), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+
+
 def test_where_a_network_cannot_be_compiled_is_one_line(monkeypatch):
     monkeypatch.setenv("COMPILE", "1")
     monkeypatch.setenv("CXX", "no-such-compiler")

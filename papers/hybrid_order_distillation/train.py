@@ -67,17 +67,18 @@ class Source:
         self.sha256, self.seconds, self.targets = sha256, seconds, None
 
     @torch.no_grad()
-    def __call__(self, pictures, operator="pil_bicubic"):
-        """Outputs for uint8 pictures (B, 3, S, S) at high resolution."""
+    def __call__(self, pictures, operator="pil_bicubic", network=None):
+        """Outputs for uint8 pictures (B, 3, S, S) at high resolution; `network`: another form of the learner."""
         x = nets.to_input(resize(pictures, self.px, operator), self.learner.net.pixels)
-        return self.learner(x.contiguous(memory_format=torch.channels_last))
+        return (network or self.learner)(x.contiguous(memory_format=torch.channels_last))
 
     def prepare(self, cfg, training, folder):
         """Compute the embeddings of all fixed views once; one process writes, all read."""
         if cfg.views:
             kept = Path(folder) / f"outputs-{data_key(cfg, training)}"
             if parallel.is_main():
-                data.view_outputs(lambda p: self(p, cfg.operator).embedding, training, cfg, kept, self.device)
+                network = parallel.frozen(self.learner.net, self.device)
+                data.view_outputs(lambda p: self(p, cfg.operator, network), training, cfg, kept, self.device)
             parallel.barrier()
             self.targets = data.view_outputs(None, training, cfg, kept, self.device)
 
