@@ -125,18 +125,20 @@ class IResNet(nn.Module):
     """Stem at full resolution, four stages that halve it each, then output 'E': BN, dropout, FC, BN.
 
     The last BN's scale is fixed at 1, which settles the mean embedding length near sqrt(features). `dropout` is 0.4 in
-    the paper's code (mxnet) and 0 in the torch script. `input_px` must be a multiple of 16; other sizes and widths than
-    the defaults are ours.
+    the paper's code (mxnet) and 0 in the torch script. `input_px` must be a multiple of 16. Other sizes and widths than
+    the defaults are ours, and so is `strided_stem`: a 5x5 stem of stride 2, for twice the `input_px` (a multiple of 32)
+    at the same cost.
     """
 
     pixels = "arcface"
 
-    def __init__(self, units, widths=(64, 128, 256, 512), features=512, dropout=0.0, input_px=112):
+    def __init__(self, units, widths=(64, 128, 256, 512), features=512, dropout=0.0, input_px=112, strided_stem=False):
         super().__init__()
-        self.input_px = input_px
-        if input_px % 16:
-            raise UserError(f"input_px {input_px}: four stages halve it, so take a multiple of 16")
-        self.conv1 = nn.Conv2d(3, widths[0], 3, padding=1, bias=False)
+        self.input_px, shrink = input_px, 32 if strided_stem else 16
+        if input_px % shrink:
+            raise UserError(f"input_px {input_px}: this network makes maps of 1/{shrink}; take a multiple of {shrink}")
+        kernel, stride = (5, 2) if strided_stem else (3, 1)
+        self.conv1 = nn.Conv2d(3, widths[0], kernel, stride, kernel // 2, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])
         self.prelu = nn.PReLU(widths[0])
         width_in = widths[0]
@@ -147,7 +149,7 @@ class IResNet(nn.Module):
             width_in = width
         self.bn2 = nn.BatchNorm2d(width_in)
         self.dropout = nn.Dropout(dropout)
-        self.fc = nn.Linear(width_in * (input_px // 16) ** 2, features)
+        self.fc = nn.Linear(width_in * (input_px // shrink) ** 2, features)
         self.features = nn.BatchNorm1d(features)
         self.features.weight.requires_grad_(False)
         for module in self.modules():
@@ -173,7 +175,9 @@ def iresnet_like(state):
     units = tuple(count_blocks(state, rf"layer{stage}\.(\d+)\.") for stage in (1, 2, 3, 4))
     widths = tuple(len(state[f"layer{stage}.0.conv2.weight"]) for stage in (1, 2, 3, 4))
     features, inputs = state["fc.weight"].shape
-    return IResNet(units, widths, features, input_px=16 * round((inputs / widths[-1]) ** 0.5))
+    strided = state["conv1.weight"].shape[-1] == 5
+    side = (32 if strided else 16) * round((inputs / widths[-1]) ** 0.5)
+    return IResNet(units, widths, features, input_px=side, strided_stem=strided)
 
 
 def count_blocks(state, pattern):

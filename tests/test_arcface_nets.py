@@ -103,6 +103,7 @@ def test_pixel_rules():
 
 SMALL = {
     "ir": lambda: IResNet((1, 2, 1, 1), (8, 8, 16, 24), 32, input_px=48),
+    "ir-strided": lambda: IResNet((1, 1, 2, 1), (8, 8, 16, 24), 32, input_px=96, strided_stem=True),
     "mobilefacenet": lambda: make_net("mobilefacenet"),
     "mbf": lambda: make_net("mbf", features=64),
     "mbf_large-like": lambda: make_net("mbf_large", blocks=(2, 1, 3, 1), scale=1),
@@ -121,7 +122,9 @@ def test_weights_files_tell_their_architecture(name, suffix, tmp_path):
         save_file(net.state_dict(), path)
     loaded = load_net(path)
     assert not loaded.training and type(loaded) is type(net) and loaded.pixels == net.pixels
-    x = torch.randn(1, 3, *(48, 48) if name == "ir" else (112, 112))
+    side = getattr(net, "input_px", 112)
+    assert getattr(loaded, "input_px", 112) == side
+    x = torch.randn(1, 3, side, side)
     torch.testing.assert_close(loaded(x), net(x))
 
 

@@ -43,6 +43,7 @@ class Config:
     net: str = "iresnet50"  # Table 2; iresnet100 for MS1MV2
     units: tuple[int, ...] = ()  # with net "iresnet": units of the four stages
     widths: tuple[int, ...] = ()  # with net "iresnet": channels of the four stages
+    strided_stem: bool = False  # with net "iresnet": see common/nets.py
     kaiming: bool = False  # convolutions start by Kaiming's rule; insightface: N(0, 0.1)
     features: int = 512  # section 3.1
     dropout: float = 0.4  # the paper's code (mxnet); 0 in the torch script
@@ -161,7 +162,7 @@ def check(cfg):
 def build_net(cfg):
     """The embedding network of a configuration."""
     if cfg.net == "iresnet":
-        net = IResNet(cfg.units, cfg.widths, cfg.features, cfg.dropout, cfg.input_px)
+        net = IResNet(cfg.units, cfg.widths, cfg.features, cfg.dropout, cfg.input_px, cfg.strided_stem)
     elif cfg.net.startswith("iresnet"):
         net = make_net(cfg.net, features=cfg.features, dropout=cfg.dropout, input_px=cfg.input_px)
     else:

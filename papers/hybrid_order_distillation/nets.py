@@ -38,7 +38,10 @@ def make_net(name, features=0, input_px=112):
         net.features_out, net.hint = features or 128, "features.5"  # the first block of 1/8 of the input's side
         return net
     if name == "iresnet_quarter":
-        return SmallIResNet(features or 128, input_px)
+        net = nets.IResNet(**SMALL_IRESNET, features=features or 128, input_px=input_px, strided_stem=True)
+        net.features_out, net.hint = features or 128, "layer2"  # 1/8 of the input's side, as the teacher's
+        _kaiming(net)
+        return net
     if name in CIFAR_VGG:
         return VGG(CIFAR_VGG[name], features)
     if name in IMAGENET:
@@ -47,18 +50,6 @@ def make_net(name, features=0, input_px=112):
         raise UserError(f"unknown network {name!r}: known are {', '.join(NETS)}")
     depth, _, wide = name.removeprefix("resnet").partition("x")
     return ResNet(int(depth), (32, 64, 128, 256) if wide else (16, 16, 32, 64), features)
-
-
-class SmallIResNet(nets.IResNet):
-    """The IResNet of SMALL_IRESNET with a stem of stride 2: at 64 px it costs what a stride of 1 costs at 32 px."""
-
-    hint = "layer2"  # 1/8 of the input's side, as the teacher's
-
-    def __init__(self, features=128, input_px=64):
-        super().__init__(**SMALL_IRESNET, features=features, input_px=input_px // 2)
-        self.input_px, self.features_out = input_px, features
-        self.conv1 = nn.Conv2d(3, SMALL_IRESNET["widths"][0], 3, stride=2, padding=1, bias=False)
-        _kaiming(self)
 
 
 class ResNet(nn.Module):
