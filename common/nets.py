@@ -36,37 +36,35 @@ class MobileFaceNetReLU(nn.Module):
     """The MobileFaceNet of foamliu/MobileFaceNet, 128-d, whose input is scaled by ImageNet's mean and deviation.
 
     It differs from the paper's: ReLU6 and ReLU for PReLU, a pointwise convolution after the first depthwise one, and
-    a bias in the last layer. `width` scales all channels but the embedding's, `input_px` is a multiple of 16; the
-    given weights belong to 1 and 112.
+    a bias in the last layer. `input_px` is a multiple of 16; the given weights belong to 112.
     """
 
     pixels = "imagenet"
     # expansion, width, repeats, stride of the first: Table 1 of the MobileFaceNets paper
     settings = ((2, 64, 5, 2), (4, 128, 1, 2), (2, 128, 6, 1), (4, 128, 1, 2), (2, 128, 2, 1))
 
-    def __init__(self, features=128, width=1.0, input_px=112):
+    def __init__(self, features=128, input_px=112):
         super().__init__()
         if input_px % 16:
             raise UserError(f"--input-px {input_px}: MobileFaceNet needs a multiple of 16")
         self.input_px = input_px
-        first, last = round(64 * width), round(512 * width)
-        self.conv1 = _conv_relu6(3, first, 3, stride=2)
+        self.conv1 = _conv_relu6(3, 64, 3, stride=2)
         self.dw_conv = nn.Module()
-        self.dw_conv.depthwise = nn.Conv2d(first, first, 3, padding=1, groups=first, bias=False)
-        self.dw_conv.bn1 = nn.BatchNorm2d(first)
-        self.dw_conv.pointwise = nn.Conv2d(first, first, 1, bias=False)
-        self.dw_conv.bn2 = nn.BatchNorm2d(first)
-        blocks, width_in = [], first
+        self.dw_conv.depthwise = nn.Conv2d(64, 64, 3, padding=1, groups=64, bias=False)
+        self.dw_conv.bn1 = nn.BatchNorm2d(64)
+        self.dw_conv.pointwise = nn.Conv2d(64, 64, 1, bias=False)
+        self.dw_conv.bn2 = nn.BatchNorm2d(64)
+        blocks, width_in = [], 64
         for expansion, channels, count, stride in self.settings:
             for i in range(count):
-                blocks.append(_InvertedResidual(width_in, round(channels * width), expansion, stride if i == 0 else 1))
-                width_in = round(channels * width)
+                blocks.append(_InvertedResidual(width_in, channels, expansion, stride if i == 0 else 1))
+                width_in = channels
         self.features = nn.Sequential(*blocks)
-        self.conv2 = _conv_relu6(width_in, last)
+        self.conv2 = _conv_relu6(width_in, 512)
         self.gdconv = nn.Module()
-        self.gdconv.depthwise = nn.Conv2d(last, last, input_px // 16, groups=last, bias=False)
-        self.gdconv.bn = nn.BatchNorm2d(last)
-        self.conv3 = nn.Conv2d(last, features, 1)
+        self.gdconv.depthwise = nn.Conv2d(512, 512, input_px // 16, groups=512, bias=False)
+        self.gdconv.bn = nn.BatchNorm2d(512)
+        self.conv3 = nn.Conv2d(512, features, 1)
         self.bn = nn.BatchNorm1d(features)
 
     def forward(self, x):

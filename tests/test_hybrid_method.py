@@ -276,13 +276,12 @@ def test_cifar_networks_have_the_benchmarks_size(name, params, gmac):
 def test_the_students_size():
     teacher = nets.make_net("mobilefacenet", 128, 112)
     assert nets.parameters(teacher) == 999_936
-    for name in ("mobilefacenet_quarter", "iresnet_quarter"):
-        quarter = nets.make_net(name, 128, 64)
-        assert nets.parameters(quarter) <= 999_936 / 4
-        assert nets.macs(quarter, 64) < nets.macs(teacher, 112) / 10
+    quarter = nets.make_net("iresnet_quarter", 128, 64)
+    assert nets.parameters(quarter) <= 999_936 / 4
+    assert nets.macs(quarter, 64) < nets.macs(teacher, 112) / 10
 
 
-@pytest.mark.parametrize("name", ["resnet8", "vgg8", "imagenet_resnet18", "mobilefacenet_quarter", "iresnet_quarter"])
+@pytest.mark.parametrize("name", ["resnet8", "vgg8", "imagenet_resnet18", "mobilefacenet", "iresnet_quarter"])
 def test_every_kind_of_network_embeds_and_has_its_hint_layer(name):
     net = nets.make_net(name, 24, 32)
     learner = nets.Learner(net, source_width=40, classes=5, hint_width=7).train()

@@ -13,15 +13,13 @@ from torch import nn
 from common import nets
 from common.cli import UserError
 
-# Factors on the channels. "quarter" has less than a quarter of the teacher's parameters (30, 60, 240 channels).
-MOBILE_WIDTHS = {"mobilefacenet": 1.0, "mobilefacenet_quarter": 0.46875}
-# An IResNet with less than a quarter of the teacher's parameters: units and channels of its four stages.
-SMALL_IRESNET = dict(units=(1, 1, 1, 1), widths=(32, 48, 64, 64))
+# The quarter-size student: units and channels of an IResNet's four stages, 238,544 parameters against 999,936.
+QUARTER = dict(units=(1, 1, 1, 1), widths=(32, 48, 64, 64), strided_stem=True)
 CIFAR_DEPTHS = (8, 14, 20, 32, 56, 110)
 CIFAR_VGG = {"vgg8": (1, 1, 1, 1, 1), "vgg13": (2, 2, 2, 2, 2)}
 IMAGENET = ("imagenet_resnet18", "imagenet_resnet50")
 NETS = (
-    *MOBILE_WIDTHS,
+    "mobilefacenet",
     "iresnet_quarter",
     *(f"resnet{d}" for d in CIFAR_DEPTHS),
     "resnet8x4",
@@ -33,13 +31,13 @@ NETS = (
 
 def make_net(name, features=0, input_px=112):
     """The network `name` with embeddings of `features`; 0 keeps the pooled ones. UserError for an unknown name."""
-    if name in MOBILE_WIDTHS:
-        net = nets.MobileFaceNetReLU(features or 128, MOBILE_WIDTHS[name], input_px)
+    if name == "mobilefacenet":
+        net = nets.MobileFaceNetReLU(features or 128, input_px)
         net.features_out, net.hint = features or 128, "features.5"  # the first block of 1/8 of the input's side
         return net
     if name == "iresnet_quarter":
-        net = nets.IResNet(**SMALL_IRESNET, features=features or 128, input_px=input_px, strided_stem=True)
-        net.features_out, net.hint = features or 128, "layer2"  # 1/8 of the input's side, as the teacher's
+        net = nets.IResNet(**QUARTER, features=features or 128, input_px=input_px)
+        net.features_out, net.hint = features or 128, "layer2"  # 1/8 of the input's side too
         _kaiming(net)
         return net
     if name in CIFAR_VGG:
