@@ -1,9 +1,12 @@
 """Speed as ratios measured in one run: `make bench`. Absolute times depend on the machine; nothing asserts them.
 
 A paper's `bench.py` has `comparisons()`, which yields (what, name, run, other name, other run): two functions that
-do the same work once. They are timed in turn, so that a drifting machine slows both.
+do the same work once. They are timed in turn, so that a drifting machine slows both. `make bench ARGS=--record` also
+writes results/<paper>/bench.csv, which the paper's card shows.
 """
 
+import csv
+import datetime
 import statistics
 import sys
 import time
@@ -12,7 +15,9 @@ from pathlib import Path
 
 import torch
 
-from common import cli, parallel, runs
+from common import checkpoint, cli, parallel, runs
+
+COLUMNS = ("what", "ours", "ours_ms", "other", "other_ms", "ratio", "date", "device", "threads", "torch")
 
 
 def timed(run):
@@ -31,7 +36,31 @@ def compare(run, other, rounds=5):
     return statistics.median(a for a, _ in pairs), statistics.median(b for _, b in pairs), ratio
 
 
+def measure(paper):
+    """Print and return the rows (what, ours, ours_ms, other, other_ms, ratio) of a paper; a plain time has no other."""
+    rows = []
+    for what, name, run, other_name, other in import_module(f"papers.{paper}.bench").comparisons():
+        if other is None:
+            timed(run)
+            seconds = statistics.median(timed(run) for _ in range(9))
+            print(f"  {what:44s} {name} {1000 * seconds:.1f} ms")
+            rows.append((what, name, f"{1000 * seconds:.1f}", "", "", ""))
+            continue
+        ours, theirs, ratio = compare(run, other)
+        print(f"  {what:44s} {name} {1000 * ours:.1f} ms, {other_name} {1000 * theirs:.1f} ms: {ratio:.1f} x")
+        rows.append((what, name, f"{1000 * ours:.1f}", other_name, f"{1000 * theirs:.1f}", f"{ratio:.1f}"))
+    return rows
+
+
+def record(paper, rows, device):
+    """Write results/<paper>/bench.csv."""
+    about = (datetime.date.today().isoformat(), device, torch.get_num_threads(), torch.__version__)
+    with checkpoint.atomic(runs.RECORDED / paper / "bench.csv") as temporary, open(temporary, "w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([COLUMNS, *(row + about for row in rows)])
+
+
 def main(argv):
+    recording, argv = "--record" in argv, [a for a in argv if a != "--record"]
     found = sorted(p.parent.name for p in Path(runs.ROOT, "papers").glob("*/bench.py"))
     wanted = [a.replace("-", "_") for a in argv] or found
     if unknown := [paper for paper in wanted if paper not in found]:
@@ -41,14 +70,9 @@ def main(argv):
     print(f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     for paper in wanted:
         print(f"\n{paper}")
-        for what, name, run, other_name, other in import_module(f"papers.{paper}.bench").comparisons():
-            if other is None:
-                timed(run)
-                seconds = statistics.median(timed(run) for _ in range(9))
-                print(f"  {what:44s} {name} {1000 * seconds:.1f} ms")
-                continue
-            ours, theirs, ratio = compare(run, other)
-            print(f"  {what:44s} {name} {1000 * ours:.1f} ms, {other_name} {1000 * theirs:.1f} ms: {ratio:.1f} x")
+        rows = measure(paper)
+        if recording:
+            record(paper, rows, device)
 
 
 if __name__ == "__main__":

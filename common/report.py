@@ -4,6 +4,7 @@ Everything is drawn from `claims.toml` and the committed records; the text betwe
 written here and nowhere else.
 """
 
+import csv
 import sys
 import time
 from html import escape
@@ -13,6 +14,7 @@ from pathlib import Path
 from common import checkpoint, claims, cli, runs, stats
 
 BEGIN, END = "<!-- generated: {name} -->", "<!-- end of {name} -->"
+BENCH = ("what", "ours", "ours_ms", "other", "other_ms", "ratio")  # columns of bench.csv that a card shows
 HEADS = {
     "level": ("published cell", "published", "ours [90 % interval]", "seeds", "test boxes, protocol", "status"),
     "contrast": ("claim", "gain [95 % interval]", "seeds", "verdict"),
@@ -74,7 +76,22 @@ def paper_block(paper, cells):
         f"samples alone. A gain is positive when the first-named side is better. `make why CELL={paper}.<claim>` "
         "explains a cell, `make verify` recomputes all of them.\n"
     )
-    return "\n".join([*filter(None, blocks), note, *pictures])
+    return "\n".join([*filter(None, blocks), note, *pictures, *speed_block(paper)])
+
+
+def speed_block(paper):
+    """The recorded comparisons of `make bench`, if there are any: [Markdown]."""
+    path = Path(runs.RECORDED, paper, "bench.csv")
+    if not path.exists():
+        return []
+    rows = list(csv.DictReader(path.read_text().splitlines()))
+    one = rows[0]
+    head = ("speed, in one run", "ours", "ms", "other", "ms", "other / ours")
+    lines = [head, ["---"] * len(head), *([r[key] for key in BENCH] for r in rows)]
+    table = "".join("| " + " | ".join(line) + " |\n" for line in lines)
+    return [
+        f"{table}\n`make bench` of {one['date']}: {one['device']}, {one['threads']} threads, torch {one['torch']}.\n"
+    ]
 
 
 def summary_block(all_cells):

@@ -2,11 +2,13 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
-from common import checkpoint, claims, cli, report, runs
+from common import bench, checkpoint, claims, cli, report, runs
 from papers.coarse_to_fine import config, evaluate
 from tests.conftest import REPOSITORY, one_line_error
 
@@ -134,6 +136,24 @@ def test_tables_hold_what_the_cells_say(root):
     assert "6.33" in page and "class='replicated'" in page and "Zhiwen Shao" in page
     fresh(root)
     assert (root / "README.md").read_text() == front  # writing twice changes nothing
+
+
+def test_a_recorded_benchmark_stands_in_the_card(root, monkeypatch, capsys):
+    (root / "papers" / PAPER / "bench.py").touch()
+    calls = []
+    found = [("cropping", "batched", lambda: calls.append(1), "one by one", lambda: calls.append(2)),
+             ("a step", "ours", lambda: None, "", None)]  # fmt: skip
+    monkeypatch.setattr(bench, "import_module", lambda name: SimpleNamespace(comparisons=lambda: found))
+    bench.main([PAPER])
+    assert not (root / "results" / PAPER / "bench.csv").exists() and calls.count(1) == calls.count(2) > 1
+    bench.main([PAPER, "--record"])
+    fresh(root)
+    card = (root / "papers" / PAPER / "README.md").read_text()
+    lines = [line for line in card.splitlines() if line.startswith(("| cropping | batched | ", "| a step | ours | "))]
+    assert len(lines) == 2 and lines[0].count(" | one by one | ") == 1 and lines[1].endswith("|  |  |  |")
+    assert "ratio" not in card and f"torch {torch.__version__}" in card
+    printed = capsys.readouterr().out
+    assert f"batched {float(lines[0].split(' | ')[2]):.1f} ms" in printed
 
 
 def test_verify_passes_on_fresh_files_and_counts(root, capsys):
