@@ -106,8 +106,9 @@ FACES = dict(
 )  # fmt: skip
 # On held-out people of LFW (--held-out) 40 : 80 was two points worse than order 1 alone, a tenth of it level.
 LFW = FACES | dict(
-    data="lfw", weights=(1.0, 4.0, 8.0), teacher_sha256=GIVEN_SHA256, teacher_net="mobilefacenet", teacher_features=128, teacher_px=112,
-    resolution=16, features=128, views=8, optimizer="adamw", lr=2e-3, precision="bf16", weight_decay=1e-2,
+    data="lfw", weights=(1.0, 4.0, 8.0), teacher_sha256=GIVEN_SHA256, teacher_net="mobilefacenet",
+    teacher_features=128, teacher_px=112, resolution=16, features=128, views=8, optimizer="adamw", lr=2e-3,
+    precision="bf16", weight_decay=1e-2,
 )  # fmt: skip
 QUARTER = LFW | dict(net="iresnet_quarter", input_px=64, steps=2_000, warmup=100)
 SAME = LFW | dict(net="mobilefacenet", input_px=112, steps=400, warmup=20, lr=5e-4, averaging=0.99, precision="fp32")
