@@ -95,21 +95,22 @@ def speed_block(paper):
 
 
 def summary_block(all_cells):
-    """The generated table of the top-level README: what was run on real data, and each paper's headline claims."""
+    """The generated table of the top-level README: each paper's headline cells, and published ones that were run."""
     head = ("paper", "cell", "published", "ours", "status")
     lines, notes = [head, ["---"] * len(head)], []
     for paper in dict.fromkeys(cell.paper for cell in all_cells):
         cells = [c for c in all_cells if c.paper == paper]
         link = f"[{paper.replace('_', '-')}](papers/{paper}/README.md)"
-        shown = [c for c in cells if c.claim.get("headline") or (c.records and c.claim["preset"] != "demo")]
+        shown = [c for c in cells if c.claim.get("headline") or (c.records and c.kind == "level")]
         for cell in shown:
             published = cell.claim.get("published", "claim" if cell.kind == "contrast" else "—")
             lines.append((link, cell.claim["what"], published, value(cell), cell.status))
-        waiting = sum(not c.records and c not in shown for c in cells)
-        if waiting:
-            notes.append(f"{link} lists {waiting} further cells without a run")
+        rest = [c for c in cells if c not in shown and (c.claim["preset"] != "demo" or not c.records)]
+        answered = sum(bool(c.interval) for c in rest)
+        if rest:
+            notes.append(f"{link}: {answered} with a run, {len(rest) - answered} without")
     table = "".join("| " + " | ".join(line) + " |\n" for line in lines)
-    return table + (f"\n{'; '.join(notes)}.\n" if notes else "")
+    return table + (f"\nFurther cells on real data in the cards: {'; '.join(notes)}.\n" if notes else "")
 
 
 def insert(text, name, block, path):

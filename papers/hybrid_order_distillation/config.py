@@ -144,9 +144,9 @@ FLOORS = ("teacher", "upsampled", "alone")
 # What `make reproduce-hybrid-order-distillation` runs of a preset when nothing else is asked for.
 PLAN = {
     "demo": Plan(("embedded",), (*FLOORS, "direct_123", "assistant_123"), (0,), "3 minutes on two CPU cores"),
-    "short": Plan(("lfw",), (*FLOORS, "direct_1", "assistant_123"), (0,), "about ten minutes a row on a CPU core"),
-    "low8": Plan(("lfw",), (*FLOORS, "direct_1", "assistant_123"), (0,), "about ten minutes a row on a CPU core"),
-    "low32": Plan(("lfw",), (*FLOORS, "direct_1", "assistant_123"), (0,), "about ten minutes a row on a CPU core"),
+    "short": Plan(("lfw",), (*FLOORS, "direct_1", "assistant_123"), (0,), "five to ten minutes a row on a CPU core"),
+    "low8": Plan(("lfw",), (*FLOORS, "direct_1", "assistant_123"), (0,), "five to ten minutes a row on a CPU core"),
+    "low32": Plan(("lfw",), (*FLOORS, "direct_1", "assistant_123"), (0,), "five to ten minutes a row on a CPU core"),
     "same": Plan(("lfw",), (*FLOORS, "direct_123"), (0,), "45 minutes on a CPU core, minutes on a GPU"),
     "same8": Plan(("lfw",), (*FLOORS, "direct_123"), (0,), "45 minutes on a CPU core, minutes on a GPU"),
     "same32": Plan(("lfw",), (*FLOORS, "direct_123"), (0,), "45 minutes on a CPU core, minutes on a GPU"),
