@@ -17,6 +17,7 @@ from common.cli import UserError
 from common.metrics import Metric
 from common.nets import GIVEN_FILE, GIVEN_SHA256
 from papers.arcface import data
+from papers.arcface.bayes import JointBayes
 from papers.arcface.config import PAPER, preset
 from papers.arcface.nets import load_net
 
@@ -48,13 +49,17 @@ def _separation(p):
     return _gap(p) / np.sqrt((angle[same].var() + angle[~same].var()) / 2)
 
 
-def _area(p):
+def _area(key):
     """Share of (same, different) pairs of pairs in the right order: the rank sum form, for thousands of resamples."""
-    from scipy.stats import rankdata
 
-    same = p["same"].astype(bool)
-    n, m = same.sum(), (~same).sum()
-    return 100 * (rankdata(-p["distance"].astype(np.float64))[same].sum() - n * (n + 1) / 2) / (n * m)
+    def statistic(p):
+        from scipy.stats import rankdata
+
+        same = p["same"].astype(bool)
+        n, m = same.sum(), (~same).sum()
+        return 100 * (rankdata(-p[key].astype(np.float64))[same].sum() - n * (n + 1) / 2) / (n * m)
+
+    return statistic
 
 
 def _array(key):
@@ -95,7 +100,11 @@ def _verification_metrics():
             statistic=_tar(keys, far),
             needs=keys,
         )
-    yield Metric("auc_pct", "area under the ROC curve (%)", False, statistic=_area, needs=keys)
+    yield Metric("auc_pct", "area under the ROC curve (%)", False, statistic=_area("distance"), needs=keys)
+    bayes = ("distance_bayes", "same", "fold")
+    yield Metric("accuracy_bayes_pct", "verification accuracy by joint Bayes, ten folds (%)", False,
+                 statistic=_accuracy(bayes), needs=bayes)  # fmt: skip
+    yield Metric("auc_bayes_pct", "area under the ROC curve by joint Bayes (%)", False, _area(bayes[0]), needs=bayes)
     yield Metric(
         "gap_deg", "mean angle of different pairs less same pairs' (degrees)", False, statistic=_gap, needs=keys
     )
@@ -133,23 +142,43 @@ def embed(net, pictures, device, flip=True, batch=128):
     Several networks (a ModuleList of M) are one whose distances are the mean of theirs: (N, M * d).
     """
     if isinstance(net, torch.nn.ModuleList):
-        parts = [embed(member, pictures, device, flip, batch) for member in net]
-        return np.concatenate(parts, 1) / np.sqrt(len(parts))
+        return side_by_side([embed(member, pictures, device, flip, batch) for member in net])
     prepare = lambda part: nets.to_input(data.resize(part, net.input_px), net.pixels)
     return verification.embed(net.eval(), pictures, prepare, batch, device, flip)
 
 
-def predictions(net, test, device):
-    """Arrays of a data.Test for the record: computed numbers, neither images nor names."""
+def side_by_side(parts):
+    """(N, M * d) unit vectors from M networks' (N, d): squared distances are the mean of the networks'."""
+    return np.concatenate(parts, 1) / np.sqrt(len(parts))
+
+
+def judges(net, training, share, device):
+    """A JointBayes of the training people for each network."""
+    return [JointBayes(embed(one, training.images, device), training.labels, share) for one in members_of(net)]
+
+
+def members_of(net):
+    return list(net) if isinstance(net, torch.nn.ModuleList) else [net]
+
+
+def predictions(net, test, device, judged_by=()):
+    """Arrays of a data.Test for the record: computed numbers, neither images nor names.
+
+    `judged_by`: the networks' JointBayes, whose mean distances are added as `distance_bayes`.
+    """
     used = np.unique(test.pairs[:, :2]) if test.identity is None else np.arange(len(test.images))
     place = np.zeros(len(test.images), int)
     place[used] = np.arange(len(used))
-    vectors = embed(net, test.images[torch.from_numpy(used)], device)
-    left, right = (vectors[place[test.pairs[:, k]]] for k in (0, 1))
+    parts = [embed(one, test.images[torch.from_numpy(used)], device) for one in members_of(net)]
+    vectors, (first, second) = side_by_side(parts), (place[test.pairs[:, k]] for k in (0, 1))
+    left, right = vectors[first], vectors[second]
     arrays = dict(zip(_pairs(test.name), (
         verification.squared_distances(left, right).astype(np.float32),
         test.pairs[:, 2].astype(bool), test.pairs[:, 3].astype(np.uint8),
     ), strict=True))  # fmt: skip
+    if judged_by:
+        each = [judge.distance(part[first], part[second]) for judge, part in zip(judged_by, parts, strict=True)]
+        arrays["distance_bayes"] = np.mean(each, 0).astype(np.float32)
     if test.identity is not None:
         arrays |= person_angles(vectors, test.identity)
     return arrays

@@ -78,7 +78,8 @@ def one_task(cfg, task, run, share, device):
         found = evaluate.angles_of_training(net, head, training, device)
         if cfg.row == "subcenter":
             extra["subcenter_angle_deg"] = subcenter_cleaning(net, head, training, device).angle_deg.cpu().numpy()
-        arrays = [evaluate.predictions(net, test, device) for test in task.tests]
+        judged_by = evaluate.judges(net, training, cfg.joint_bayes, device) if cfg.joint_bayes else ()
+        arrays = [evaluate.predictions(net, test, device, judged_by) for test in task.tests]
         runs.write_predictions(run.folder / f"{task.name or 'only'}.npz", {**found, **extra, **merged(arrays)})
         done = {"seconds": steps.seconds, "history": [{"task": task.name, **row} for row in steps.history]}
         checkpoint.write_json(run.folder / f"{task.name or 'only'}.json", done)
