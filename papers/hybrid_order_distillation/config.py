@@ -19,6 +19,10 @@ def name_of(orders):
     return "".join(map(str, orders))
 
 
+def words_of(orders):
+    return f"order{'s' * (len(orders) > 1)} {'+'.join(map(str, orders))}"
+
+
 ROWS = {
     "teacher": "teacher at high resolution (ceiling)",
     "upsampled": "teacher fed low resolution (floor)",
@@ -26,8 +30,8 @@ ROWS = {
     "alone_assistant": "student alone, first at high resolution",
     "kd": "KD",
     "fitnet": "FitNet",
-    **{f"direct_{name_of(o)}": f"orders {'+'.join(map(str, o))}, direct" for o in SUBSETS},
-    **{f"assistant_{name_of(o)}": f"orders {'+'.join(map(str, o))}, assistant" for o in SUBSETS},
+    **{f"direct_{name_of(o)}": f"{words_of(o)}, direct" for o in SUBSETS},
+    **{f"assistant_{name_of(o)}": f"{words_of(o)}, assistant" for o in SUBSETS},
     "init_123": "orders 1+2+3, direct, started from the assistant",
     "direct_123_random": "orders 1+2+3, direct, random start",
     "assistant_123_random": "orders 1+2+3, assistant, random start",

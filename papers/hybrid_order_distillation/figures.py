@@ -13,8 +13,17 @@ COLOURS = {"teacher": "#333333", "upsampled": "#999999", "alone": "#aa7744", "kd
            "direct": "#4477aa", "assistant": "#cc3311", "init": "#228833"}  # fmt: skip
 
 
+# Orders of a row -> marker, line style; rows of one route share the colour.
+STYLES = {"1": ("s", "--"), "2": ("v", ":"), "3": ("<", ":"), "12": ("D", "-."), "13": (">", "-."), "23": ("^", "-.")}
+
+
 def colour(row):
     return COLOURS[row.split("_")[0]]
+
+
+def style(row):
+    """(marker, line style) of a row."""
+    return STYLES.get(row.split("_")[1] if "_" in row else "", ("o", "-"))
 
 
 def draw(records, folder):
@@ -26,7 +35,7 @@ def overview(records, path):
     rows = figures.by_row(records, ROWS)
     config, kind = records[0]["config"], KINDS.get(records[0]["data"]["name"], "verification")
     panels = 3 if kind == "verification" else 2
-    size = (6 * panels, 2.6 + 0.24 * max(6, len(rows)))
+    size = (6 * panels, 3.4 + 0.24 * max(6, len(rows)))
     figure, axes = figures.pyplot().subplots(1, panels, figsize=size, layout="constrained")
     bars(axes[0], rows, kind)
     costs(axes[1], rows, MAIN[kind])
@@ -64,25 +73,30 @@ def costs(axes, rows, key):
         x = cost.get("macs", cost["teacher_macs"]) / 1e6
         value = np.mean([r["metrics"][key] for r in found])
         size = cost.get("parameters", cost["teacher_parameters"]) / 1e6
-        axes.plot(x, value, "o", color=colour(row), ms=6, label=f"{ROWS[row]}: {size:.2f} M parameters")
+        axes.plot(x, value, style(row)[0], color=colour(row), ms=6, label=f"{ROWS[row]}: {size:.2f} M parameters")
     axes.set(
-        xscale="log", xlabel="million multiply-adds an image", ylabel=METRICS[key].label, title="Accuracy and cost"
+        xscale="log",
+        xlabel="million multiply-adds an image",
+        ylabel=METRICS[key].label.replace(", both images low", ""),
+        title="Accuracy and cost",
     )
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter("{x:g}")
     axes.tick_params(axis="x", which="minor", labelsize=7)
-    if len(rows) <= 8:
+    if len(rows) <= 10:
         axes.legend(fontsize=7)
 
 
 def curves(axes, rows):
-    """ROC of the pairs, both images low; the first seed of at most six rows."""
-    shown = [row for row in ("teacher", "upsampled", "alone", "kd", "direct_123", "assistant_123") if row in rows]
+    """ROC of the pairs, both images low; the first seed of the main rows, or of the first six."""
+    main = ("teacher", "upsampled", "alone", "kd", "direct_1", "direct_123", "assistant_1", "assistant_123")
+    shown = [row for row in main if row in rows]
     for row in shown or list(rows)[:6]:
         p = runs.read_predictions(rows[row][0]["folder"] / "predictions.npz")
         far, tar, _ = verification.roc(p["distance"], p["same"])
         least = 1 / max(1, (~p["same"].astype(bool)).sum())
-        axes.step(100 * np.maximum(far, least / 2), 100 * tar, where="post", color=colour(row), label=ROWS[row])
+        axes.step(100 * np.maximum(far, least / 2), 100 * tar, where="post", color=colour(row), ls=style(row)[1],
+                  label=ROWS[row])  # fmt: skip
     axes.set(xscale="log", xlabel="false accepts (%)", ylabel="true accepts (%)", title="ROC, both images low")
     axes.xaxis.set_major_formatter("{x:g}")
     axes.legend(loc="lower right", fontsize=7)
