@@ -160,7 +160,7 @@ def frozen(model, device):
     """What to call where a network only gives outputs, under no_grad and with weights that stay as they are.
 
     The model itself in eval mode or, with COMPILE=1, its compiled version with normalisation folded into the
-    convolutions, equal up to rounding (the given MobileFaceNet on a CPU: about twice as fast).
+    convolutions, equal up to rounding (the given MobileFaceNet on a CPU: 1.5 to 2 times as fast).
     """
     if not compiling():
         return model.eval()

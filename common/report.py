@@ -105,7 +105,7 @@ def summary_block(all_cells):
         for cell in shown:
             published = cell.claim.get("published", "claim" if cell.kind == "contrast" else "—")
             lines.append((link, cell.claim["what"], published, value(cell), cell.status))
-        rest = [c for c in cells if c not in shown and (c.claim["preset"] != "demo" or not c.records)]
+        rest = [c for c in cells if c not in shown and c.claim["preset"] != "demo"]
         answered = sum(bool(c.interval) for c in rest)
         if rest:
             notes.append(f"{link}: {answered} with a run, {len(rest) - answered} without")

@@ -1,12 +1,17 @@
 """Joint Bayesian verification: the ratio against Gaussian densities, what it finds, and its way into a record."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from scipy.stats import multivariate_normal
 from sklearn.metrics import roc_auc_score
 from test_arcface_train import people, result, start  # noqa: F401 (people is a fixture)
 
+from common.cli import UserError
+from papers.arcface import config
 from papers.arcface.bayes import JointBayes
+from tests.conftest import one_line_error
 
 
 def draw(rng, count, images, within):
@@ -49,6 +54,15 @@ def test_it_ranks_unseen_people_better_than_the_cosine():
     assert (distance > 0).all() and (distance < 4).all()
     cosine = (left * right).sum(1) / np.linalg.norm(left, axis=1) / np.linalg.norm(right, axis=1)
     assert roc_auc_score(same, -distance) > roc_auc_score(same, cosine) + 0.1
+
+
+def test_what_it_cannot_be_estimated_on_is_one_line():
+    with pytest.raises(UserError) as error:
+        JointBayes(np.eye(4), np.arange(4), 0.3)
+    one_line_error(error, "--joint-bayes", "two images")
+    for wrong in (dict(joint_bayes=0.3), dict(data="lfw", joint_bayes=1.0)):  # CASIA is not in memory; B has it all
+        with pytest.raises(UserError, match="joint-bayes"):
+            config.check(dataclasses.replace(config.preset("paper"), **wrong))
 
 
 @pytest.mark.parametrize("members", ["1", "2"])

@@ -1,10 +1,10 @@
 """Joint Bayesian verification of embeddings (Chen et al., Bayesian Face Revisited, ECCV 2012). A variant of ours.
 
 An embedding is x = mu + e: mu ~ N(0, B) is the person, e ~ N(0, W) what changes from picture to picture. Two embeddings
-are judged by the log likelihood ratio of "one person" to "two people" (the paper's equation 4), which weighs directions
-by what they tell and also asks how common a face is; the cosine does neither.
+are judged by the log likelihood ratio of "one person" to "two people", which weighs directions by what they tell and
+also asks how common a face is; the cosine does neither.
 
-The paper estimates B and W by EM. Here the network was trained on the very people they are estimated on, and unseen
+Chen et al. estimate B and W by EM. Here the network was trained on the very people they are estimated on, and unseen
 people's embeddings are far less tight. So only the *shapes* of B and W are the training people's; how the variance is
 divided between them is a setting, chosen on held-out people (protocol "tune").
 """
@@ -12,13 +12,20 @@ divided between them is a setting, chosen on held-out people (protocol "tune").
 import numpy as np
 from scipy import linalg, special
 
+from common.cli import UserError
+
 SHRINKAGE = 0.1  # share of the identity in both covariances
 
 
 class JointBayes:
-    """B and W from unit embeddings (N, d) of people `labels` (N,), 0..C - 1; `share` of the variance is B's."""
+    """B and W from unit embeddings (N, d) of people `labels` (N,), 0..C - 1; `share` of the variance is B's.
+
+    Raises UserError when nobody has two images: then nothing tells what changes from picture to picture.
+    """
 
     def __init__(self, embeddings, labels, share, shrinkage=SHRINKAGE):
+        if np.bincount(labels).max() < 2:
+            raise UserError("--joint-bayes: nobody in the training part has two images; leave it out for this set")
         x = np.asarray(embeddings, np.float64)
         self.mean = x.mean(0)
         centre = np.zeros((labels.max() + 1, x.shape[1]))

@@ -154,7 +154,7 @@ PLAN = {
     "same": Plan(("lfw",), (*FLOORS, "direct_123"), (0,), "45 minutes on a CPU core, minutes on a GPU"),
     "same8": Plan(("lfw",), (*FLOORS, "direct_123"), (0,), "45 minutes on a CPU core, minutes on a GPU"),
     "same32": Plan(("lfw",), (*FLOORS, "direct_123"), (0,), "45 minutes on a CPU core, minutes on a GPU"),
-    "extra": Plan(("lfw",), ("assistant_123",), (0,), "half an hour on a CPU core; needs utkface too"),
+    "extra": Plan(("lfw",), ("assistant_123",), (0,), "about an hour on a CPU core (estimate); needs utkface too"),
     "cifar8": Plan(("cifar100",), ("teacher", "upsampled", *PAIR[1:]), (0,), "hours a row on a GPU", needs_gpu=True),
     "retrieval": Plan(("cub200", "cars196"), (*FLOORS, "direct_123"), (0,), "hours on a GPU", needs_gpu=True),
     "retrieval56": Plan(("cub200", "cars196"), (*FLOORS, "direct_123"), (0,), "hours on a GPU", needs_gpu=True),
