@@ -45,18 +45,21 @@ class Verification(NamedTuple):
 
 
 @torch.no_grad()
-def embed(network, images, to_input, batch=256, device="cpu", flip=True):
+def embed(network, images, to_input, batch=256, device="cpu", flip=True, unit=True):
     """Unit embeddings (N, d), float64 numpy, of uint8 images (N, 3, H, W).
 
     `network` maps float input to (B, d) and must be in eval mode; `to_input` maps a uint8 batch to its input. With
-    `flip` the embedding of the mirror image is added before normalising. Raises UserError as `unit_rows` does.
+    `flip` the embedding of the mirror image is added before normalising; without `unit` nothing is normalised. Raises
+    UserError as `unit_rows` does.
     """
     rows = []
     for start in tqdm(range(0, len(images), batch), desc="embeddings", unit="batch", disable=None, leave=False):
         x = to_input(torch.as_tensor(images[start : start + batch]).to(device))
         y = network(x).float()
         rows.append((y + network(x.flip(3)).float() if flip else y).cpu())
-    return unit_rows(torch.cat(rows).numpy())
+    found = torch.cat(rows).numpy().astype(np.float64)
+    directions = unit_rows(found)
+    return directions if unit else found
 
 
 def unit_rows(embeddings):

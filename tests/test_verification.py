@@ -138,6 +138,8 @@ def test_embed_adds_the_mirror_image_before_normalising():
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, rtol=1e-12)
     plain = v.embed(network, images, lambda x: x.float() - 127, flip=False)
     assert np.abs(plain - found).max() > 0.01
+    long = v.embed(network, images, lambda x: x.float() - 127, unit=False)
+    np.testing.assert_allclose(long, raw.numpy(), rtol=1e-5, atol=1e-7)
     distance = v.squared_distances(found[:2], found[2:4])
     np.testing.assert_allclose(distance, 2 - 2 * (found[:2] * found[2:4]).sum(1))
 

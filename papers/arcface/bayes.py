@@ -2,7 +2,8 @@
 
 An embedding is x = mu + e: mu ~ N(0, B) is the person, e ~ N(0, W) what changes from picture to picture. Two embeddings
 are judged by the log likelihood ratio of "one person" to "two people", which weighs directions by what they tell and
-also asks how common a face is; the cosine does neither.
+also asks how common a face is; the cosine does neither. The embeddings keep their lengths, which fall when a face is
+hard to tell: a short one draws the ratio towards "cannot say".
 
 Chen et al. estimate B and W by EM. Here the network was trained on the very people they are estimated on, and unseen
 people's embeddings are far less tight. So only the *shapes* of B and W are the training people's; how the variance is
@@ -18,7 +19,7 @@ SHRINKAGE = 0.1  # share of the identity in both covariances
 
 
 class JointBayes:
-    """B and W from unit embeddings (N, d) of people `labels` (N,), 0..C - 1; `share` of the variance is B's.
+    """B and W from embeddings (N, d) of people `labels` (N,), 0..C - 1; `share` of the variance is B's.
 
     Raises UserError when nobody has two images: then nothing tells what changes from picture to picture.
     """

@@ -90,7 +90,7 @@ LFW = dict(
     strength=0.6, margin_warmup=0.3, augment="light", min_images=2, protocol="view1",
 )  # fmt: skip
 SHORT = LFW | dict(batch=128, steps=600, warmup=30)
-LONG = LFW | dict(input_px=64, batch=128, steps=900, warmup=45, joint_bayes=0.3)  # our best recipe on held-out people
+LONG = LFW | dict(input_px=64, batch=128, steps=900, warmup=45, joint_bayes=0.4)  # our best recipe on held-out people
 DEMO = dict(
     data="embedded", protocol="view1", net="iresnet", units=(1, 1, 1, 1), widths=(16, 32, 64, 128), kaiming=True,
     features=64, dropout=0.0, input_px=32, batch=64, steps=200, lr=0.1, drops=(), warmup=15, nesterov=True,

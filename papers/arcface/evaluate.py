@@ -136,15 +136,15 @@ def measure(predictions):
 # ---- From a network to predictions
 
 
-def embed(net, pictures, device, flip=True, batch=128):
-    """Unit embeddings (N, d), float64, of uint8 faces (N, 3, S, S) of any size: the mirror image's are added.
+def embed(net, pictures, device, flip=True, batch=128, unit=True):
+    """Unit (or plain) embeddings (N, d), float64, of uint8 faces (N, 3, S, S) of any size, the mirror image's added.
 
     Several networks (a ModuleList of M) are one whose distances are the mean of theirs: (N, M * d).
     """
     if isinstance(net, torch.nn.ModuleList):
-        return side_by_side([embed(member, pictures, device, flip, batch) for member in net])
+        return side_by_side([embed(member, pictures, device, flip, batch, unit) for member in net])
     prepare = lambda part: nets.to_input(data.resize(part, net.input_px), net.pixels)
-    return verification.embed(net.eval(), pictures, prepare, batch, device, flip)
+    return verification.embed(net.eval(), pictures, prepare, batch, device, flip, unit)
 
 
 def side_by_side(parts):
@@ -154,7 +154,8 @@ def side_by_side(parts):
 
 def judges(net, training, share, device):
     """A JointBayes of the training people for each network."""
-    return [JointBayes(embed(one, training.images, device), training.labels, share) for one in members_of(net)]
+    found = [embed(one, training.images, device, unit=False) for one in members_of(net)]
+    return [JointBayes(embeddings, training.labels, share) for embeddings in found]
 
 
 def members_of(net):
@@ -169,8 +170,9 @@ def predictions(net, test, device, judged_by=()):
     used = np.unique(test.pairs[:, :2]) if test.identity is None else np.arange(len(test.images))
     place = np.zeros(len(test.images), int)
     place[used] = np.arange(len(used))
-    parts = [embed(one, test.images[torch.from_numpy(used)], device) for one in members_of(net)]
-    vectors, (first, second) = side_by_side(parts), (place[test.pairs[:, k]] for k in (0, 1))
+    parts = [embed(one, test.images[torch.from_numpy(used)], device, unit=False) for one in members_of(net)]
+    vectors = side_by_side([verification.unit_rows(part) for part in parts])
+    first, second = (place[test.pairs[:, k]] for k in (0, 1))
     left, right = vectors[first], vectors[second]
     arrays = dict(zip(_pairs(test.name), (
         verification.squared_distances(left, right).astype(np.float32),
