@@ -119,6 +119,10 @@ def test_teacher_rows_are_tested_without_training(people, tmp_path):
     found = runs.recorded(config.PAPER, tmp_path)
     (picture,) = figures.draw([{**record, "overrides": {}} for record in found], tmp_path / "figures")
     assert picture.stat().st_size > 10_000
+    other = {**found[1], "overrides": {}, "config": found[1]["config"] | {"preset": "low9", "resolution": 9}}
+    drawn = figures.draw([{**found[1], "overrides": {}}, other], tmp_path / "figures")
+    assert [path.name for path in drawn] == ["embedded-demo.png", "embedded-low9.png", "embedded-resolutions.png"]
+    assert drawn[-1].stat().st_size > 10_000
 
 
 @pytest.mark.parametrize("at", [2, 5])

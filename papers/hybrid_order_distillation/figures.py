@@ -1,5 +1,7 @@
 """Pictures of the results, drawn from records alone: accuracy of the rows, ROC curves, accuracy against cost."""
 
+from pathlib import Path
+
 import numpy as np
 
 from common import figures, runs, verification
@@ -27,8 +29,15 @@ def style(row):
 
 
 def draw(records, folder):
-    """One PNG per data set and preset. Returns the paths."""
-    return figures.draw_groups(records, folder, overview)
+    """One PNG per data set and preset, and one per data set seen at several resolutions. Returns the paths."""
+    paths, shown = figures.draw_groups(records, folder, overview), figures.comparable(records)
+    for name in sorted({r["data"]["name"] for r in shown}):
+        mine = [r for r in shown if r["data"]["name"] == name]
+        lines = over_resolutions(mine)
+        if lines:
+            paths.append(Path(folder) / f"{name}-resolutions.png")
+            resolutions(lines, KINDS.get(name, "verification"), name, paths[-1])
+    return paths
 
 
 def overview(records, path):
@@ -56,7 +65,8 @@ def bars(axes, rows, kind):
         side = [r["metrics"][SIDE[kind]] for r in found if SIDE[kind] in r["metrics"]]
         if side:
             axes.plot(np.mean(side), y, "D", mfc="white", mec="black", ms=5)
-        axes.text(max(values) + 0.4, y + 0.02, f"{np.mean(values):.1f}", va="center", fontsize=8)
+        right = max(*values, np.mean(side or values)) + 0.4
+        axes.text(right, y + 0.02, f"{np.mean(values):.1f}", va="center", fontsize=8)
     every = [r["metrics"][key] for found in rows.values() for r in found for key in (MAIN[kind], SIDE[kind])
              if key in r["metrics"]]  # fmt: skip
     axes.set(xlim=(max(0, min(every) - 5), min(104, max(every) + 4)), yticks=range(len(rows)))
@@ -64,6 +74,42 @@ def bars(axes, rows, kind):
     axes.invert_yaxis()
     axes.set_xlabel(METRICS[MAIN[kind]].label, fontsize=9)
     axes.set_title(f"mean (bar), seeds (dots), {DIAMOND[kind]} (diamond)", fontsize=9)
+
+
+def over_resolutions(records):
+    """{(row, network): {resolution: records}} of the rows that were run at two resolutions or more."""
+    lines = {}
+    for record in records:
+        config = record["config"]
+        network = config["teacher_net"] if config["row"] in ("teacher", "upsampled") else config["net"]
+        lines.setdefault((config["row"], network), {}).setdefault(config["resolution"], []).append(record)
+    order = list(ROWS)
+    return {key: lines[key] for key in sorted(lines, key=lambda key: order.index(key[0])) if len(lines[key]) > 1}
+
+
+def resolutions(lines, kind, name, path):
+    """Both metrics against the resolution, a line per row and network (mean over seeds; dots are seeds)."""
+    figure, both = figures.pyplot().subplots(1, 2, figsize=(11, 4), layout="constrained", sharey=True)
+    for axes, key in zip(both, (MAIN[kind], SIDE[kind]), strict=True):
+        for (row, network), found in lines.items():
+            pixels = sorted(found)
+            values = {px: [r["metrics"][key] for r in found[px] if key in r["metrics"]] for px in pixels}
+            pixels = [px for px in pixels if values[px]]
+            marker, line = style(row)
+            if network == found[pixels[0]][0]["config"]["teacher_net"]:  # a student of the teacher's size
+                marker = "*"
+            axes.plot(pixels, [np.mean(values[px]) for px in pixels], marker=marker, ls=line, color=colour(row),
+                      label=f"{ROWS[row]} ({network})")  # fmt: skip
+            for px in pixels:
+                axes.plot([px] * len(values[px]), values[px], "k.", ms=3)
+        every = sorted({px for found in lines.values() for px in found})
+        axes.set(xscale="log", xlabel="resolution (px)", ylabel=METRICS[key].label)
+        axes.set_xticks(every, [str(px) for px in every])
+        axes.minorticks_off()
+        axes.grid(alpha=0.3)
+    both[1].legend(loc="lower right", fontsize=8)
+    figure.suptitle(name, fontsize=11)
+    figures.save(figure, path)
 
 
 def costs(axes, rows, key):
