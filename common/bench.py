@@ -5,10 +5,15 @@ do the same work once. They are timed in turn, so that a drifting machine slows 
 writes results/<paper>/bench.csv, which the paper's card shows.
 """
 
+import contextlib
 import csv
+import ctypes
 import datetime
+import gc
+import os
 import statistics
 import sys
+import threading
 import time
 from importlib import import_module
 from pathlib import Path
@@ -34,6 +39,61 @@ def compare(run, other, rounds=5):
     pairs = [(timed(run), timed(other)) for _ in range(rounds)]
     ratio = statistics.median(b / a for a, b in pairs)
     return statistics.median(a for a, _ in pairs), statistics.median(b for _, b in pairs), ratio
+
+
+def peak_mib(run, device, warm=True):
+    """Memory that `run` needs beyond what was held before, MiB: the allocator's on a GPU, the resident set on a CPU.
+
+    `warm` runs it once before, so that what libraries load for good is not counted.
+    """
+    if warm:
+        run()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    give_back()
+    before, stop = resident(), threading.Event()
+    seen = [before]
+
+    def watch():
+        while not stop.wait(0.001):
+            seen[0] = max(seen[0], resident())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        run()
+    finally:
+        stop.set()
+        watcher.join()
+        give_back()
+    return (seen[0] - before) / 2**20
+
+
+def give_back():
+    """Return memory that is not used to the system: glibc keeps it, and what is reused would not be seen as needed."""
+    gc.collect()
+    with contextlib.suppress(AttributeError, OSError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def resident():
+    """Bytes of this process in memory now (0 where the system does not tell)."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
+
+
+def available():
+    """Bytes of main memory that can be had without swapping (caches count; where unknown: what is free)."""
+    try:
+        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        return int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError):
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def measure(paper):

@@ -1,12 +1,13 @@
 """Comparisons of this paper for `make bench`: heads, alignment and augmentation on synthetic input."""
 
 import dataclasses
+import functools
 import importlib.util
-import os
 
 import torch
 
 from common import align, faces, images
+from common.bench import available, peak_mib
 from papers.arcface import data
 from papers.arcface.config import preset
 from papers.arcface.method import MARGINS, MarginHead
@@ -27,11 +28,16 @@ def comparisons():
         if not fits(bytes_of(classes, RATE), device):
             print(f"  {what}: left out, not enough free memory")
             continue
-        sampled = sharded_step(classes, x, y, device)
-        dense = fits(bytes_of(classes, 1), device)
-        note = f"sampled {RATE:g}, {bytes_of(classes, RATE) / 2**20:.0f} MiB"
-        name = f"dense, {bytes_of(classes, 1) / 2**20:.0f} MiB" if dense else ""
-        yield what, note, sampled, name, dense_step(classes, x, y, device) if dense else None
+        kinds = {f"sampled {RATE:g}": sharded_step}
+        if fits(bytes_of(classes, 1), device):
+            kinds["dense"] = dense_step
+        named = []
+        for name, make in kinds.items():
+            used = peak_mib(functools.partial(once, make, classes, x, y, device), device, classes == CLASSES[0])
+            named.append(f"{name}, {used:.0f} MiB")
+        steps = [make(classes, x, y, device) for make in kinds.values()]
+        yield what, named[0], steps[0], *((named[1], steps[1]) if len(steps) > 1 else ("", None))
+        del steps
     y = torch.randint(10_000, (BATCH,), device=device)
     if importlib.util.find_spec("pytorch_metric_learning"):
         ours, theirs = ours_and_theirs(10_000, x, y, device)
@@ -44,8 +50,13 @@ def comparisons():
     yield f"augmenting {BATCH} faces", "batched", batched, "one by one", lambda: one_by_one(drawn.images, cfg)
 
 
+def once(make, *given):
+    """Build a head and its optimiser and take one step; nothing of them is kept."""
+    make(*given)()
+
+
 def bytes_of(classes, rate):
-    """W, its gradient and its momentum, the logits and their gradient, in bytes of float32.
+    """Roughly: W, its gradient and its momentum, the logits and their gradient, in bytes of float32.
 
     A sampled head keeps W and its momentum whole and the rest in proportion to the sampled classes.
     """
@@ -55,10 +66,8 @@ def bytes_of(classes, rate):
 
 
 def fits(size, device):
-    """Whether `size` bytes are free, with as much left over."""
-    if device.type == "cuda":
-        return 2 * size < torch.cuda.mem_get_info()[0]
-    return 2 * size < os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    """Whether `size` bytes are free and twice as much beside, for building and for the head it is compared with."""
+    return 3 * size < (torch.cuda.mem_get_info()[0] if device.type == "cuda" else available())
 
 
 def dense_step(classes, x, y, device):

@@ -1,12 +1,9 @@
 """Comparisons of this paper for `make bench`: order 3 in chunks against the plain N^3 form, student against teacher."""
 
-import threading
-import time
-from pathlib import Path
-
 import torch
 import torch.nn.functional as F
 
+from common.bench import peak_mib
 from papers.hybrid_order_distillation import method
 from papers.hybrid_order_distillation.config import preset
 from papers.hybrid_order_distillation.degrade import degrade
@@ -56,37 +53,6 @@ def order3(loss, n, device):
         return student.grad
 
     return run
-
-
-def peak_mib(run, device):
-    """Memory that `run` needs beyond what was held before, MiB: the allocator's on a GPU, the resident set on a CPU."""
-    run()
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        run()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    before, seen, stop = resident(), [0], threading.Event()
-
-    def watch():
-        while not stop.is_set():
-            seen[0] = max(seen[0], resident())
-            time.sleep(0.001)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    run()
-    stop.set()
-    watcher.join()
-    return max(0, seen[0] - before) / 2**20
-
-
-def resident():
-    """Bytes of this process in memory now (0 where the system does not tell)."""
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
-    except OSError:
-        return 0
 
 
 def words(net, px):
