@@ -10,6 +10,7 @@ import csv
 import ctypes
 import datetime
 import gc
+import math
 import os
 import statistics
 import sys
@@ -80,11 +81,11 @@ def give_back():
 
 
 def resident():
-    """Bytes of this process in memory now (0 where the system does not tell)."""
+    """Bytes of this process in memory now (NaN where the system does not tell)."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
-        return 0
+        return math.nan
 
 
 def available():

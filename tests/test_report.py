@@ -1,6 +1,8 @@
 """Cells, tables and their verification, in a temporary repository with made-up records."""
 
 import json
+import math
+import os
 import shutil
 from types import SimpleNamespace
 
@@ -138,14 +140,14 @@ def test_tables_hold_what_the_cells_say(root):
     assert (root / "README.md").read_text() == front  # writing twice changes nothing
 
 
-@pytest.mark.skipif(not bench.resident(), reason="this system does not tell what a process holds")
+@pytest.mark.skipif(math.isnan(bench.resident()), reason="this system does not tell what a process holds")
 @pytest.mark.parametrize("mib", [20, 200])
 def test_peak_memory_is_what_a_run_needs(mib):
     """Also for a small block, which the C library would keep after the first run and hand out again unseen."""
     need = lambda: torch.ones(mib << 18).sum()
     assert bench.peak_mib(need, torch.device("cpu")) == pytest.approx(mib, rel=0.2, abs=3)
     assert bench.peak_mib(lambda: None, torch.device("cpu")) < 2
-    assert bench.available() > bench.resident()
+    assert 0 < bench.available() <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def test_a_recorded_benchmark_stands_in_the_card(root, monkeypatch, capsys):

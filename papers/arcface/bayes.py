@@ -2,8 +2,8 @@
 
 An embedding is x = mu + e: mu ~ N(0, B) is the person, e ~ N(0, W) what changes from picture to picture. Two embeddings
 are judged by the log likelihood ratio of "one person" to "two people", which weighs directions by what they tell and
-also asks how common a face is; the cosine does neither. The embeddings keep their lengths, which fall when a face is
-hard to tell: a short one draws the ratio towards "cannot say".
+also asks how common a face is; the cosine does neither. The embeddings keep their lengths: a short one draws the
+ratio towards "cannot say", which helped on held-out people.
 
 Chen et al. estimate B and W by EM. Here the network was trained on the very people they are estimated on, and unseen
 people's embeddings are far less tight. So only the *shapes* of B and W are the training people's; how the variance is

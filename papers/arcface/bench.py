@@ -37,7 +37,6 @@ def comparisons():
             named.append(f"{name}, {used:.0f} MiB")
         steps = [make(classes, x, y, device) for make in kinds.values()]
         yield what, named[0], steps[0], *((named[1], steps[1]) if len(steps) > 1 else ("", None))
-        del steps
     y = torch.randint(10_000, (BATCH,), device=device)
     if importlib.util.find_spec("pytorch_metric_learning"):
         ours, theirs = ours_and_theirs(10_000, x, y, device)
