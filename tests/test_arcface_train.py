@@ -306,11 +306,10 @@ def test_view_2_trains_ten_networks_into_one_record(lfw):
 def test_cleaning_finds_most_wrong_labels(lfw):
     """Clear-cut people and enough steps: dropped images are mostly the wrong ones, and the rest is trained on."""
     words = ["--preset", "noise20", "--row", "cleaned", *TINY, "--steps", "60", "--out", str(lfw / "out")]
-    words += ["--optimizer", "sgd", "--lr", "0.1", "--weight-decay", "5e-4", "--nesterov"]
-    words += ["--scale", "24", "--augment", "strong"]
-    written = train.main(words)["metrics"]
-    assert written["drop_recall_pct"] > 40, "chance would find a fifth"
-    assert written["drop_precision_pct"] > 100 * 10 / 48, "the share of wrong labels"
+    words += ["--optimizer", "sgd", "--lr", "0.05", "--weight-decay", "5e-4", "--nesterov", "--batch", "16"]
+    words += ["--augment", "flip"]
+    written = train.main(words)["metrics"]  # six seeds: recall 40 to 70, precision 100
+    assert written["drop_recall_pct"] > 30 and written["drop_precision_pct"] > 60, "chance: a fifth of both"
 
 
 def test_tuning_tries_each_value_and_marks_the_best(lfw, monkeypatch, capsys):
