@@ -290,13 +290,15 @@ def losses_of(cfg, learner, said, target, source, batch):
 def gradient_norms(losses, embedding):
     """{"grad_" + name: norm of a weighted loss's gradient at the embeddings}: which term drives the training.
 
-    Over all processes: each sees the gradient of its own samples, times their number (see parallel.gather).
+    Over all processes: each sees the gradient of its own samples, times their number (see parallel.gather). Left out
+    where a loss does not act through the embeddings: hints, and the logits of a compiled network.
     """
     norms = {}
     for name, loss in losses.items():
         (gradient,) = torch.autograd.grad(loss, embedding, retain_graph=True, allow_unused=True)
-        square = torch.zeros((), device=embedding.device) if gradient is None else gradient.square().sum()
-        norms[f"grad_{name}"] = (parallel.mean_over_ranks(square) / parallel.world()).sqrt()
+        if gradient is not None:
+            square = parallel.mean_over_ranks(gradient.square().sum())
+            norms[f"grad_{name}"] = (square / parallel.world()).sqrt()
     return norms
 
 
