@@ -3,7 +3,7 @@
     python -m papers.face_attributes.tune --preset short --rows "stage3 stage4" --rates "2e-4 5e-4 1e-3" [--share 0.3]
 
 Each rate is one run of train.py with the row's settings, `share` of its steps and seed 100 (no seed of a result). What
-wins goes into config.RATES by hand. Runs are kept below results/local/tune, so an interrupted search continues.
+wins goes into config.SCHEDULE by hand. Runs are kept below results/local/tune, so an interrupted search continues.
 """
 
 import dataclasses
