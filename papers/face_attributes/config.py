@@ -100,7 +100,7 @@ SCHEDULE = {
     **{f"probe{k}": READOUT for k in range(1, STAGES + 1)}, "linear": READOUT, "random": READOUT,
     "mlp": dict(lr=1e-3, steps=4_000), "joint": FULL, "scratch": FULL,
     **{f"{kind}{k}": schedule for kind in ("stage", "only") for k, schedule in {
-        5: dict(lr=1e-3, steps=3_000), 4: dict(lr=5e-4, steps=2_500), 3: dict(lr=7e-4, steps=1_500), 2: FULL, 1: FULL,
+        5: dict(lr=1e-3, steps=3_000), 4: dict(lr=5e-4, steps=2_500), 3: dict(lr=3e-4, steps=1_500), 2: FULL, 1: FULL,
     }.items()},
 }  # fmt: skip
 DEMO = dict(
