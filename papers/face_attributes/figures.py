@@ -18,12 +18,14 @@ def draw(records, folder):
 
 
 def overview(records, path):
-    size = dict(figsize=(18, 4.6), width_ratios=(3, 3, 2, 3))
-    figure, axes = figures.pyplot().subplots(1, 4, layout="constrained", **size)
-    gains(axes[0], records)
-    readouts(axes[1], records)
-    invariance(axes[2], records)
-    costs(axes[3], records)
+    panels = {gains: 3, costs: 3}  # with their widths
+    if any(r["config"]["row"].startswith("probe") for r in records):
+        panels = {gains: 3, readouts: 3, invariance: 2, costs: 3}
+    widths = list(panels.values())
+    size = dict(figsize=(1.64 * sum(widths), 4.6), width_ratios=widths)
+    figure, axes = figures.pyplot().subplots(1, len(panels), layout="constrained", **size)
+    for panel, part in zip(panels, axes, strict=True):
+        panel(part, records)
     data, preset = records[0]["data"]["name"], records[0]["config"]["preset"]
     figure.suptitle(f"{data}, preset {preset}, test faces; bars: range over seeds", fontsize=11)
     figures.save(figure, path)
