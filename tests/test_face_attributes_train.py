@@ -495,9 +495,10 @@ def test_tuning_runs_each_rate_and_names_the_best(faces, tmp_path, capsys, monke
     )
     monkeypatch.setitem(config.PRESETS, "demo", small)
     words = ["--preset", "demo", "--rows", "linear", "--rates", "1e-3 1e-2", "--weights", str(trunk_weights)]
-    tune.main([*words, "--share", "0.5", "--out", str(tmp_path), "--device", "cpu"])
-    said = capsys.readouterr().out
-    assert said.count("linear rate") == 2 and said.count("<- best") == 1
+    tune.main([*words, "--share", "0.5", "--out", str(tmp_path), "--device", "cpu", "--table", str(tmp_path / "t.csv")])
+    table = pd.read_csv(tmp_path / "t.csv")
+    assert table.rate.tolist() == [1e-3, 1e-2] and set(table.steps) == {3} and table.best.sum() == 1
+    assert table["mean"][table.best].item() == table["mean"].max() and "1e-3" in capsys.readouterr().out
     assert len(list((tmp_path / "face_attributes").iterdir())) == 2
 
 

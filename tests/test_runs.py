@@ -319,17 +319,13 @@ def test_handlers_are_given_back(tmp_path):
 def test_a_second_interrupt_stops_at_once(tmp_path):
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores Ctrl-C
     try:
-        _interrupt_twice(tmp_path)
+        with pytest.raises(KeyboardInterrupt):
+            for _ in loop.Steps(tmp_path, {}, total=2, batch=1):
+                signal.raise_signal(signal.SIGINT)  # os.kill's may reach another thread, and two become one
+                signal.raise_signal(signal.SIGINT)
+                raise AssertionError("still running")
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def _interrupt_twice(tmp_path):
-    with pytest.raises(KeyboardInterrupt):
-        for _ in loop.Steps(tmp_path, {}, total=2, batch=1):
-            signal.raise_signal(signal.SIGINT)  # os.kill's may reach another thread, and two become one
-            signal.raise_signal(signal.SIGINT)
-            raise AssertionError("still running")
 
 
 def test_a_checkpoint_is_written_now_and_then(tmp_path):

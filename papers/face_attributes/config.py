@@ -93,8 +93,8 @@ MAIN = ("linear", "stage5", "stage4", "stage3")
 # Two CPU cores: branches keep the trunk's statistics (folded into their convolutions, which is faster), each face
 # has four fixed views, and what is frozen below the branch is computed once. Stages 2 and 1 are run beside.
 SHORT = dict(statistics="frozen", views=4, cache_from=3, batch=48, candidates=MAIN)
-# Peak rates and steps of the short preset. Rates: the best of three in `tune` (stages 5 to 3 and linear; the card has
-# the numbers), the others by analogy. Steps: what two cores can do.
+# Peak rates and steps of the short preset. Rates: the best of three in `tune` (stages 5 to 3 and linear;
+# results/face_attributes/tuning.csv), the others by analogy. Steps: what two cores can do.
 READOUT, FULL = dict(lr=4e-3, steps=4_000), dict(lr=5e-4, steps=600)
 SCHEDULE = {
     **{f"probe{k}": READOUT for k in range(1, STAGES + 1)}, "linear": READOUT, "random": READOUT,
