@@ -106,21 +106,43 @@ def test_an_interrupted_run_resumes_to_the_same_bits(people, tmp_path, monkeypat
     assert not same_bits(result(tmp_path / "whole"), result(tmp_path / "other"))
 
 
-def test_several_networks_are_tested_as_one(people, tmp_path, monkeypatch):
-    words = ["--averaging", "0", "--dropout", "0"]
-    alone = [start(tmp_path / str(seed), "arcface", *words, "--seed", str(seed)) for seed in (0, 1000)]
-    calls = interrupt_at_step(monkeypatch, 9)
-    with pytest.raises(cli.Interrupted, match="saved at step 3 of 6"):
-        start(tmp_path / "both", "arcface", *words, "--members", "2")
-    both = start(tmp_path / "both", "arcface", *words, "--members", "2")
-    assert len(calls) == 12, "the first network and half of the second were kept"
+def test_several_seeds_are_tested_as_one(people, tmp_path):
+    words = ["--averaging", "0", "--joint-bayes", "0.3"]
+    together = lambda: start(tmp_path, "together", *words, "--members", "2")
+    alone = [start(tmp_path, "arcface", *words)]
+    with pytest.raises(cli.MissingData) as error:
+        together()
+    one_line_error(error, "--row arcface --seed 1")
+    alone.append(start(tmp_path, "arcface", *words, "--seed", "1"))
+    both = together()
     assert both["data"]["networks"] == 2 and both["weights"] is None and alone[0]["data"]["networks"] == 1
-    (folder,) = (tmp_path / "both" / "arcface").iterdir()
-    assert {p.name for p in folder.iterdir()} == {"run.json", "history.csv", "predictions.npz"}
-    arrays = lambda name: runs.read_predictions(next((tmp_path / name).glob("arcface/*/predictions.npz")))
-    first, second, mean = (arrays(name)["distance"] for name in ("0", "1000", "both"))
-    np.testing.assert_allclose((first + second) / 2, mean, atol=1e-5)
-    assert np.abs(first - second).max() > 1e-3
+    assert both["sources"] == {record["run"]: record["predictions_sha256"] for record in alone}
+    arrays = lambda run: runs.read_predictions(tmp_path / "arcface" / run / "predictions.npz")
+    first, second, mean = (arrays(record["run"]) for record in (*alone, both))
+    for key in ("distance", "distance_bayes"):
+        np.testing.assert_allclose((first[key] + second[key]) / 2, mean[key], rtol=1e-5)
+        assert np.abs(first[key] - second[key]).max() > 1e-3
+    assert {"accuracy_pct", "accuracy_bayes_pct"} <= both["metrics"].keys() and "intra_deg" not in both["metrics"]
+
+
+def test_runs_on_different_pairs_are_not_averaged():
+    pairs = dict(same=np.array([True, False]), fold=np.zeros(2, int), distance=np.ones(2))
+    with pytest.raises(cli.UserError, match="different pairs"):
+        evaluate.mean_distances([pairs, pairs | {"same": np.array([False, True])}])
+
+
+TOGETHER = sorted(runs.RECORDED.glob("arcface/*-together-*/run.json"))
+
+
+@pytest.mark.parametrize("path", TOGETHER, ids=lambda path: path.parent.name)
+def test_recorded_networks_together_are_the_recorded_networks(path):
+    record, folder = checkpoint.read_json(path), path.parent.parent
+    sources = [folder / run / "predictions.npz" for run in record["sources"]]
+    assert len(sources) == record["config"]["members"]
+    assert [checkpoint.sha256(source) for source in sources] == list(record["sources"].values())
+    mean, again = runs.read_predictions(path.parent / "predictions.npz"), map(runs.read_predictions, sources)
+    for key, values in evaluate.mean_distances(list(again)).items():
+        np.testing.assert_array_equal(values, mean[key])
 
 
 DRIVER = f"""

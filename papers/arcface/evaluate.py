@@ -6,6 +6,7 @@ pairsDevTest). Protocol: embeddings of image and mirror image are added; ten fol
 4,281 people there are in DevTrain.
 """
 
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 
 from common import checkpoint, cli, nets, parallel, runs, verification
-from common.cli import UserError
+from common.cli import MissingData, UserError
 from common.metrics import Metric
 from common.nets import GIVEN_FILE, GIVEN_SHA256
 from papers.arcface import data
@@ -137,50 +138,34 @@ def measure(predictions):
 
 
 def embed(net, pictures, device, flip=True, batch=128, unit=True):
-    """Unit (or plain) embeddings (N, d), float64, of uint8 faces (N, 3, S, S) of any size, the mirror image's added.
-
-    Several networks (a ModuleList of M) are one whose distances are the mean of theirs: (N, M * d).
-    """
-    if isinstance(net, torch.nn.ModuleList):
-        return side_by_side([embed(member, pictures, device, flip, batch, unit) for member in net])
+    """Unit (or plain) embeddings (N, d), float64, of uint8 faces (N, 3, S, S) of any size, the mirror image's added."""
     prepare = lambda part: nets.to_input(data.resize(part, net.input_px), net.pixels)
     return verification.embed(net.eval(), pictures, prepare, batch, device, flip, unit)
 
 
-def side_by_side(parts):
-    """(N, M * d) unit vectors from M networks' (N, d): squared distances are the mean of the networks'."""
-    return np.concatenate(parts, 1) / np.sqrt(len(parts))
+def joint_bayes(net, training, share, device):
+    """The JointBayes of the training people's embeddings."""
+    return JointBayes(embed(net, training.images, device, unit=False), training.labels, share)
 
 
-def judges(net, training, share, device):
-    """A JointBayes of the training people for each network."""
-    found = [embed(one, training.images, device, unit=False) for one in members_of(net)]
-    return [JointBayes(embeddings, training.labels, share) for embeddings in found]
-
-
-def members_of(net):
-    return list(net) if isinstance(net, torch.nn.ModuleList) else [net]
-
-
-def predictions(net, test, device, judged_by=()):
+def predictions(net, test, device, bayes=None):
     """Arrays of a data.Test for the record: computed numbers, neither images nor names.
 
-    `judged_by`: the networks' JointBayes, whose mean distances are added as `distance_bayes`.
+    `bayes`: a JointBayes, whose distances are added as `distance_bayes`.
     """
     used = np.unique(test.pairs[:, :2]) if test.identity is None else np.arange(len(test.images))
     place = np.zeros(len(test.images), int)
     place[used] = np.arange(len(used))
-    parts = [embed(one, test.images[torch.from_numpy(used)], device, unit=False) for one in members_of(net)]
-    vectors = side_by_side([verification.unit_rows(part) for part in parts])
+    plain = embed(net, test.images[torch.from_numpy(used)], device, unit=False)
+    vectors = verification.unit_rows(plain)
     first, second = (place[test.pairs[:, k]] for k in (0, 1))
     left, right = vectors[first], vectors[second]
     arrays = dict(zip(_pairs(test.name), (
         verification.squared_distances(left, right).astype(np.float32),
         test.pairs[:, 2].astype(bool), test.pairs[:, 3].astype(np.uint8),
     ), strict=True))  # fmt: skip
-    if judged_by:
-        each = [judge.distance(part[first], part[second]) for judge, part in zip(judged_by, parts, strict=True)]
-        arrays["distance_bayes"] = np.mean(each, 0).astype(np.float32)
+    if bayes:
+        arrays["distance_bayes"] = bayes.distance(plain[first], plain[second]).astype(np.float32)
     if test.identity is not None:
         arrays |= person_angles(vectors, test.identity)
     return arrays
@@ -306,6 +291,49 @@ def record_given(cfg, path, device, out):
         samples=0,
         weights={"file": GIVEN_FILE, "sha256": GIVEN_SHA256},
     )
+
+
+# ---- Networks of several seeds as one
+
+
+def record_together(cfg, device, out):
+    """Test the finished runs of seeds cfg.seed, cfg.seed + 1, ... as one verifier and write the record; returns it.
+
+    Its distance of a pair is the mean of theirs. MissingData naming the first run that is not finished.
+    """
+    run = runs.Run(PAPER, cfg.run_name, cfg, preset(cfg.preset, cfg.row, cfg.data), out)
+    if run.finished():
+        print(f"{run.name}: already recorded in {run.folder}; delete that folder to run it again", file=sys.stderr)
+        return checkpoint.read_json(run.folder / "run.json")
+    alone = dataclasses.replace(cfg, row="arcface", members=1)
+    seeds = range(cfg.seed, cfg.seed + cfg.members)
+    folders = [Path(out) / PAPER / dataclasses.replace(alone, seed=seed).run_name for seed in seeds]
+    for seed, folder in zip(seeds, folders, strict=True):
+        if not (folder / "run.json").exists():
+            raise MissingData(f"{folder}: not run yet; first run --row arcface --seed {seed} with these settings")
+    records = [checkpoint.read_json(folder / "run.json") for folder in folders]
+    found = mean_distances([runs.read_predictions(folder / "predictions.npz") for folder in folders])
+    return run.finish(
+        metrics=measure(found),
+        predictions=found,
+        history=[{"step": 0}],
+        data=records[0]["data"] | {"networks": sum(r["data"]["networks"] for r in records)},
+        selection=records[0]["selection"],
+        device=device,
+        seconds=sum(r["seconds"] for r in records),
+        samples=sum(r["samples_per_s"] * r["seconds"] for r in records),
+        sources={r["run"]: r["predictions_sha256"] for r in records},
+    )
+
+
+def mean_distances(parts):
+    """Predictions whose distances are the mean of several runs' on the same pairs; the runs' angles are left out."""
+    same = ("same", "fold")
+    if not all(np.array_equal(part[key], parts[0][key]) for part in parts for key in same):
+        raise UserError("--row together: these runs were tested on different pairs")
+    kept = {key: parts[0][key] for key in same}
+    distances = [key for key in ("distance", "distance_bayes") if key in parts[0]]
+    return kept | {key: np.mean([part[key] for part in parts], 0, np.float64).astype(np.float32) for key in distances}
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from papers.arcface.evaluate import angles_deg
 COLOURS = {
     "softmax": "#999999", "norm_softmax": "#4477aa", "sphereface": "#aa7744", "cosface": "#228833",
     "arcface": "#cc3311", "cm1": "#c9a227", "cm2": "#8866aa", "triplet": "#33aabb", "subcenter": "#663399",
-    "cleaned": "#117733", "given": "#333333",
+    "cleaned": "#117733", "given": "#333333", "together": "#771111",
 }  # fmt: skip
 
 
@@ -75,7 +75,7 @@ def learning(axes, row, records):
         history = pd.read_csv(record["folder"] / "history.csv")
         if "theta_deg" not in history or not history["theta_deg"].abs().max() > 0:
             continue  # the triplet loss has no centres
-        for _, part in history.groupby([key for key in ("task", "member") if key in history], dropna=False):
+        for _, part in history.groupby([key for key in ("task",) if key in history], dropna=False):
             faces = part["step"] * record["config"]["batch"] / 1000
             axes.plot(faces, part["theta_deg"], color=COLOURS[row], lw=0.9)
 

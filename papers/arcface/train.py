@@ -8,8 +8,6 @@ import dataclasses
 import math
 import shutil
 import sys
-from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -31,6 +29,8 @@ def main(argv):
     try:
         if cfg.row == "given":
             return evaluate.record_given(cfg, source, device, out)
+        if cfg.row == "together":
+            return evaluate.record_together(cfg, device, out)
         return train(cfg, device, out, source)
     finally:
         parallel.finish()
@@ -70,16 +70,13 @@ def one_task(cfg, task, run, share, device):
     elif cfg.noise:
         extra = {"noise_flag": training.wrong}
     label = f"{run.name} {task.name}".strip()
-    if cfg.members > 1:
-        net, head, steps = fit_members(cfg, training, folder, label, share, device)
-    else:
-        net, head, steps = fit(cfg, training, folder, label, share, device)
+    net, head, steps = fit(cfg, training, folder, label, share, device)
     if parallel.is_main():
         found = evaluate.angles_of_training(net, head, training, device)
         if cfg.row == "subcenter":
             extra["subcenter_angle_deg"] = subcenter_cleaning(net, head, training, device).angle_deg.cpu().numpy()
-        judged_by = evaluate.judges(net, training, cfg.joint_bayes, device) if cfg.joint_bayes else ()
-        arrays = [evaluate.predictions(net, test, device, judged_by) for test in task.tests]
+        bayes = evaluate.joint_bayes(net, training, cfg.joint_bayes, device) if cfg.joint_bayes else None
+        arrays = [evaluate.predictions(net, test, device, bayes) for test in task.tests]
         runs.write_predictions(run.folder / f"{task.name or 'only'}.npz", {**found, **extra, **merged(arrays)})
         done = {"seconds": steps.seconds, "history": [{"task": task.name, **row} for row in steps.history]}
         checkpoint.write_json(run.folder / f"{task.name or 'only'}.json", done)
@@ -130,28 +127,6 @@ def fit(cfg, training, folder, label, share, device):
     if average:
         both.load_state_dict(average.module.state_dict())
     return net.eval(), head.eval(), steps
-
-
-def fit_members(cfg, training, folder, label, share, device):
-    """cfg.members networks, one after another: (ModuleList, no head, their Finished loops)."""
-    members, seconds, history = [], 0.0, []
-    for m in range(cfg.members):
-        own = dataclasses.replace(cfg, seed=1000 * m + cfg.seed)
-        net, _, steps = fit(own, training, folder / f"member{m}", f"{label} network {m}", share, device)
-        members.append(net)
-        seconds += steps.seconds
-        history += [{"member": m, **row} for row in steps.history]
-        if steps.first < cfg.steps and parallel.is_main():  # until the run is recorded: a resumed run needs it
-            steps.save(cfg.steps)
-    return torch.nn.ModuleList(members), None, Finished(seconds, history, folder / "checkpoint.pt")
-
-
-class Finished(NamedTuple):
-    """What is kept of several loops."""
-
-    seconds: float
-    history: list
-    path: Path  # of a checkpoint that is not needed any more
 
 
 def make_optimizer(cfg, both):
@@ -245,7 +220,7 @@ def record(run, cfg, net, tasks, about, device):
     logs = [checkpoint.read_json(run.folder / f"{stem}.json") for stem in stems]
     pooled = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
     weights = None
-    if len(tasks) == cfg.members == 1:
+    if len(tasks) == 1:
         path = run.folder / "model.safetensors"
         words = dict(row=cfg.row, trained_on=cfg.data, protocol=cfg.protocol, config=runs.fingerprint(cfg))
         weights = {"file": path.name, "sha256": checkpoint.save_weights(path, net, **words)}
@@ -254,21 +229,20 @@ def record(run, cfg, net, tasks, about, device):
         predictions=pooled,
         history=[row for log in logs for row in log["history"]],
         data={
-            "name": cfg.data, "protocol": cfg.protocol, **about, "networks": len(tasks) * cfg.members,
+            "name": cfg.data, "protocol": cfg.protocol, **about, "networks": len(tasks),
             "training_faces": len(tasks[0].training), "people": tasks[0].training.classes,
             "test_pairs": len(pooled["same"]),
         },
         selection="last" + (", running average" if cfg.averaging else ""),
         device=device,
         seconds=sum(log["seconds"] for log in logs),
-        samples=cfg.steps * cfg.batch * len(tasks) * cfg.members * (2 if cfg.row == "cleaned" else 1),
+        samples=cfg.steps * cfg.batch * len(tasks) * (2 if cfg.row == "cleaned" else 1),
         weights=weights,
     )  # fmt: skip
     for stem in stems:  # the record holds all of it now
         (run.folder / f"{stem}.npz").unlink()
         (run.folder / f"{stem}.json").unlink()
-    alone = [run.folder / "subcenters", *(run.folder / f"member{m}" for m in range(cfg.members))]
-    for folder in [*alone, *(run.folder / task.name for task in tasks if task.name)]:
+    for folder in [run.folder / "subcenters", *(run.folder / task.name for task in tasks if task.name)]:
         shutil.rmtree(folder, ignore_errors=True)
     return written
 
