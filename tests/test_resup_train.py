@@ -54,6 +54,18 @@ def test_the_weights_find_the_flipped_labels(tmp_path):
     assert found["accuracy_mean_pct"] > 80, "chance is 20"
 
 
+def test_a_last_batch_that_is_filled_up_gives_the_same_probabilities(faces, monkeypatch):
+    cfg = dataclasses.replace(config.preset("demo"), width=4, units=(1, 1), input_px=16, precision="fp32")
+    torch.manual_seed(0)
+    twins, pictures = config.build_twins(cfg, CLASSES), sets.part(faces, 2).images
+    sizes = []
+    twins.register_forward_hook(lambda m, i, o: sizes.append(o.shape[1]))
+    alone = evaluate.probabilities(twins, pictures, cfg, torch.device("cpu"))
+    monkeypatch.setenv("COMPILE", "1")
+    torch.testing.assert_close(evaluate.probabilities(twins, pictures, cfg, torch.device("cpu")), alone)
+    assert sizes == [FACES["test"], evaluate.CHUNK]
+
+
 # ---- Records, resuming, processes
 
 

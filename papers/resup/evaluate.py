@@ -132,8 +132,11 @@ def accuracy_pct(probabilities, label):
 def forward(twins, pixels, cfg):
     """Logits (M, B, K) float32 in eval mode."""
     twins.eval()
+    n = len(pixels)
+    if parallel.compiling() and n < CHUNK:  # another size would be compiled anew
+        pixels = torch.cat([pixels, pixels[-1:].expand(CHUNK - n, -1, -1, -1)])
     with torch.autocast(pixels.device.type, torch.bfloat16, enabled=cfg.precision == "bf16"):
-        return twins([pixels] * len(twins.members)).float()
+        return twins([pixels] * len(twins.members)).float()[:, :n]
 
 
 def probabilities(twins, pictures, cfg, device):

@@ -66,6 +66,8 @@ def fit(cfg, twins, training, valid, run, share, device):
     judges = torch.nn.ModuleList([method.Judge(n, classes, groups) for _ in twins.members]).to(device)
     optimizer, best = make_optimizer(cfg, twins), loop.Best(judged, lower_is_better=False)
     network = parallel.wrap(twins, device)
+    # What looks at faces between the epochs: one process compiles it where it compiles the training.
+    seen = judged if parallel.world() > 1 else parallel.wrap(judged, device) if average else network
     parts = {"model": twins, "optimizer": optimizer, "judges": judges, "best": best}
     parts |= {"average": average} if average else {}
     named = lambda step: ", ".join(str(i) for i in data.index(cfg, n, step).unique().tolist())
@@ -89,7 +91,7 @@ def fit(cfg, twins, training, valid, run, share, device):
             average.update_parameters(twins)
         steps.log(loss=parallel.mean_over_ranks(loss) / cfg.nets, gradient=torch.stack(norms).mean())
         if (step + 1) % per_epoch == 0:
-            end_epoch(cfg, steps, judged.eval(), judges, best, training, valid, epoch, device)
+            end_epoch(cfg, steps, seen.eval(), judges, best, training, valid, epoch, device)
     if average:
         twins.load_state_dict(judged.state_dict())
     return judges, steps, best
