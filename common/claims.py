@@ -76,14 +76,16 @@ def cells(paper, records=None):
 def matching(records, claim, row):
     """Records of a claim's data, preset and row, one per seed, with nothing but the seed changed.
 
-    A run that was recorded before the claim's metric existed lacks it and does not answer.
+    A run that was recorded before the claim's metric existed lacks it and does not answer. A claim with `one_network`
+    is about a frozen network: other seeds measure it again without repeating the experiment, so the first one answers.
     """
     fits = [
         r for r in records
         if r["data"]["name"] == claim["data"] and r["config"]["preset"] == claim["preset"]
         and r["config"]["row"] == row and set(r["overrides"]) <= {"seed"} and claim["metric"] in r["metrics"]
     ]  # fmt: skip
-    return sorted(fits, key=lambda r: r["config"]["seed"])
+    fits = sorted(fits, key=lambda r: r["config"]["seed"])
+    return fits[:1] if claim.get("one_network") else fits  # measured on what no seed changes
 
 
 def _fill(cell, records):

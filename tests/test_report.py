@@ -120,6 +120,20 @@ def test_a_row_without_training_stands_for_every_seed(root):
     assert found.status == "supported" and len(found.others) == 3
 
 
+def test_other_seeds_on_a_frozen_network_are_no_repeats(root):
+    path = root / "papers" / PAPER / "claims.toml"
+    path.write_text(path.read_text().replace('id = "lfpw-cft"\n', 'id = "lfpw-cft"\none_network = true\n'))
+    for seed in range(3):
+        put(root, "cft", 5, seed, "lfpw")
+    assert [r["config"]["seed"] for r in cell("lfpw-cft").records] == [0]
+    assert len(matching_seeds("cft")) == 3
+
+
+def matching_seeds(row):
+    claim = next(c.claim for c in claims.cells(PAPER) if c.claim["id"] == "lfpw-coarse-to-fine")
+    return claims.matching(runs.recorded(PAPER), claim, row)
+
+
 def test_a_changed_setting_keeps_a_run_out_of_the_claim(root):
     put(root, "cft", 6.3, 0)
     put(root, "cft", 3.0, 0, batch=128)

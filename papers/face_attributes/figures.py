@@ -45,7 +45,8 @@ def line(axes, points, colour, label, **style):
     depths = sorted(points)
     mean = np.array([np.mean(points[k]) for k in depths])
     low, high = (np.array([f(points[k]) for k in depths]) for f in (min, max))
-    axes.errorbar(depths, mean, [mean - low, high - mean], color=colour, label=label, capsize=2, **style)
+    bars = np.maximum([mean - low, high - mean], 0)  # the mean of equal values can lie a rounding below them
+    axes.errorbar(depths, mean, bars, color=colour, label=label, capsize=2, **style)
 
 
 def gains(axes, records):
