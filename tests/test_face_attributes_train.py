@@ -236,6 +236,12 @@ def test_stored_activations_are_the_computed_ones(faces, trunk_weights, first, p
     assert torch.allclose(kept.inputs(0, rows, split="val"), plain.inputs(0, rows, split="val"), rtol=2e-3, atol=2e-3)
 
 
+def test_the_untrained_trunk_stores_no_maps(faces, trunk_weights):
+    own = dict(cache_from=config.preset("short", "random").cache_from)
+    reader = make_source(dataclasses.replace(TINY_CONFIG, **own), trunk_weights, 6)
+    assert reader.stored and reader._kinds() == ["averages"]
+
+
 def test_another_trunk_or_view_is_another_file(faces, trunk_weights):
     one = make_source(TINY_CONFIG, trunk_weights, 3)
     stages = method.split(nets.IResNet((1, 1, 1, 1), (4, 4, 6, 8), 8, input_px=16).eval())

@@ -75,7 +75,7 @@ def learning(axes, row, records):
         history = pd.read_csv(record["folder"] / "history.csv")
         if "theta_deg" not in history or not history["theta_deg"].abs().max() > 0:
             continue  # the triplet loss has no centres
-        for _, part in history.groupby([key for key in ("task",) if key in history], dropna=False):
+        for _, part in history.groupby("task", dropna=False):
             faces = part["step"] * record["config"]["batch"] / 1000
             axes.plot(faces, part["theta_deg"], color=COLOURS[row], lw=0.9)
 

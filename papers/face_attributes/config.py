@@ -114,7 +114,10 @@ PRESETS = {
     "demo": Config(preset="demo", **DEMO),
 }
 TRUNK = dict(steps=260, lr=3e-3, averaging=0.0, views=0, cache_from=99)  # the demo's identity network
-BY_ROW = {"random": dict(trunk="random"), "scratch": dict(statistics="batch")}
+BY_ROW = {
+    "random": dict(trunk="random", cache_from=STAGES + 1),  # only this row reads what its trunk computes: store no maps
+    "scratch": dict(statistics="batch"),
+}
 
 PLAN = {
     "demo": Plan(
