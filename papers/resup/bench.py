@@ -19,7 +19,7 @@ def comparisons():
     judge = method.Judge(FACES, CLASSES).to(device)
     judge.refit(2 * logits, labels, "similarity")
     together = lambda: judge.weigh(logits, labels, "similarity")
-    apart = lambda: one_by_one(judge.table[0], logits, labels)
+    apart = lambda: one_by_one(judge.table, logits, labels)
     torch.testing.assert_close(together(), apart().to(device))  # they agree before timing
     yield f"weights of {FACES} faces", "table, batched", together, "one by one", apart
     yield f"fit to {FACES} faces, ten EM steps", "ours", lambda: judge.refit(logits, labels, "similarity"), "", None

@@ -65,7 +65,6 @@ class Config:
     forget_ramp: int = 10  # Co-teaching: epochs until it drops the noise rate (Han et al., T_k)
     # Our variant; all off in the paper's rows.
     averaging: float = 0.0  # decay of running averages of the weights, which then judge and are tested
-    class_shares: bool = False  # a share of clean labels for each class
     relabel: bool = False  # the rest 1 - w of a label goes to the judges' mean prediction
     smoothing: float = 0.0  # of the labels
     flip_test: bool = False  # predictions are the mean of image and mirror image
@@ -90,8 +89,7 @@ BY_ROW = {
     "loss_mixture": dict(evidence="loss"),
     "coteaching": dict(weighting="coteaching", consistency=0.0),
     "ce_plus": dict(weighting="none", consistency=0.0, averaging=0.998, smoothing=0.1),
-    "resup_plus": dict(averaging=0.998, smoothing=0.1, judge_view="clean", weights_from="epoch", class_shares=True,
-                       relabel=True),
+    "resup_plus": dict(averaging=0.998, smoothing=0.1, judge_view="clean", weights_from="epoch", relabel=True),
 }  # fmt: skip
 # From scratch the similarities mean nothing for some epochs, so the warm-up is longer; all of it is our choice.
 # The stem and the epochs are what a CPU core can do in an hour a row.
@@ -148,7 +146,6 @@ def check(cfg):
         "precision": cfg.precision in ("fp32", "bf16"), "judge_view": cfg.judge_view in ("augmented", "clean"),
         "weights_from": cfg.weights_from in ("step", "epoch"), "averaging": 0 <= cfg.averaging < 1,
         "relabel": not cfg.relabel or (cfg.judged and cfg.weights_from == "epoch"), "smoothing": 0 <= cfg.smoothing < 1,
-        "class_shares": not cfg.class_shares or cfg.evidence == "similarity",
     }  # fmt: skip
     for name, fine in limits.items():
         if not fine:

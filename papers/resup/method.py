@@ -25,7 +25,6 @@ TINY = 1e-12  # floor of joint likelihoods
 PERCENTILES = (0.05, 0.95)  # the loss-based ancestor's range (Arazo et al., ICML 2019)
 # Guards, ours: with less variance or a smaller share a component is no distribution any more.
 LEAST_VARIANCE, LEAST_SHARE, LEAST_SAMPLES = 1e-6, 1e-3, 10
-PRIOR_COUNT = 10  # samples by which a class's share leans to the common one (ours)
 
 
 # ---- Agreement of prediction and label
@@ -53,11 +52,11 @@ def small_loss(losses, low, high):
 
 @dataclass(frozen=True)
 class Mixture:
-    """Component 1 is the one with the higher mean: clean labels. G groups of samples (1, or the K classes)."""
+    """Component 1 is the one with the higher mean: clean labels."""
 
     alpha: torch.Tensor  # (2,)
     beta: torch.Tensor  # (2,)
-    share: torch.Tensor  # (G, 2), rows sum to one
+    share: torch.Tensor  # (2,), sums to one
 
     @property
     def mean(self):
@@ -66,23 +65,20 @@ class Mixture:
 
 def start():
     """The mixture before the first EM step: Beta(1, 2) and Beta(2, 1), equal shares."""
-    double = dict(dtype=torch.float64)
-    return Mixture(
-        torch.tensor([1.0, 2.0], **double), torch.tensor([2.0, 1.0], **double), torch.full((1, 2), 0.5, **double)
-    )
+    number = lambda *values: torch.tensor(values, dtype=torch.float64)
+    return Mixture(number(1, 2), number(2, 1), number(0.5, 0.5))
 
 
-def joint(mixture, values, group=None):
+def joint(mixture, values):
     """share_k Beta(value; alpha_k, beta_k) of values (N,): (N, 2), floored at TINY."""
     x = values.double().clamp(CLIP, 1 - CLIP).unsqueeze(1)
     density = torch.distributions.Beta(mixture.alpha, mixture.beta).log_prob(x).exp()
-    share = mixture.share[0] if group is None else mixture.share[group]
-    return (share * density).clamp(min=TINY)
+    return (mixture.share * density).clamp(min=TINY)
 
 
-def posterior(mixture, values, group=None):
+def posterior(mixture, values):
     """P(clean | value) (N,)."""
-    likelihood = joint(mixture, values, group)
+    likelihood = joint(mixture, values)
     return likelihood[:, 1] / (likelihood.sum(1) + TINY)
 
 
@@ -96,18 +92,9 @@ def moments(values, responsibility):
     return mean * t, (1 - mean) * t
 
 
-def group_shares(responsibility, group, groups):
-    """Mean responsibility of each group (G, 2), pulled towards the common mean by PRIOR_COUNT samples."""
-    common = responsibility.mean(0)
-    total = torch.zeros(groups, 2, dtype=responsibility.dtype).index_add_(0, group, responsibility)
-    count = torch.bincount(group, minlength=groups).unsqueeze(1)
-    return (total + PRIOR_COUNT * common) / (count + PRIOR_COUNT)
-
-
-def fit(values, group=None, groups=1):
+def fit(values):
     """The Mixture of values (N,) in [0, 1] by EM, or None where no two components can be told apart.
 
-    `group` (N,) long gives each of `groups` groups shares of its own (our variant); the Betas are common.
     None (the caller keeps its last good fit) stands for: too few or constant values, values that are not finite, a
     component that died, or one that does not lie above the other.
     """
@@ -115,17 +102,13 @@ def fit(values, group=None, groups=1):
     if len(x) < LEAST_SAMPLES or not torch.isfinite(x).all() or x.var() < LEAST_VARIANCE:
         return None
     x = torch.where(x <= 0, EDGE, torch.where(x >= 1, 1 - EDGE, x)).clamp(CLIP, 1 - CLIP)
-    group = None if group is None else group.cpu()
     mixture = start()
-    if group is not None:
-        mixture = Mixture(mixture.alpha, mixture.beta, mixture.share.expand(groups, 2))
     for _ in range(EM_STEPS):
-        likelihood = joint(mixture, x, group)
+        likelihood = joint(mixture, x)
         responsibility = likelihood / likelihood.sum(1, keepdim=True)
-        common = responsibility.mean(0, keepdim=True)
-        if common.min() < LEAST_SHARE:
+        share = responsibility.mean(0)
+        if share.min() < LEAST_SHARE:
             return None
-        share = common if group is None else group_shares(responsibility, group, groups)
         mixture = Mixture(*moments(x, responsibility), share)
     return in_order(mixture)
 
@@ -133,35 +116,30 @@ def fit(values, group=None, groups=1):
 def in_order(mixture):
     """The mixture with component 1 above component 0; None where its means are equal or its posterior falls."""
     if mixture.mean[1] < mixture.mean[0]:
-        mixture = Mixture(mixture.alpha.flip(0), mixture.beta.flip(0), mixture.share.flip(1))
+        mixture = Mixture(mixture.alpha.flip(0), mixture.beta.flip(0), mixture.share.flip(0))
     rises = mixture.alpha[1] > mixture.alpha[0] or mixture.beta[1] < mixture.beta[0]
     finite = all(torch.isfinite(part).all() for part in (mixture.alpha, mixture.beta, mixture.share))
     return mixture if finite and rises and mixture.mean[1] > mixture.mean[0] else None
 
 
 def table(mixture):
-    """P(clean | value) at POINTS equally spaced values, (G, POINTS) float32, monotone.
+    """P(clean | value) at POINTS equally spaced values, (POINTS,) float32, monotone.
 
     The ratio of two Betas has at most one extremum. Right of a maximum the table stays at it, as in the released code;
     left of a minimum too (ours), for otherwise the least plausible labels would gain weight.
     """
-    grid = torch.linspace(TINY, 1 - TINY, POINTS, dtype=torch.float64)
-    groups = len(mixture.share)
-    which = torch.arange(groups).repeat_interleave(POINTS)
-    p = posterior(mixture, grid.repeat(groups), which).view(groups, POINTS)
+    p = posterior(mixture, torch.linspace(TINY, 1 - TINY, POINTS, dtype=torch.float64))
     place = torch.arange(POINTS)
     if mixture.alpha[1] < mixture.alpha[0]:
-        low = p.argmin(1, keepdim=True)
-        p = torch.where(place < low, p.gather(1, low), p)
-    high = p.argmax(1, keepdim=True)
-    return torch.where(place > high, p.gather(1, high), p).float()
+        low = p.argmin()
+        p = torch.where(place < low, p[low], p)
+    high = p.argmax()
+    return torch.where(place > high, p[high], p).float()
 
 
-def look_up(tables, values, group=None):
-    """Weights (B,) of values (B,) from `tables` (G, POINTS): the point floor(100 value), clipped."""
-    point = (values * POINTS).long().clamp(0, POINTS - 1)
-    found = tables[0][point] if group is None else tables[group, point]
-    return found.clamp(CLIP, 1 - CLIP)
+def look_up(table, values):
+    """Weights (B,) of values (B,) from a `table` (POINTS,): the point floor(100 value), clipped."""
+    return table[(values * POINTS).long().clamp(0, POINTS - 1)].clamp(CLIP, 1 - CLIP)
 
 
 # ---- What a network believes about the training set, kept from one epoch's end to the next
@@ -170,13 +148,12 @@ def look_up(tables, values, group=None):
 class Judge(nn.Module):
     """One network's noise model: its mixture as a table, and its belief and weight (1 before a fit) for each sample."""
 
-    def __init__(self, samples, classes, groups=1):
+    def __init__(self, samples, classes):
         super().__init__()
-        self.groups = groups
-        self.register_buffer("table", torch.ones(groups, POINTS))
+        self.register_buffer("table", torch.ones(POINTS))
         self.register_buffer("range", torch.tensor([0.0, 1.0]))  # of losses, for the loss-based mixture
         self.register_buffer("shape", torch.full((2, 2), torch.nan))  # alpha and beta, for records
-        self.register_buffer("share", torch.full((groups, 2), torch.nan))
+        self.register_buffer("share", torch.full((2,), torch.nan))
         self.register_buffer("weight", torch.ones(samples))
         self.register_buffer("belief", torch.full((samples, classes), 1 / classes))  # softmax of its last pass
 
@@ -191,21 +168,20 @@ class Judge(nn.Module):
         losses = F.cross_entropy(logits.float(), labels, reduction="none")
         if kind == "loss":
             self.range.copy_(torch.stack(loss_range(losses)))
-        values, group = self.evidence(logits, labels, kind), labels if self.groups > 1 else None
+        values = self.evidence(logits, labels, kind)
         inside = (losses >= self.range[0]) & (losses <= self.range[1]) if kind == "loss" else slice(None)
-        mixture = fit(values[inside], None if group is None else group[inside], self.groups)
+        mixture = fit(values[inside])
         if mixture is not None:
             self.table.copy_(table(mixture))
             self.shape.copy_(torch.stack([mixture.alpha, mixture.beta]))
             self.share.copy_(mixture.share)
-        self.weight.copy_(look_up(self.table, values, group))
+        self.weight.copy_(look_up(self.table, values))
         self.belief.copy_(logits.float().softmax(-1))
         return mixture is not None
 
     def weigh(self, logits, labels, kind):
         """Weights (B,) of a batch from its present logits."""
-        values = self.evidence(logits.detach(), labels, kind)
-        return look_up(self.table, values, labels if self.groups > 1 else None)
+        return look_up(self.table, self.evidence(logits.detach(), labels, kind))
 
 
 # ---- The loss

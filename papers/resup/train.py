@@ -62,8 +62,7 @@ def fit(cfg, twins, training, valid, run, share, device):
     per_epoch = data.steps_per_epoch(cfg, n)
     average = loop.averaged(twins, cfg.averaging) if cfg.averaging else None
     judged = average.module if average else twins
-    groups = classes if cfg.class_shares else 1
-    judges = torch.nn.ModuleList([method.Judge(n, classes, groups) for _ in twins.members]).to(device)
+    judges = torch.nn.ModuleList([method.Judge(n, classes) for _ in twins.members]).to(device)
     optimizer, best = make_optimizer(cfg, twins), loop.Best(judged, lower_is_better=False)
     network = parallel.wrap(twins, device)
     # What looks at faces between the epochs: one process compiles it where it compiles the training.
@@ -157,7 +156,7 @@ def judge(cfg, judges, twins, training, epoch, device):
         noted |= {"weight_clean": weight[~flip].mean(), "weight_flipped": weight[flip].mean()}
         noted |= {"weight_auc": evaluate.auc(weight, ~flip)}
     for m, one in enumerate(judges):
-        (low, high), share = one.shape.cpu().T, one.share.mean(0).cpu()
+        (low, high), share = one.shape.cpu().T, one.share.cpu()
         noted |= {
             f"net{m}_alpha0": low[0],
             f"net{m}_beta0": low[1],
