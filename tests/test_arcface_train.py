@@ -125,10 +125,13 @@ def test_several_seeds_are_tested_as_one(people, tmp_path):
     assert {"accuracy_pct", "accuracy_bayes_pct"} <= both["metrics"].keys() and "intra_deg" not in both["metrics"]
 
 
-def test_runs_on_different_pairs_are_not_averaged():
+def test_every_test_set_is_averaged_and_different_pairs_are_not():
     pairs = dict(same=np.array([True, False]), fold=np.zeros(2, int), distance=np.ones(2))
     with pytest.raises(cli.UserError, match="different pairs"):
         evaluate.mean_distances([pairs, pairs | {"same": np.array([False, True])}])
+    several = pairs | {"same_cfp_fp": pairs["same"], "distance_cfp_fp": np.zeros(2), "intra_deg": np.ones(2)}
+    found = evaluate.mean_distances([several, several | {"distance_cfp_fp": np.ones(2)}])
+    assert found.keys() == several.keys() - {"intra_deg"} and found["distance_cfp_fp"].tolist() == [0.5, 0.5]
 
 
 TOGETHER = sorted(runs.RECORDED.glob("arcface/*-together-*/run.json"))

@@ -328,12 +328,12 @@ def record_together(cfg, device, out):
 
 def mean_distances(parts):
     """Predictions whose distances are the mean of several runs' on the same pairs; the runs' angles are left out."""
-    same = ("same", "fold")
+    keys = lambda *starts: [key for key in parts[0] if key.startswith(starts)]  # of each test set of the runs
+    same = keys("same", "fold")
     if not all(np.array_equal(part[key], parts[0][key]) for part in parts for key in same):
         raise UserError("--row together: these runs were tested on different pairs")
-    kept = {key: parts[0][key] for key in same}
-    distances = [key for key in ("distance", "distance_bayes") if key in parts[0]]
-    return kept | {key: np.mean([part[key] for part in parts], 0, np.float64).astype(np.float32) for key in distances}
+    mean = lambda key: np.mean([part[key] for part in parts], 0, np.float64).astype(np.float32)
+    return {key: parts[0][key] for key in same} | {key: mean(key) for key in keys("distance")}
 
 
 if __name__ == "__main__":

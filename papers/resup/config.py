@@ -92,7 +92,7 @@ BY_ROW = {
     "resup_plus": dict(averaging=0.998, smoothing=0.1, judge_view="clean", weights_from="epoch", relabel=True),
 }  # fmt: skip
 # From scratch the similarities mean nothing for some epochs, so the warm-up is longer; all of it is our choice.
-# The stem and the epochs are what a CPU core can do in an hour a row.
+# The stem and the epochs are what a CPU core can do in some 40 minutes a row.
 SHORT = dict(
     data="ferplus", init=("scratch", "scratch"), stem="small2", width=32, input_px=48, augment="strong", apart=True,
     batch=128, epochs=20, warmup=6, optimizer="sgd", lr=0.05, drops=(), lr_warmup=1, weight_decay=5e-4,
@@ -110,7 +110,7 @@ PRESETS = {
     **{f"noise{p}": Config(preset=f"noise{p}", **SHORT | dict(noise=p / 100)) for p in LEVELS},
     "real": Config(preset="real", **SHORT | dict(noise=0.0, noise_kind="fer2013")),
 }
-HOURS = "about an hour a row on a CPU core with COMPILE=1, minutes on a GPU"
+HOURS = "about 40 minutes a row on a CPU core with COMPILE=1, minutes on a GPU"
 # What `make reproduce-resup` runs of a preset when nothing else is asked for.
 PLAN = {
     "demo": Plan(("embedded",), ("ce", "resup"), (0,), "under three minutes on two CPU cores"),
