@@ -35,8 +35,13 @@ def start(out, row="resup", *words):
 
 
 def result(out):
-    (path,) = (out / "resup").iterdir()
-    return checkpoint.sha256(path / "model.safetensors"), runs.read_predictions(path / "predictions.npz")
+    folder = only_run(out)
+    return checkpoint.sha256(folder / "model.safetensors"), runs.read_predictions(folder / "predictions.npz")
+
+
+def only_run(out):
+    (path,) = (out / "resup").glob("*/run.json")
+    return path.parent
 
 
 def same_bits(a, b):
@@ -72,7 +77,7 @@ def test_a_last_batch_that_is_filled_up_gives_the_same_probabilities(faces, monk
 @pytest.mark.parametrize("row", list(config.ROWS))
 def test_a_record_gives_its_metrics_again_and_holds_no_picture(faces, tmp_path, row):
     written = start(tmp_path, row)
-    (folder,) = (tmp_path / "resup").iterdir()
+    folder = only_run(tmp_path)
     arrays = runs.read_predictions(folder / "predictions.npz")
     assert written["metrics"] == pytest.approx(evaluate.measure(arrays), rel=1e-9)
     assert {"accuracy_pct", "accuracy_validation_chosen_pct", "weight_auc_pct", "balanced_pct"} <= written[
@@ -113,6 +118,22 @@ def test_an_interrupted_run_resumes_to_the_same_bits(faces, tmp_path, monkeypatc
     assert same_bits(result(tmp_path / "whole"), result(tmp_path / "cut"))
     start(tmp_path / "other", row, "--seed", "1")
     assert not same_bits(result(tmp_path / "whole"), result(tmp_path / "other"))
+
+
+@pytest.mark.parametrize("row", ["resup", "coteaching", "ce_two"])
+def test_a_row_continues_from_the_warm_up_of_another_to_the_same_bits(faces, tmp_path, monkeypatch, row):
+    start(tmp_path / "alone", row)
+    start(tmp_path / "shared", "own")
+    (only_run(tmp_path / "shared") / "run.json").unlink()
+    real, calls = train.row_loss, []
+    monkeypatch.setattr(train, "row_loss", lambda *args: calls.append(1) or real(*args))
+    start(tmp_path / "shared", row)
+    assert len(calls) == 8, "one epoch of three is shared"
+    assert same_bits(result(tmp_path / "alone"), result(tmp_path / "shared"))
+    one, other = ((only_run(tmp_path / k) / "history.csv").read_text() for k in ("alone", "shared"))
+    assert one == other
+    start(tmp_path / "shared", row, "--lr", "0.01")
+    assert len(calls) == 8 + 12, "another learning rate is another warm-up"
 
 
 DRIVER = f"""

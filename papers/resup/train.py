@@ -4,6 +4,8 @@ Reads top to bottom: data and noise, networks, loop, noise model, record. `torch
 same. `--weights0 FILE --weights1 FILE` are starting weights of the two networks.
 """
 
+import hashlib
+import json
 import math
 import sys
 
@@ -48,16 +50,38 @@ def train(cfg, device, out=runs.LOCAL, files=("", "")):
         file=sys.stderr,
     )
     twins = build_twins(cfg, len(faces.classes), files).to(device, memory_format=torch.channels_last)
-    judges, steps, best = fit(cfg, twins, training, valid, run, share, device)
+    warm = warm_up_file(cfg, run, faces.fingerprint, files)
+    judges, steps, best = fit(cfg, twins, training, valid, run, share, device, warm)
     if not parallel.is_main():
         return None
     if not cfg.judged:  # what the noise model would have said of the row's last networks
         judge(cfg, judges, twins.eval(), training, cfg.epochs, device)
-    return record(run, cfg, faces, twins, judges, best, (training, valid, test), files, steps, device)
+    return record(run, cfg, faces, twins, judges, best, (training, valid, test), files, steps, device, warm)
 
 
-def fit(cfg, twins, training, valid, run, share, device):
-    """The loop. Leaves `twins` with their last (or averaged) weights; returns judges, Steps, best-validation holder."""
+AFTER_WARMUP = (
+    "row", "weighting", "evidence", "consistency", "judge_view", "weights_from", "forget_ramp", "relabel",
+)  # fmt: skip
+
+
+def warm_up_file(cfg, run, fingerprint, files):
+    """Where the state at the warm-up's end lies: rows of two networks differ only later, so a seed needs it once.
+
+    Its name changes with every other setting, the data, the starting weights and the source. None: nothing to share.
+    """
+    if cfg.nets < 2 or cfg.warmup >= cfg.epochs:
+        return None
+    shared = {k: v for k, v in runs.as_dict(cfg).items() if k not in AFTER_WARMUP}
+    given = [checkpoint.sha256(f) if f else "" for f in files]
+    words = json.dumps([shared, fingerprint, given, runs.source_sha256(PAPER)])
+    return run.folder.parent / f"warmup-{hashlib.sha256(words.encode()).hexdigest()[:8]}" / "state.pt"
+
+
+def fit(cfg, twins, training, valid, run, share, device, warm=None):
+    """The loop. Leaves `twins` with their last (or averaged) weights; returns judges, Steps, best-validation holder.
+
+    `warm`: the `warm_up_file`, written at the warm-up's end, or continued from where it exists.
+    """
     n, classes = len(training), twins.members[0].fc.out_features
     per_epoch = data.steps_per_epoch(cfg, n)
     average = loop.averaged(twins, cfg.averaging) if cfg.averaging else None
@@ -71,8 +95,12 @@ def fit(cfg, twins, training, valid, run, share, device):
     parts |= {"average": average} if average else {}
     named = lambda step: ", ".join(str(i) for i in data.index(cfg, n, step).unique().tolist())
     about = dict(label=run.name, identity=runs.fingerprint(cfg), describe=named)
+    about |= dict(start=warm if warm and parallel.any_rank(warm.exists(), device) else None)
     steps = loop.Steps(run.folder, parts, cfg.epochs * per_epoch, cfg.batch * cfg.nets, "faces", **about)
     pictures, given = training.images.to(device), torch.from_numpy(training.given).to(device)
+    if steps.first == cfg.warmup * per_epoch and cfg.judged:  # the row that wrote the warm-up may have no judges
+        steps.step = steps.first - 1
+        steps.note(**judge(cfg, judges, seen.eval(), training, cfg.warmup - 1, device))
     for step in steps:
         epoch, index = step // per_epoch, data.index(cfg, n, step).to(device)
         views = data.views(pictures, cfg, index, step, share)
@@ -90,7 +118,7 @@ def fit(cfg, twins, training, valid, run, share, device):
             average.update_parameters(twins)
         steps.log(loss=parallel.mean_over_ranks(loss) / cfg.nets, gradient=torch.stack(norms).mean())
         if (step + 1) % per_epoch == 0:
-            end_epoch(cfg, steps, seen.eval(), judges, best, training, valid, epoch, device)
+            end_epoch(cfg, steps, seen.eval(), judges, best, training, valid, epoch, device, warm)
     if average:
         twins.load_state_dict(judged.state_dict())
     return judges, steps, best
@@ -132,15 +160,16 @@ def losses_of_batch(cfg, logits, labels):
     return parallel.mean_over_ranks(whole) * parallel.world()
 
 
-def end_epoch(cfg, steps, judged, judges, best, training, valid, epoch, device):
-    """Validate, and fit the noise model once the warm-up's last epoch is over."""
+def end_epoch(cfg, steps, judged, judges, best, training, valid, epoch, device, warm):
+    """Validate, keep the warm-up's end for other rows, and fit the noise model from then on."""
     p = evaluate.probabilities(judged, valid.images, cfg, device)
     single, mean = (evaluate.accuracy_pct(q, valid.label) for q in (p[0], p.mean(0)))
     best.offer(mean, steps.step + 1)
-    noted = {"epoch": epoch + 1, "val_pct": single, "val_mean_pct": mean}
+    steps.note(epoch=epoch + 1, val_pct=single, val_mean_pct=mean)
+    if warm and epoch + 1 == cfg.warmup:
+        steps.save(steps.step + 1, warm)
     if cfg.judged and epoch + 1 >= cfg.warmup:
-        noted |= judge(cfg, judges, judged, training, epoch, device)
-    steps.note(**noted)
+        steps.note(**judge(cfg, judges, judged, training, epoch, device))
 
 
 @torch.no_grad()
@@ -194,7 +223,7 @@ def rate_at(cfg, epoch):
 # ---- Record
 
 
-def record(run, cfg, faces, twins, judges, best, parts, files, steps, device):
+def record(run, cfg, faces, twins, judges, best, parts, files, steps, device, warm):
     """Test the last and the validation-chosen weights, save predictions and the last weights, write the record."""
     training, valid, test = parts
     arrays = evaluate.predictions(twins, test, cfg, device) | evaluate.judgements(judges, training)
@@ -229,6 +258,7 @@ def record(run, cfg, faces, twins, judges, best, parts, files, steps, device):
         samples=steps.total * cfg.batch * cfg.nets,
         weights={"file": path.name, "sha256": digest},
         validation_chosen_step=best.step,
+        warmup=warm.parent.name if warm else None,
     )  # fmt: skip
 
 
