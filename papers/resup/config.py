@@ -91,11 +91,11 @@ BY_ROW = {
     "ce_plus": dict(weighting="none", consistency=0.0, averaging=0.998, smoothing=0.1),
     "resup_plus": dict(averaging=0.998, smoothing=0.1, judge_view="clean", weights_from="epoch", relabel=True),
 }  # fmt: skip
-# From scratch the similarities mean nothing for some epochs, so the warm-up is longer; all of it is our choice.
-# The stem and the epochs are what a CPU core can do in some 40 minutes a row.
+# From scratch the similarities mean little at first, and a judge that starts early confirms its own errors: half of the
+# epochs are warm-up. All of it is our choice; the stem and the epochs are what a CPU core can do in about an hour a row.
 SHORT = dict(
     data="ferplus", init=("scratch", "scratch"), stem="small2", width=32, input_px=48, augment="strong", apart=True,
-    batch=128, epochs=20, warmup=6, optimizer="sgd", lr=0.05, drops=(), lr_warmup=1, weight_decay=5e-4,
+    batch=64, epochs=24, warmup=12, optimizer="sgd", lr=0.05, drops=(), lr_warmup=1, weight_decay=5e-4,
     precision="bf16",
 )  # fmt: skip
 DEMO = SHORT | dict(
@@ -110,7 +110,7 @@ PRESETS = {
     **{f"noise{p}": Config(preset=f"noise{p}", **SHORT | dict(noise=p / 100)) for p in LEVELS},
     "real": Config(preset="real", **SHORT | dict(noise=0.0, noise_kind="fer2013")),
 }
-HOURS = "about 40 minutes a row on a CPU core with COMPILE=1, minutes on a GPU"
+HOURS = "about an hour for the first row of a seed on a CPU core with COMPILE=1, half of it for the next"
 # What `make reproduce-resup` runs of a preset when nothing else is asked for.
 PLAN = {
     "demo": Plan(("embedded",), ("ce", "resup"), (0,), "under three minutes on two CPU cores"),
