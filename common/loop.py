@@ -69,26 +69,27 @@ class Steps:
 
     `parts` (name -> object with state_dict) is what a checkpoint holds. A checkpoint is written every `save_s`
     seconds and when the process is told to stop; `describe(step)` names a step's samples for the NaN report.
-    `identity` (a fingerprint of the settings) keeps a run from continuing another configuration's checkpoint; `start`
-    is a file of `save` that a run without a checkpoint continues from (None: from nothing).
+    `identity` (a fingerprint of the settings) keeps a run from continuing another configuration's checkpoint.
     Raises Interrupted after the save, UserError when a logged value stops being finite.
     """
 
     def __init__(self, folder, parts, total, batch, unit="samples", log_every=50, save_s=120, describe=None, label="",
-                 identity="", start=None):  # fmt: skip
+                 identity=""):  # fmt: skip
         self.path, self.parts, self.total = Path(folder) / "checkpoint.pt", parts, total
         self.batch, self.unit, self.label, self.identity = batch, unit, label, identity
         self.log_every, self.save_s, self.describe = log_every, save_s, describe
         self.history, self.seconds, self.first = [], 0.0, 0
         self._pending, self._stop = [], False
-        source = self.path if self.path.exists() else start
-        if source:
-            saved = checkpoint.load_state(source, parts)
-            if source == self.path and saved.get("identity", "") != identity:
-                raise UserError(f"{source}: was written under other settings; delete it to start again")
-            self.first, self.history, self.seconds = saved["step"], saved["history"], saved["seconds"]
-            if parallel.is_main():
-                print(f"resuming {self.path.parent.name} at step {self.first} of {total}", file=sys.stderr)
+        if self.path.exists() and self.resume(self.path, parts) != identity:
+            raise UserError(f"{self.path}: was written under other settings; delete it to start again")
+
+    def resume(self, path, parts):
+        """Continue from a file of `save`, which holds `parts`; returns the identity of the run that wrote it."""
+        saved = checkpoint.load_state(path, parts)
+        self.first, self.history, self.seconds = saved["step"], saved["history"], saved["seconds"]
+        if parallel.is_main():
+            print(f"resuming {path.parent.name} at step {self.first} of {self.total}", file=sys.stderr)
+        return saved.get("identity", "")
 
     def __iter__(self):
         self._bar = self._make_bar()
@@ -134,14 +135,14 @@ class Steps:
         self.history.append(row)
         self._show(row)
 
-    def save(self, done, path=None):
-        """Write the checkpoint (or such a file at `path`) from which step number `done` is the next."""
+    def save(self, done, path=None, parts=None):
+        """Write the checkpoint (or such a file of some parts) from which step number `done` is the next."""
         self.flush()
         now = time.perf_counter()
         self.seconds, self._since = self.seconds + now - self._since, now
         if parallel.is_main():
             scalars = dict(step=done, history=self.history, seconds=self.seconds, identity=self.identity)
-            checkpoint.save_state(path or self.path, self.parts, **scalars)
+            checkpoint.save_state(path or self.path, parts or self.parts, **scalars)
         self._last_save = time.monotonic()
 
     def _save_if_due(self, done):

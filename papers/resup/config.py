@@ -63,7 +63,7 @@ class Config:
     judge_view: str = "augmented"  # images that the mixture is fitted on (released code); "clean" is ours
     weights_from: str = "step"  # similarity of the training pass (released code); "epoch": of the judges' last pass
     forget_ramp: int = 10  # Co-teaching: epochs until it drops the noise rate (Han et al., T_k)
-    # Our variant; all off in the paper's rows.
+    # Our variant, from the warm-up's end on; all off in the paper's rows.
     averaging: float = 0.0  # decay of running averages of the weights, which then judge and are tested
     relabel: bool = False  # the rest 1 - w of a label goes to the judges' mean prediction
     smoothing: float = 0.0  # of the labels
@@ -92,7 +92,7 @@ BY_ROW = {
     "resup_plus": dict(averaging=0.998, smoothing=0.1, judge_view="clean", weights_from="epoch", relabel=True),
 }  # fmt: skip
 # From scratch the similarities mean little at first, and a judge that starts early confirms its own errors: half of the
-# epochs are warm-up. All of it is our choice; the stem and the epochs are what a CPU core can do in about an hour a row.
+# epochs are warm-up. All of it is our choice; stem and epochs are what a CPU core can do in about an hour a row.
 SHORT = dict(
     data="ferplus", init=("scratch", "scratch"), stem="small2", width=32, input_px=48, augment="strong", apart=True,
     batch=64, epochs=24, warmup=12, optimizer="sgd", lr=0.05, drops=(), lr_warmup=1, weight_decay=5e-4,

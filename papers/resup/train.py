@@ -60,7 +60,8 @@ def train(cfg, device, out=runs.LOCAL, files=("", "")):
 
 
 AFTER_WARMUP = (
-    "row", "weighting", "evidence", "consistency", "judge_view", "weights_from", "forget_ramp", "relabel",
+    "row", "weighting", "evidence", "consistency", "judge_view", "weights_from", "forget_ramp", "averaging", "relabel",
+    "smoothing",
 )  # fmt: skip
 
 
@@ -91,16 +92,19 @@ def fit(cfg, twins, training, valid, run, share, device, warm=None):
     network = parallel.wrap(twins, device)
     # What looks at faces between the epochs: one process compiles it where it compiles the training.
     seen = judged if parallel.world() > 1 else parallel.wrap(judged, device) if average else network
-    parts = {"model": twins, "optimizer": optimizer, "judges": judges, "best": best}
-    parts |= {"average": average} if average else {}
+    shared = {"model": twins, "optimizer": optimizer, "best": best}  # what the warm-up's end consists of
+    parts = shared | {"judges": judges} | ({"average": average} if average else {})
     named = lambda step: ", ".join(str(i) for i in data.index(cfg, n, step).unique().tolist())
     about = dict(label=run.name, identity=runs.fingerprint(cfg), describe=named)
-    about |= dict(start=warm if warm and parallel.any_rank(warm.exists(), device) else None)
     steps = loop.Steps(run.folder, parts, cfg.epochs * per_epoch, cfg.batch * cfg.nets, "faces", **about)
     pictures, given = training.images.to(device), torch.from_numpy(training.given).to(device)
-    if steps.first == cfg.warmup * per_epoch and cfg.judged:  # the row that wrote the warm-up may have no judges
+    if not steps.first and warm and parallel.any_rank(warm.exists(), device):
+        steps.resume(warm, shared)
         steps.step = steps.first - 1
-        steps.note(**judge(cfg, judges, seen.eval(), training, cfg.warmup - 1, device))
+        if average:
+            judged.load_state_dict(twins.state_dict())
+        if cfg.judged:
+            steps.note(**judge(cfg, judges, seen.eval(), training, cfg.warmup - 1, device))
     for step in steps:
         epoch, index = step // per_epoch, data.index(cfg, n, step).to(device)
         views = data.views(pictures, cfg, index, step, share)
@@ -114,11 +118,17 @@ def fit(cfg, twins, training, valid, run, share, device, warm=None):
         loss.backward()
         norms = [torch.nn.utils.clip_grad_norm_(net.parameters(), cfg.clip) for net in twins.members]
         optimizer.step()
-        if average:
+        if average and epoch >= cfg.warmup:
             average.update_parameters(twins)
         steps.log(loss=parallel.mean_over_ranks(loss) / cfg.nets, gradient=torch.stack(norms).mean())
         if (step + 1) % per_epoch == 0:
-            end_epoch(cfg, steps, seen.eval(), judges, best, training, valid, epoch, device, warm)
+            if average and epoch < cfg.warmup:  # the average starts at the warm-up's end
+                judged.load_state_dict(twins.state_dict())
+            validate(cfg, steps, epoch, seen.eval(), best, valid, device)
+            if warm and epoch + 1 == cfg.warmup:
+                steps.save(step + 1, warm, shared)
+            if cfg.judged and epoch + 1 >= cfg.warmup:
+                steps.note(**judge(cfg, judges, seen.eval(), training, epoch, device))
     if average:
         twins.load_state_dict(judged.state_dict())
     return judges, steps, best
@@ -130,9 +140,7 @@ def row_loss(cfg, logits, labels, index, judges, epoch, noise_rate):
     logits (M, b, K) of this process's share, labels (M, b), index (b,) of the samples (one order after the warm-up).
     """
     if epoch < cfg.warmup:
-        return method.weighted_loss(
-            logits, labels, torch.ones_like(labels, dtype=torch.float32), smoothing=cfg.smoothing
-        )
+        return method.weighted_loss(logits, labels, torch.ones_like(labels, dtype=torch.float32))
     weights = row_weights(cfg, logits, labels[0], index, judges, epoch, noise_rate)
     targets = torch.stack([judge.belief[index] for judge in judges]).mean(0) if cfg.relabel else None
     return method.weighted_loss(logits, labels, weights, cfg.consistency, targets, cfg.smoothing)
@@ -160,16 +168,12 @@ def losses_of_batch(cfg, logits, labels):
     return parallel.mean_over_ranks(whole) * parallel.world()
 
 
-def end_epoch(cfg, steps, judged, judges, best, training, valid, epoch, device, warm):
-    """Validate, keep the warm-up's end for other rows, and fit the noise model from then on."""
+def validate(cfg, steps, epoch, judged, best, valid, device):
+    """Note the accuracies on the validation faces and offer the weights as the best."""
     p = evaluate.probabilities(judged, valid.images, cfg, device)
     single, mean = (evaluate.accuracy_pct(q, valid.label) for q in (p[0], p.mean(0)))
     best.offer(mean, steps.step + 1)
     steps.note(epoch=epoch + 1, val_pct=single, val_mean_pct=mean)
-    if warm and epoch + 1 == cfg.warmup:
-        steps.save(steps.step + 1, warm)
-    if cfg.judged and epoch + 1 >= cfg.warmup:
-        steps.note(**judge(cfg, judges, judged, training, epoch, device))
 
 
 @torch.no_grad()
