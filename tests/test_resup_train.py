@@ -195,7 +195,7 @@ def test_rows_differ_in_nothing_until_the_warm_up_is_over(faces, tmp_path):
     for row in ("own", "swapped", "resup", "loss_mixture", "coteaching", "ce_plus", "resup_plus"):
         assert all(map(equal, base, fitted(row, faces, tmp_path, **same)[0])), row
     later = fitted("ce_two", faces, tmp_path, epochs=2)[0]
-    for row in ("own", "swapped", "resup", "coteaching"):
+    for row in ("own", "swapped", "resup", "coteaching", "oracle"):
         assert not equal(later[0], fitted(row, faces, tmp_path / "later", epochs=2, forget_ramp=1)[0][0]), row
 
 
@@ -206,12 +206,14 @@ def test_own_and_swapped_weights_reach_the_right_network(faces):
     for judge, level in zip(judges, (0.2, 0.7), strict=True):
         judge.table.fill_(level)
         judge.weight.fill_(level / 2)
-    logits, labels, index = torch.randn(2, 4, 8), torch.arange(4), torch.arange(4)
-    weights = lambda **more: train.row_weights(dataclasses.replace(cfg, **more), logits, labels, index, judges, 5, 0.3)
+    logits, labels, index = torch.randn(2, 4, 8), torch.arange(4), torch.tensor([0, 1, 2, 9])
+    flip = torch.arange(10) > 7
+    weights = lambda **more: train.row_weights(dataclasses.replace(cfg, **more), logits, labels, index, judges, 5, flip)
     assert weights()[:, 0].tolist() == pytest.approx([0.7, 0.2])
     assert weights(weighting="own")[:, 0].tolist() == pytest.approx([0.2, 0.7])
     assert weights(weights_from="epoch")[:, 0].tolist() == pytest.approx([0.35, 0.1])
     assert (weights(weighting="none") == 1).all()
+    assert weights(weighting="oracle").tolist() == [[1, 1, 1, 0]] * 2
 
 
 def test_the_networks_see_their_own_order_only_while_warming_up():
@@ -444,11 +446,14 @@ def test_the_lowest_class_is_found_among_clean_labels():
 
 
 def test_schedules():
-    paper, short = config.preset("paper"), config.preset("short")
+    paper, demo, twice = (config.preset(name) for name in ("paper", "demo", "strong"))
     assert [round(train.rate_at(paper, e), 9) for e in (0, 9.9, 10, 20, 29)] == [2e-4, 2e-4, 2e-5, 2e-6, 2e-6]
-    assert train.rate_at(short, 0.5) < 0.6 * short.lr and train.rate_at(short, short.epochs - 0.01) < 1e-3 * short.lr
+    assert train.rate_at(demo, 0.5) < 0.6 * demo.lr and train.rate_at(demo, demo.epochs - 0.01) < 1e-3 * demo.lr
+    end = twice.warmup
+    assert train.rate_at(twice, end - 0.01) < 1e-3 * twice.lr and train.rate_at(twice, end) == twice.lr
+    assert train.rate_at(twice, twice.epochs - 0.01) < 1e-3 * twice.lr
     with pytest.raises(cli.UserError, match="smaller batch"):
-        sets.steps_per_epoch(short, short.batch - 1)
+        sets.steps_per_epoch(demo, demo.batch - 1)
 
 
 def test_claims_can_all_be_computed_from_nothing():

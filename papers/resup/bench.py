@@ -32,6 +32,7 @@ def training_step(row, device):
     pictures = torch.randint(0, 256, (4 * cfg.batch, 1, 48, 48), dtype=torch.uint8, device=device)
     given = torch.randint(CLASSES, (len(pictures),), device=device)
     judges = torch.nn.ModuleList([method.Judge(len(pictures), CLASSES) for _ in twins.members]).to(device)
+    flip = torch.rand(len(pictures), device=device) < 0.3
     optimizer, step = train.make_optimizer(cfg, twins), 4  # the first step of the second epoch
 
     def run():
@@ -39,7 +40,7 @@ def training_step(row, device):
         views = data.views(pictures, cfg, index, step, slice(None))
         with torch.autocast(device.type, torch.bfloat16):
             logits = twins(views)
-        loss = train.row_loss(cfg, logits, given[index], index[0], judges, 1, 0.3)
+        loss = train.row_loss(cfg, logits, given[index], index[0], judges, 1, flip)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()

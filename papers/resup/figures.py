@@ -13,6 +13,7 @@ from papers.resup.evaluate import METRICS, class_weights, reliability
 COLOURS = {
     "ce": "#999999", "ce_two": "#555555", "own": "#c9a227", "swapped": "#228833", "resup": "#cc3311",
     "loss_mixture": "#4477aa", "coteaching": "#33aabb", "ce_plus": "#aa7744", "resup_plus": "#663399",
+    "oracle": "#000000",
 }  # fmt: skip
 JUDGED = ("own", "swapped", "resup", "loss_mixture", "resup_plus")
 

@@ -98,6 +98,7 @@ def fit(cfg, twins, training, valid, run, share, device, warm=None):
     about = dict(label=run.name, identity=runs.fingerprint(cfg), describe=named)
     steps = loop.Steps(run.folder, parts, cfg.epochs * per_epoch, cfg.batch * cfg.nets, "faces", **about)
     pictures, given = training.images.to(device), torch.from_numpy(training.given).to(device)
+    flip = torch.from_numpy(training.flip).to(device)
     if not steps.first and warm and parallel.any_rank(warm.exists(), device):
         steps.resume(warm, shared)
         steps.step = steps.first - 1
@@ -113,7 +114,7 @@ def fit(cfg, twins, training, valid, run, share, device, warm=None):
         twins.train()
         with torch.autocast(device.type, torch.bfloat16, enabled=cfg.precision == "bf16"):
             logits = network(views)
-        loss = row_loss(cfg, logits, labels, index[0, share], judges, epoch, training.flip.mean())
+        loss = row_loss(cfg, logits, labels, index[0, share], judges, epoch, flip)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norms = [torch.nn.utils.clip_grad_norm_(net.parameters(), cfg.clip) for net in twins.members]
@@ -134,24 +135,27 @@ def fit(cfg, twins, training, valid, run, share, device, warm=None):
     return judges, steps, best
 
 
-def row_loss(cfg, logits, labels, index, judges, epoch, noise_rate):
+def row_loss(cfg, logits, labels, index, judges, epoch, flip):
     """The loss of a step: plain cross-entropy while warming up, then the row's weights.
 
-    logits (M, b, K) of this process's share, labels (M, b), index (b,) of the samples (one order after the warm-up).
+    logits (M, b, K) of this process's share, labels (M, b), index (b,) of the samples (one order after the warm-up),
+    flip (N,) the true flips, for the rows that are told of them.
     """
     if epoch < cfg.warmup:
         return method.weighted_loss(logits, labels, torch.ones_like(labels, dtype=torch.float32))
-    weights = row_weights(cfg, logits, labels[0], index, judges, epoch, noise_rate)
+    weights = row_weights(cfg, logits, labels[0], index, judges, epoch, flip)
     targets = torch.stack([judge.belief[index] for judge in judges]).mean(0) if cfg.relabel else None
     return method.weighted_loss(logits, labels, weights, cfg.consistency, targets, cfg.smoothing)
 
 
-def row_weights(cfg, logits, labels, index, judges, epoch, noise_rate):
+def row_weights(cfg, logits, labels, index, judges, epoch, flip):
     """Weights (M, b) of a row after the warm-up; ones for plain cross-entropy."""
     if cfg.weighting == "none":
         return torch.ones(logits.shape[:2], device=logits.device)
+    if cfg.weighting == "oracle":
+        return (~flip[index]).float().expand(logits.shape[:2])
     if cfg.weighting == "coteaching":
-        dropped = method.forget_share(noise_rate, epoch, cfg.forget_ramp)
+        dropped = method.forget_share(float(flip.double().mean()), epoch, cfg.forget_ramp)
         return method.coteaching_weights(losses_of_batch(cfg, logits, labels), dropped)[:, parallel.my_slice(cfg.batch)]
     if cfg.weights_from == "epoch":
         weights = torch.stack([judge.weight[index] for judge in judges])
@@ -217,11 +221,14 @@ def set_rate(cfg, optimizer, epoch):
 
 
 def rate_at(cfg, epoch):
-    """Learning rate at `epoch` (or a fraction): linear warm-up, then a tenth after each of cfg.drops, or one cosine."""
+    """Learning rate at `epoch` (or a fraction): linear warm-up, then a tenth after each of cfg.drops, or cosines."""
     warm = min(1.0, (epoch + 0.01) / cfg.lr_warmup) if cfg.lr_warmup else 1.0
     if cfg.drops:
         return warm * cfg.lr * 0.1 ** sum(epoch >= drop for drop in cfg.drops)
-    return warm * cfg.lr * 0.5 * (1 + math.cos(math.pi * epoch / cfg.epochs))
+    start, end = 0, cfg.epochs
+    if cfg.restart:
+        start, end = (0, cfg.warmup) if epoch < cfg.warmup else (cfg.warmup, cfg.epochs)
+    return warm * cfg.lr * 0.5 * (1 + math.cos(math.pi * (epoch - start) / (end - start)))
 
 
 # ---- Record
