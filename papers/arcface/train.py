@@ -62,11 +62,11 @@ def train(cfg, device, out=runs.LOCAL, source=None):
 
 def one_task(cfg, task, run, share, device):
     """Train one network and write its predictions and history into the run's folder; returns the network."""
-    folder, extra = run.folder / task.name, {}
+    folder, extra, seconds = run.folder / task.name, {}, 0.0
     print(f"{run.name} {task.name}: {len(task.training)} faces of {task.training.classes} people", file=sys.stderr)
     training = task.training
     if cfg.row == "cleaned":
-        training, extra = cleaned(cfg, training, run, folder, share, device)
+        training, extra, seconds = cleaned(cfg, training, run, folder, share, device)
     elif cfg.noise:
         extra = {"noise_flag": training.wrong}
     label = f"{run.name} {task.name}".strip()
@@ -78,7 +78,7 @@ def one_task(cfg, task, run, share, device):
         bayes = evaluate.joint_bayes(net, training, cfg.joint_bayes, device) if cfg.joint_bayes else None
         arrays = [evaluate.predictions(net, test, device, bayes) for test in task.tests]
         runs.write_predictions(run.folder / f"{task.name or 'only'}.npz", {**found, **extra, **merged(arrays)})
-        done = {"seconds": steps.seconds, "history": [{"task": task.name, **row} for row in steps.history]}
+        done = {"seconds": seconds + steps.seconds, "history": [{"task": task.name, **row} for row in steps.history]}
         checkpoint.write_json(run.folder / f"{task.name or 'only'}.json", done)
         for left in (steps.path, *folder.glob("shard*of*.pt")):
             left.unlink(missing_ok=True)
@@ -185,7 +185,7 @@ def own_angle(head, embeddings, labels):
 
 
 def cleaned(cfg, training, run, folder, share, device):
-    """Train with three centres per person, drop what lies far from its dominant one; (Training, arrays)."""
+    """Train with three centres per person, drop what lies far from its dominant one; (Training, arrays, seconds)."""
     first = dataclasses.replace(cfg, row="subcenter")
     net, head, steps = fit(first, training, folder / "subcenters", f"{run.name} K = 3", share, device)
     found = subcenter_cleaning(net, head, training, device)
@@ -195,7 +195,7 @@ def cleaned(cfg, training, run, folder, share, device):
     arrays = {"subcenter_angle_deg": found.angle_deg.cpu().numpy()}
     if training.wrong is not None:
         arrays["noise_flag"] = training.wrong
-    return training.only(keep), arrays
+    return training.only(keep), arrays, steps.seconds
 
 
 def subcenter_cleaning(net, head, training, device):
