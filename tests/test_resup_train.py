@@ -136,6 +136,14 @@ def test_a_row_continues_from_the_warm_up_of_another_to_the_same_bits(faces, tmp
     assert len(calls) == 8 + 12, "another learning rate is another warm-up"
 
 
+def test_a_damaged_warm_up_is_one_line(faces, tmp_path):
+    start(tmp_path, "ce_two")
+    (kept,) = (tmp_path / "resup").glob("warmup-*/state.pt")
+    kept.write_bytes(kept.read_bytes()[:1000])
+    with pytest.raises(cli.UserError, match=f"{kept.parent.name}/state.pt: cannot resume .* delete it"):
+        start(tmp_path, "resup")
+
+
 DRIVER = f"""
 import sys, torch
 torch.set_num_threads(1)
@@ -361,6 +369,7 @@ def test_sets_without_a_validation_part_hold_one_out(packs):
         (["--preset", "demo", "--row", "ce", "--weighting", "swapped"], "--weighting swapped"),
         (["--preset", "demo", "--relabel"], "--relabel"),
         (["--preset", "demo", "--stem", "tiny"], "--stem tiny"),
+        (["--preset", "short", "--restart"], "--restart True"),
         (["--preset", "demo", "--nose", "0.2"], "did you mean"),
         (["--preset", "demo", "--batch", "5000"], "--batch 5000"),
         (["--preset", "demo", "--noise-kind", "fer2013"], "--noise-kind fer2013"),

@@ -7,14 +7,14 @@ import torch
 from papers.resup import data, method, train
 from papers.resup.config import build_twins, preset
 
-CLASSES, FACES = 8, 4096
+CLASSES, FACES, BATCH = 8, 4096, 128
 
 
 def comparisons():
     """(what, name, run, other name, other run) for common.bench."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     plain, full = training_step("ce_two", device), training_step("resup", device)
-    yield "a step of two networks, 128 faces, 48 px", "plain", plain, "full ReSup", full
+    yield f"a step of two networks, {BATCH} faces, 48 px", "plain", plain, "full ReSup", full
     logits, labels = torch.randn(FACES, CLASSES, device=device), torch.randint(CLASSES, (FACES,), device=device)
     judge = method.Judge(FACES, CLASSES).to(device)
     judge.refit(2 * logits, labels, "similarity")
@@ -27,7 +27,7 @@ def comparisons():
 
 def training_step(row, device):
     """A function that does one step of a row after its warm-up, data path included."""
-    cfg = dataclasses.replace(preset("short", row), warmup=1)
+    cfg = dataclasses.replace(preset("strong", row), batch=BATCH, warmup=1)
     twins = build_twins(cfg, CLASSES).to(device, memory_format=torch.channels_last).train()
     pictures = torch.randint(0, 256, (4 * cfg.batch, 1, 48, 48), dtype=torch.uint8, device=device)
     given = torch.randint(CLASSES, (len(pictures),), device=device)

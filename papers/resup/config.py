@@ -19,7 +19,7 @@ ROWS = {
     "resup": "ReSup: swapped weights, consistency",
     "loss_mixture": "the same over losses",
     "coteaching": "Co-teaching",
-    "oracle": "weights by the true flips (no method: the limit of any weights)",
+    "oracle": "weights by the true flips (no method)",
     "ce_plus": "cross-entropy with the variant's averaging and smoothing (ours)",
     "resup_plus": "our variant of ReSup",
 }
@@ -96,13 +96,13 @@ BY_ROW = {
 }  # fmt: skip
 # From scratch; all of it is our choice. Similarities tell little until the learning rate has fallen once, and a judge
 # that starts earlier confirms its own errors, so the warm-up ends an epoch after that. Stem and epochs are what a CPU
-# core can do in about an hour a row; so short a training learns wrong labels by heart only without augmentation.
+# core can do in about an hour a row; in so short a training we saw wrong labels learned by heart under mirroring alone.
 SHORT = dict(
     data="ferplus", init=("scratch", "scratch"), stem="small2", width=32, input_px=48, augment="flip", apart=True,
     batch=64, epochs=24, warmup=11, optimizer="sgd", lr=0.05, drops=(10, 18), lr_warmup=1, weight_decay=5e-4,
     precision="bf16",
 )  # fmt: skip
-# The best that we know for accuracy: augmentation that leaves little to learn by heart, and a second half started anew.
+# Our recipe for accuracy: augmentation that leaves little to learn by heart, and a second half started anew.
 STRONG = SHORT | dict(augment="strong", drops=(), restart=True, warmup=12, epochs=26, flip_test=True)
 DEMO = SHORT | dict(
     data="embedded", units=(1, 1, 1), input_px=32, drops=(), batch=50, epochs=12, warmup=4,
@@ -154,6 +154,7 @@ def check(cfg):
         "epochs": cfg.epochs >= 1, "warmup": cfg.warmup >= 1, "optimizer": cfg.optimizer in ("adam", "adamw", "sgd"),
         "lr": cfg.lr > 0, "weight_decay": cfg.weight_decay >= 0, "clip": cfg.clip > 0, "lr_warmup": cfg.lr_warmup >= 0,
         "precision": cfg.precision in ("fp32", "bf16"), "judge_view": cfg.judge_view in ("augmented", "clean"),
+        "restart": not (cfg.restart and cfg.drops),
         "weights_from": cfg.weights_from in ("step", "epoch"), "averaging": 0 <= cfg.averaging < 1,
         "relabel": not cfg.relabel or (cfg.judged and cfg.weights_from == "epoch"), "smoothing": 0 <= cfg.smoothing < 1,
     }  # fmt: skip
