@@ -96,7 +96,7 @@ BY_ROW = {
 }  # fmt: skip
 # From scratch; all of it is our choice. Similarities tell little until the learning rate has fallen once, and a judge
 # that starts earlier confirms its own errors, so the warm-up ends an epoch after that. Stem and epochs are what a CPU
-# core can do in about an hour a row; in so short a training we saw wrong labels learned by heart under mirroring alone.
+# core can do in under an hour a row; in so short a training wrong labels were learned by heart under mirroring alone.
 SHORT = dict(
     data="ferplus", init=("scratch", "scratch"), stem="small2", width=32, input_px=48, augment="flip", apart=True,
     batch=64, epochs=24, warmup=11, optimizer="sgd", lr=0.05, drops=(10, 18), lr_warmup=1, weight_decay=5e-4,
@@ -118,7 +118,7 @@ PRESETS = {
     "strong": Config(preset="strong", **STRONG),
     "strong0": Config(preset="strong0", **STRONG | dict(noise=0.0)),
 }
-HOURS = "about an hour for the first row of a seed on a CPU core with COMPILE=1, half of it for the next"
+HOURS = "about 45 minutes for the first row of a seed on a CPU core with COMPILE=1, half an hour for the next"
 # What `make reproduce-resup` runs of a preset when nothing else is asked for.
 PLAN = {
     "demo": Plan(("embedded",), ("ce", "resup"), (0,), "under three minutes on two CPU cores"),
