@@ -477,3 +477,8 @@ def test_figures_are_drawn_from_records_alone(faces, tmp_path):
     records = [r | {"overrides": {}} for r in runs.recorded("resup", tmp_path)]
     drawn = figures.draw(records, tmp_path / "figures")
     assert drawn and all(path.stat().st_size > 10_000 for path in drawn)
+    ferplus = [
+        r | {"data": r["data"] | {"name": "ferplus"}, "config": r["config"] | {"preset": preset}}
+        for r, preset in zip(records, ("short", "strong"), strict=True)
+    ]
+    assert "published-30.png" in [path.name for path in figures.draw(ferplus, tmp_path / "ferplus")]

@@ -25,8 +25,8 @@ JUDGED = ("own", "swapped", "resup", "loss_mixture", "resup_plus")
 def draw(records, folder):
     """One PNG per data set and preset; for FERPlus at 30 % flips also ours beside the published rows. Returns paths."""
     paths = figures.draw_groups(records, folder, overview)
-    faces = [r for r in figures.comparable(records) if r["data"]["name"] == "ferplus"]
-    ours = {words: [r for r in faces if r["config"]["preset"] == name] for name, words in OURS.items()}
+    recorded = [r for r in figures.comparable(records) if r["data"]["name"] == "ferplus"]
+    ours = {words: [r for r in recorded if r["config"]["preset"] == name] for name, words in OURS.items()}
     if any(ours.values()):
         paths.append(Path(folder) / "published-30.png")
         published(ours, paths[-1])
