@@ -235,6 +235,50 @@ def test_coteaching_trains_on_the_others_small_losses():
     assert [method.forget_share(0.3, e, 10) for e in (0, 5, 10, 30)] == pytest.approx([0, 0.15, 0.3, 0.3])
 
 
+# ---- Bayes' rule
+
+
+def imitated(n=20_000, k=6, rate=0.3, seed=0):
+    """P(true label | face) of n made faces, truth and given labels drawn from it, and the exact P(given | face)."""
+    gen = torch.Generator().manual_seed(seed)
+    q = (6 * torch.randn(n, k, generator=gen)).softmax(1)
+    truth = torch.multinomial(q, 1, generator=gen).squeeze(1)
+    given = torch.from_numpy(noise.symmetric(truth.numpy(), rate, k, seed))
+    e = rate / (k - 1)
+    return q, truth, given, (1 - rate - e) * q + e
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.1, 0.3, 0.6])
+def test_the_rate_of_flips_is_seen_in_networks_that_imitate_them(rate):
+    q, _, _, p = imitated(rate=rate)
+    assert float(method.flip_rate(p)) == pytest.approx(rate, abs=0.01)
+    torch.testing.assert_close(method.without_flips(p, torch.tensor(rate)), q, atol=2e-3, rtol=0)
+    unsure = torch.full((50, 4), 0.25)
+    assert torch.isfinite(method.without_flips(unsure, method.flip_rate(unsure))).all()
+
+
+def test_labels_by_bayes_rule_are_the_slow_ones_and_calibrated():
+    q, truth, given, _ = imitated()
+    found = method.posterior_labels(q, given, 0.3)
+    for row, label, p in list(zip(q, given, found, strict=True))[:20]:
+        joint = [float(x) * (0.7 if c == label else 0.3 / 5) for c, x in enumerate(row)]
+        np.testing.assert_allclose(p, np.array(joint) / sum(joint), rtol=1e-4, atol=1e-9)
+    known = method.posterior_labels(q.clamp(min=1e-6), given, 0.0)
+    assert torch.equal(known.argmax(1), given), "without flips the label is true"
+    weight = found.gather(1, given.unsqueeze(1)).squeeze(1)
+    for low in (0.0, 0.25, 0.5, 0.75):
+        inside = (weight >= low) & (weight < low + 0.25)
+        assert float((given == truth)[inside].float().mean()) == pytest.approx(float(weight[inside].mean()), abs=0.06)
+    right = lambda labels: float((labels == truth).float().mean())
+    assert right(found.argmax(1)) > max(right(given), right(q.argmax(1))) + 0.02, "both together know more"
+
+
+def test_a_loss_to_distributions_is_torchs():
+    logits, goal = torch.randn(2, 4, 3), torch.rand(4, 3).softmax(1)
+    expected = sum(torch.nn.functional.cross_entropy(one, goal) for one in logits)
+    torch.testing.assert_close(method.distribution_loss(logits, goal), expected)
+
+
 # ---- Noise
 
 

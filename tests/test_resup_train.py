@@ -71,6 +71,21 @@ def test_a_last_batch_that_is_filled_up_gives_the_same_probabilities(faces, monk
     assert sizes == [FACES["test"], evaluate.CHUNK]
 
 
+def test_probabilities_are_means_over_crops_and_mirror_images(faces):
+    cfg = dataclasses.replace(config.preset("demo"), width=4, units=(1,), input_px=24, precision="fp32")
+    torch.manual_seed(0)
+    twins, pictures = config.build_twins(cfg, CLASSES).eval(), sets.part(faces, 2).images
+    of = lambda **more: evaluate.probabilities(twins, pictures, dataclasses.replace(cfg, **more), torch.device("cpu"))
+    whole, part = of(), of(test_scales=(0.5,))
+    assert not torch.allclose(whole, part, atol=1e-3)
+    middle = pictures[:, :, 6:18, 6:18].float()
+    enlarged = torch.nn.functional.interpolate(middle, size=24, mode="bilinear")
+    assert (sets.plain(pictures, cfg, 0.5) - enlarged)[:, :, 2:-2, 2:-2].abs().max() < 1, "the central half"
+    mirrored = evaluate.forward(twins, pictures.float().flip(3), cfg).softmax(-1)
+    torch.testing.assert_close(of(flip_test=True), (whole + mirrored) / 2)
+    torch.testing.assert_close(of(test_scales=(0.5, 1.0)), (whole + part) / 2)
+
+
 # ---- Records, resuming, processes
 
 
@@ -98,7 +113,7 @@ def test_the_flip_list_is_saved_and_is_the_draw(faces, tmp_path):
     assert 0.25 < arrays["flip"].mean() < 0.55
 
 
-@pytest.mark.parametrize("row", ["resup", "resup_plus"])
+@pytest.mark.parametrize("row", ["resup", "resup_plus", "bayes"])
 def test_an_interrupted_run_resumes_to_the_same_bits(faces, tmp_path, monkeypatch, row):
     """Stopped in the middle of an epoch whose weights come from the last one's noise model."""
     start(tmp_path / "whole", row)
@@ -120,7 +135,7 @@ def test_an_interrupted_run_resumes_to_the_same_bits(faces, tmp_path, monkeypatc
     assert not same_bits(result(tmp_path / "whole"), result(tmp_path / "other"))
 
 
-@pytest.mark.parametrize("row", ["resup", "resup_plus", "ce_plus", "coteaching", "ce_two"])
+@pytest.mark.parametrize("row", ["resup", "resup_plus", "bayes", "ce_plus", "coteaching", "ce_two"])
 def test_a_row_continues_from_the_warm_up_of_another_to_the_same_bits(faces, tmp_path, monkeypatch, row):
     start(tmp_path / "alone", row)
     start(tmp_path / "shared", "own")
@@ -200,10 +215,10 @@ def test_one_network_alone_is_the_first_of_two(faces, tmp_path):
 def test_rows_differ_in_nothing_until_the_warm_up_is_over(faces, tmp_path):
     same = dict(epochs=1, warmup=1)
     base = fitted("ce_two", faces, tmp_path, **same)[0]
-    for row in ("own", "swapped", "resup", "loss_mixture", "coteaching", "ce_plus", "resup_plus"):
+    for row in ("own", "swapped", "resup", "loss_mixture", "coteaching", "ce_plus", "resup_plus", "bayes"):
         assert all(map(equal, base, fitted(row, faces, tmp_path, **same)[0])), row
     later = fitted("ce_two", faces, tmp_path, epochs=2)[0]
-    for row in ("own", "swapped", "resup", "coteaching", "oracle"):
+    for row in ("own", "swapped", "resup", "coteaching", "oracle", "bayes"):
         assert not equal(later[0], fitted(row, faces, tmp_path / "later", epochs=2, forget_ramp=1)[0][0]), row
 
 
@@ -222,6 +237,25 @@ def test_own_and_swapped_weights_reach_the_right_network(faces):
     assert weights(weights_from="epoch")[:, 0].tolist() == pytest.approx([0.35, 0.1])
     assert (weights(weighting="none") == 1).all()
     assert weights(weighting="oracle").tolist() == [[1, 1, 1, 0]] * 2
+
+
+def test_labels_by_bayes_rule_stay_until_the_networks_have_caught_up():
+    """What is believed of four samples, epoch by epoch: the warm-up's outputs without their flips, then later ones."""
+    cfg = dataclasses.replace(config.preset("demo", "bayes"), warmup=2, judge_again=3)
+    judges = torch.nn.ModuleList([method.Judge(4, 3) for _ in range(2)])
+    given, logits = torch.tensor([0, 1, 2, 0]), [torch.randn(2, 4, 3) for _ in range(6)]
+    labels = []
+    for epoch in range(1, 5):
+        rate = train.judge_by_bayes(cfg, judges, logits[epoch], given, epoch)["rate"]
+        labels.append(judges[0].labels.clone())
+        assert torch.equal(judges[0].labels, judges[1].labels), "one judgement by both"
+        assert torch.equal(judges[1].belief, logits[epoch][1].softmax(-1))
+    p = logits[1].softmax(-1).mean(0)
+    assert rate == method.flip_rate(p), "the rate is the warm-up's"
+    torch.testing.assert_close(labels[0], method.posterior_labels(method.without_flips(p, rate), given, rate))
+    assert torch.equal(labels[1], labels[0]) and torch.equal(labels[2], labels[0])
+    torch.testing.assert_close(labels[3], method.posterior_labels(logits[4].softmax(-1).mean(0), given, rate))
+    torch.testing.assert_close(judges[0].weight, labels[3].gather(1, given[:, None])[:, 0])
 
 
 def test_the_networks_see_their_own_order_only_while_warming_up():

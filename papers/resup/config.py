@@ -20,11 +20,12 @@ ROWS = {
     "loss_mixture": "the same over losses",
     "coteaching": "Co-teaching",
     "oracle": "weights by the true flips (no method)",
-    "ce_plus": "cross-entropy with the variant's averaging and smoothing (ours)",
-    "resup_plus": "our variant of ReSup",
+    "ce_plus": "cross-entropy with the second variant's averaging and consistency (ours)",
+    "resup_plus": "our first variant of ReSup",
+    "bayes": "our second variant: Bayes' rule",
 }
 DATA = ("ferplus", "rafdb", "affectnet", "embedded")
-WEIGHTING = ("none", "own", "swapped", "coteaching", "oracle")
+WEIGHTING = ("none", "own", "swapped", "coteaching", "oracle", "bayes")
 
 
 @dataclass(frozen=True)
@@ -66,10 +67,12 @@ class Config:
     weights_from: str = "step"  # similarity of the training pass (released code); "epoch": of the judges' last pass
     forget_ramp: int = 10  # Co-teaching: epochs until it drops the noise rate (Han et al., T_k)
     flip_test: bool = False  # ours: predictions are the mean of image and mirror image
-    # Our variant, from the warm-up's end on; all off in the paper's rows.
+    test_scales: tuple[float, ...] = (1.0,)  # ours: and of central crops of these sizes
+    # Our variants, from the warm-up's end on; all off in the paper's rows.
     averaging: float = 0.0  # decay of running averages of the weights, which then judge and are tested
     relabel: bool = False  # the rest 1 - w of a label goes to the judges' mean prediction
     smoothing: float = 0.0  # of the labels
+    judge_again: int = 5  # row "bayes": epochs for which the warm-up's networks are believed
 
     @property
     def run_name(self):
@@ -79,7 +82,7 @@ class Config:
     @property
     def judged(self):
         """Whether the row uses a noise model."""
-        return self.weighting in ("own", "swapped")
+        return self.weighting in ("own", "swapped", "bayes")
 
 
 BY_ROW = {
@@ -91,8 +94,9 @@ BY_ROW = {
     "loss_mixture": dict(evidence="loss"),
     "coteaching": dict(weighting="coteaching", consistency=0.0),
     "oracle": dict(weighting="oracle", consistency=0.0),
-    "ce_plus": dict(weighting="none", consistency=0.0, averaging=0.998, smoothing=0.1),
+    "ce_plus": dict(weighting="none", averaging=0.998),
     "resup_plus": dict(averaging=0.998, smoothing=0.1, judge_view="clean", weights_from="epoch", relabel=True),
+    "bayes": dict(weighting="bayes", averaging=0.998, judge_view="clean"),
 }  # fmt: skip
 # From scratch; all of it is our choice. Similarities tell little until the learning rate has fallen once, and a judge
 # that starts earlier confirms its own errors, so the warm-up ends an epoch after that. Stem and epochs are what a CPU
@@ -104,6 +108,7 @@ SHORT = dict(
 )  # fmt: skip
 # Our recipe for accuracy: augmentation that leaves little to learn by heart, and a second half started anew.
 STRONG = SHORT | dict(augment="strong", drops=(), restart=True, warmup=12, epochs=26, flip_test=True)
+LONG = STRONG | dict(epochs=44, test_scales=(0.93, 1.0))
 DEMO = SHORT | dict(
     data="embedded", units=(1, 1, 1), input_px=32, drops=(), batch=50, epochs=12, warmup=4,
     noise=0.4, optimizer="adamw", lr=3e-3, weight_decay=0.01,
@@ -117,16 +122,21 @@ PRESETS = {
     "real": Config(preset="real", **SHORT | dict(noise=0.0, noise_kind="fer2013")),
     "strong": Config(preset="strong", **STRONG),
     "strong0": Config(preset="strong0", **STRONG | dict(noise=0.0)),
+    "long": Config(preset="long", **LONG),
+    "long0": Config(preset="long0", **LONG | dict(noise=0.0)),
 }
 HOURS = "about 45 minutes for the first row of a seed on a CPU core with COMPILE=1, half an hour for the next"
+LONG_HOURS = "over an hour for a row on a CPU core with COMPILE=1"
 # What `make reproduce-resup` runs of a preset when nothing else is asked for.
 PLAN = {
     "demo": Plan(("embedded",), ("ce", "resup"), (0,), "under three minutes on two CPU cores"),
     "short": Plan(("ferplus",), ("ce_two", "resup"), (0,), HOURS),
     **{f"noise{p}": Plan(("ferplus",), ("ce_two", "resup"), (0,), HOURS) for p in LEVELS},
     "real": Plan(("ferplus",), ("ce_two", "resup"), (0,), HOURS),
-    "strong": Plan(("ferplus",), ("ce_two", "resup_plus"), (0,), HOURS),
+    "strong": Plan(("ferplus",), ("ce_two", "bayes"), (0,), HOURS),
     "strong0": Plan(("ferplus",), ("ce_two",), (0,), HOURS),
+    "long": Plan(("ferplus",), ("ce_two", "bayes"), (0,), LONG_HOURS),
+    "long0": Plan(("ferplus",), ("ce_two",), (0,), LONG_HOURS),
     "paper": Plan(("rafdb", "affectnet"), ("ce", "resup"), (0,), "hours on one GPU", needs_gpu=True),
 }
 
@@ -155,8 +165,10 @@ def check(cfg):
         "lr": cfg.lr > 0, "weight_decay": cfg.weight_decay >= 0, "clip": cfg.clip > 0, "lr_warmup": cfg.lr_warmup >= 0,
         "precision": cfg.precision in ("fp32", "bf16"), "judge_view": cfg.judge_view in ("augmented", "clean"),
         "restart": not (cfg.restart and cfg.drops),
+        "test_scales": len(cfg.test_scales) >= 1 and all(0 < s <= 2 for s in cfg.test_scales),
         "weights_from": cfg.weights_from in ("step", "epoch"), "averaging": 0 <= cfg.averaging < 1,
-        "relabel": not cfg.relabel or (cfg.judged and cfg.weights_from == "epoch"), "smoothing": 0 <= cfg.smoothing < 1,
+        "relabel": not cfg.relabel or (cfg.weighting in ("own", "swapped") and cfg.weights_from == "epoch"),
+        "smoothing": 0 <= cfg.smoothing < 1, "judge_again": cfg.judge_again >= 1,
     }  # fmt: skip
     for name, fine in limits.items():
         if not fine:

@@ -224,11 +224,11 @@ def erase_area(x, gen, probability=0.5, area=(0.02, 0.25), ratio=3.3):
     return torch.where(inside.unsqueeze(1).to(x.device), 120.0, x)
 
 
-def plain(pictures, cfg):
-    """uint8 faces as float pixels of the network's size, as they are tested."""
+def plain(pictures, cfg, scale=1.0):
+    """uint8 faces, or their central `scale` of width and height, as float pixels of the network's size: test views."""
     n, side = len(pictures), pictures.shape[-1]
-    if side == cfg.input_px:
+    if side == cfg.input_px and scale == 1:
         return pictures.float()
-    middle, whole, still = torch.full((n, 2), (side - 1) / 2), torch.full((n,), float(side)), torch.zeros(n)
-    where = images.similarity(middle, whole, still, still.bool(), cfg.input_px)
+    middle, extent, still = torch.full((n, 2), (side - 1) / 2), torch.full((n,), scale * side), torch.zeros(n)
+    where = images.similarity(middle, extent, still, still.bool(), cfg.input_px)
     return images.crop(pictures, where.to(pictures.device), cfg.input_px)

@@ -140,12 +140,12 @@ def forward(twins, pixels, cfg):
 
 
 def probabilities(twins, pictures, cfg, device):
-    """Softmax outputs (M, N, K) for uint8 faces, without augmentation; with cfg.flip_test also of mirror images."""
+    """Softmax outputs (M, N, K) for uint8 faces without augmentation, means over cfg's test views."""
     found = []
     for part in pictures.split(CHUNK):
-        x = data.plain(part.to(device), cfg)
-        p = forward(twins, x, cfg).softmax(-1)
-        found.append((p + forward(twins, x.flip(3), cfg).softmax(-1)) / 2 if cfg.flip_test else p)
+        views = [data.plain(part.to(device), cfg, scale) for scale in cfg.test_scales]
+        views += [x.flip(3) for x in views] if cfg.flip_test else []
+        found.append(torch.stack([forward(twins, x, cfg).softmax(-1) for x in views]).mean(0))
     return torch.cat(found, 1)
 
 
@@ -212,7 +212,8 @@ def load(path, device):
         cfg = dataclasses.replace(
             preset(words["preset"], words["row"], words["trained_on"]), stem=words["stem"], rule=words["rule"],
             units=tuple(map(int, words["units"].split())), precision=words["precision"],
-            flip_test=words["flip_test"] == "True", **sizes,
+            flip_test=words["flip_test"] == "True", test_scales=tuple(map(float, words["test_scales"].split())),
+            **sizes,
         )  # fmt: skip
     except (KeyError, ValueError, cli.UserError) as error:
         raise cli.UserError(

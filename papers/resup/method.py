@@ -22,6 +22,7 @@ EM_STEPS = 10
 EDGE = 1e-3  # similarities of 0 and 1 become EDGE and 1 - EDGE before the fit
 CLIP = 1e-4  # inside the fit values, and weights always, lie in [CLIP, 1 - CLIP]
 TINY = 1e-12  # floor of joint likelihoods
+ANCHOR = 0.9  # quantile of the largest outputs that stands for a face without doubt (ours)
 PERCENTILES = (0.05, 0.95)  # the loss-based ancestor's range (Arazo et al., ICML 2019)
 # Guards, ours: with less variance or a smaller share a component is no distribution any more.
 LEAST_VARIANCE, LEAST_SHARE, LEAST_SAMPLES = 1e-6, 1e-3, 10
@@ -156,6 +157,9 @@ class Judge(nn.Module):
         self.register_buffer("share", torch.full((2,), torch.nan))
         self.register_buffer("weight", torch.ones(samples))
         self.register_buffer("belief", torch.full((samples, classes), 1 / classes))  # softmax of its last pass
+        # Row "bayes": the rate of flips, and each sample's distribution over the true labels.
+        self.register_buffer("rate", torch.tensor(torch.nan))
+        self.register_buffer("labels", torch.full((samples, classes), 1 / classes))
 
     def evidence(self, logits, labels, kind):
         """(B,) in [0, 1]: similarity, or for kind "loss" the normalised loss turned round."""
@@ -179,6 +183,12 @@ class Judge(nn.Module):
         self.belief.copy_(logits.float().softmax(-1))
         return mixture is not None
 
+    def believe(self, labels, distributions, rate):
+        """Keep distributions (N, K) of the true labels and the flips' rate; a given label's (N,) weight is its part."""
+        self.rate.copy_(rate)
+        self.labels.copy_(distributions)
+        self.weight.copy_(distributions.gather(1, labels.unsqueeze(1)).squeeze(1))
+
     def weigh(self, logits, labels, kind):
         """Weights (B,) of a batch from its present logits."""
         return look_up(self.table, self.evidence(logits.detach(), labels, kind))
@@ -195,11 +205,16 @@ def weighted_loss(logits, labels, weights, consistency=0.0, targets=None, smooth
     the rest 1 - w of a sample's mass; `smoothing` moves that share of each label to all classes.
     """
     k = logits.shape[-1]
-    log_p = logits.float().log_softmax(-1)
     one_hot = F.one_hot(labels, k) * (1 - smoothing) + smoothing / k
     goal = weights.unsqueeze(-1) * one_hot
     if targets is not None:
         goal = goal + (1 - weights).unsqueeze(-1) * targets
+    return distribution_loss(logits, goal, consistency)
+
+
+def distribution_loss(logits, goal, consistency=0.0):
+    """Cross-entropy of logits (M, B, K) to a mass (M, B, K) or (B, K) on the classes, and the consistency; a scalar."""
+    log_p = logits.float().log_softmax(-1)
     loss = -(goal * log_p).sum(-1).mean(1).sum()
     if consistency and len(logits) == 2:
         loss = loss + consistency * (log_p[0].exp() - log_p[1].exp()).square().mean()
@@ -209,6 +224,37 @@ def weighted_loss(logits, labels, weights, consistency=0.0, targets=None, smooth
 def swap(weights):
     """Each network's weights (M, B) handed to the other one."""
     return weights.flip(0)
+
+
+# ---- Bayes' rule in place of the mixture, ours: each label as a distribution over the true classes
+
+
+def flip_rate(p):
+    """Estimate (a scalar) of the rate r of symmetric flips, from outputs p (N, K) that imitate the given labels.
+
+    A face that cannot be mistaken keeps its label with probability 1 - r, the highest output that such a network should
+    have (the anchor points of Patrini et al., CVPR 2017, with the 90 % quantile for the largest, which is an outlier).
+    """
+    k = p.shape[1]
+    return (1 - torch.quantile(p.max(1).values.float(), ANCHOR)).clamp(max=0.99 * (k - 1) / k)
+
+
+def without_flips(p, rate):
+    """P(true label | face) (N, K) from P(given label | face): undoes p = (1 - r - e) q + e, with e = r / (K - 1)."""
+    e = rate / (p.shape[1] - 1)
+    q = ((p - e) / (1 - rate - e)).clamp(min=CLIP)
+    return q / q.sum(1, keepdim=True)
+
+
+def posterior_labels(q, labels, rate):
+    """P(true label | face, given label) (N, K) by Bayes' rule, from q (N, K) = P(true label | face) and labels (N,).
+
+    The likelihood of the given label is 1 - r if it is true, and r / (K - 1) under every other true label.
+    """
+    k = q.shape[1]
+    likelihood = torch.where(F.one_hot(labels, k).bool(), 1 - rate, rate / (k - 1))
+    joint = (q * likelihood).clamp(min=TINY)
+    return joint / joint.sum(1, keepdim=True)
 
 
 # ---- Co-teaching (Han et al., NeurIPS 2018), for comparison

@@ -61,7 +61,7 @@ def train(cfg, device, out=runs.LOCAL, files=("", "")):
 
 AFTER_WARMUP = (
     "row", "weighting", "evidence", "consistency", "judge_view", "weights_from", "forget_ramp", "averaging", "relabel",
-    "smoothing",
+    "smoothing", "judge_again",
 )  # fmt: skip
 
 
@@ -143,6 +143,8 @@ def row_loss(cfg, logits, labels, index, judges, epoch, flip):
     """
     if epoch < cfg.warmup:
         return method.weighted_loss(logits, labels, torch.ones_like(labels, dtype=torch.float32))
+    if cfg.weighting == "bayes":
+        return method.distribution_loss(logits, judges[0].labels[index], cfg.consistency)
     weights = row_weights(cfg, logits, labels[0], index, judges, epoch, flip)
     targets = torch.stack([judge.belief[index] for judge in judges]).mean(0) if cfg.relabel else None
     return method.weighted_loss(logits, labels, weights, cfg.consistency, targets, cfg.smoothing)
@@ -185,9 +187,13 @@ def judge(cfg, judges, twins, training, epoch, device):
     """One pass over the training set in eval mode, then a new fit for each network. Returns numbers for the history."""
     given = torch.from_numpy(training.given).to(device)
     logits = evaluate.training_logits(twins, training.images, cfg, epoch, device)
-    fitted = [one.refit(found, given, cfg.evidence) for one, found in zip(judges, logits, strict=True)]
+    if cfg.weighting == "bayes":
+        noted = judge_by_bayes(cfg, judges, logits, given, epoch)
+    else:
+        fitted = [one.refit(found, given, cfg.evidence) for one, found in zip(judges, logits, strict=True)]
+        noted = {"fitted": sum(fitted)}
     weight = torch.stack([one.weight for one in judges]).mean(0).cpu().numpy()
-    noted = {"fitted": sum(fitted), "weight_mean": weight.mean()}
+    noted |= {"weight_mean": weight.mean()}
     if training.flip.any():
         flip = training.flip
         noted |= {"weight_clean": weight[~flip].mean(), "weight_flipped": weight[flip].mean()}
@@ -202,6 +208,23 @@ def judge(cfg, judges, twins, training, epoch, device):
         }
         noted |= {f"net{m}_clean_share": share[1]}
     return {key: float(value) for key, value in noted.items() if math.isfinite(value)}
+
+
+def judge_by_bayes(cfg, judges, logits, given, epoch):
+    """Row "bayes" (ours): P(true label) of each sample from the networks' mean output. Returns numbers for the history.
+
+    The warm-up's networks imitate the given labels, so the flips are taken out of what they say. Later ones imitate the
+    true labels, but have first to catch up with their teachers: for cfg.judge_again epochs these are believed.
+    """
+    outputs, late = logits.float().softmax(-1), epoch + 1 - cfg.warmup
+    p = outputs.mean(0)
+    rate = method.flip_rate(p) if late == 0 else judges[0].rate
+    q = method.without_flips(p, rate) if late == 0 else p
+    for one, output in zip(judges, outputs, strict=True):
+        one.belief.copy_(output)
+        if late == 0 or late >= cfg.judge_again:
+            one.believe(given, method.posterior_labels(q, given, rate), rate)
+    return {"rate": rate}
 
 
 # ---- Optimiser
@@ -242,7 +265,7 @@ def record(run, cfg, faces, twins, judges, best, parts, files, steps, device, wa
     words = dict(
         row=cfg.row, preset=cfg.preset, trained_on=cfg.data, classes=" ".join(faces.classes), nets=cfg.nets,
         stem=cfg.stem, width=cfg.width, units=" ".join(map(str, cfg.units)), input_px=cfg.input_px, rule=cfg.rule,
-        precision=cfg.precision, flip_test=cfg.flip_test,
+        precision=cfg.precision, flip_test=cfg.flip_test, test_scales=" ".join(map(str, cfg.test_scales)),
     )  # fmt: skip
     digest = checkpoint.save_weights(path, twins, config=runs.fingerprint(cfg), **words)
     if best.weights is not None:
