@@ -1,5 +1,6 @@
 """Claims and the runs that answer them: from `claims.toml` and the records to cells with a computed status."""
 
+import math
 import tomllib
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -73,31 +74,39 @@ def cells(paper, records=None):
     return found
 
 
-def matching(records, claim, row):
+def matching(records, claim, row, metric):
     """Records of a claim's data, preset and row, one per seed, with nothing but the seed changed.
 
-    A run that was recorded before the claim's metric existed lacks it and does not answer. A claim with `one_network`
-    is about a frozen network: other seeds measure it again without repeating the experiment, so the first one answers.
+    A run that was recorded before the claim's metric existed answers if its predictions give it. A claim with
+    `one_network` is about a frozen network: other seeds measure it again without repeating the experiment, so the first
+    one answers.
     """
     fits = [
         r for r in records
         if r["data"]["name"] == claim["data"] and r["config"]["preset"] == claim["preset"]
-        and r["config"]["row"] == row and set(r["overrides"]) <= {"seed"} and claim["metric"] in r["metrics"]
+        and r["config"]["row"] == row and set(r["overrides"]) <= {"seed"} and _answers(r, metric)
     ]  # fmt: skip
     fits = sorted(fits, key=lambda r: r["config"]["seed"])
     return fits[:1] if claim.get("one_network") else fits  # measured on what no seed changes
 
 
+def _answers(record, metric):
+    if metric.name in record["metrics"]:
+        return True
+    (predictions,) = _predictions([record])
+    return metric.available(predictions) and math.isfinite(metric.value(predictions))
+
+
 def _fill(cell, records):
     claim, metric = cell.claim, cell.metric
     if cell.kind == "contrast":
-        ours, others = (matching(records, claim, claim[side]) for side in ("better", "than"))
+        ours, others = (matching(records, claim, claim[side], metric) for side in ("better", "than"))
         cell.records, cell.others = pair(ours, others)
         if cell.records:
             cell.interval = stats.contrast(metric, _predictions(cell.records), _predictions(cell.others))
             cell.status = stats.contrast_status(cell.interval, claim.get("margin", 0.0), claim.get("within"))
         return _absent(cell, records)
-    cell.records = matching(records, claim, claim["row"])
+    cell.records = matching(records, claim, claim["row"], metric)
     if not cell.records:
         return _absent(cell, records)
     cell.interval = stats.level(metric, _predictions(cell.records))

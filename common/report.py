@@ -210,9 +210,10 @@ def explain(record, metric, side):
     same = (
         "this checkout's" if source["sha256"] == runs.source_sha256(record["paper"]) else "other than this checkout's"
     )
+    predictions = runs.read_predictions(record["folder"] / "predictions.npz")
     print(f"\n  run {record['run']} {f'({side})' if side else ''}")
     lines = {
-        metric.name: f"{record['metrics'][metric.name]:.4f} ({record['selection']} weights)",
+        metric.name: f"{metric.value(predictions):.4f} ({record['selection']} weights)",
         "changed": record["overrides"] or "nothing: the preset's own settings",
         "commit": f"{source['commit']}{' with uncommitted changes' if source['dirty'] else ''}; sources {same}",
         "machine": f"{env['device']}, {env['threads']} threads, torch {env['torch']}, Python {env['python']}"

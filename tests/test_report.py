@@ -78,6 +78,15 @@ def test_a_run_from_before_a_metric_does_not_answer_its_claim(root):
     assert cell("lfpw-cft-mirrored").status == "not run"
 
 
+def test_a_run_from_before_a_metric_answers_where_its_predictions_hold_it(root):
+    folder = put(root, "cft", 5, data="lfpw")
+    before = cell("lfpw-cft")
+    record = checkpoint.read_json(folder / "run.json")
+    del record["metrics"][before.metric.name]
+    checkpoint.write_json(folder / "run.json", record)
+    assert cell("lfpw-cft").records and cell("lfpw-cft").interval == before.interval
+
+
 def test_without_records_nothing_is_claimed(root):
     assert {c.status for c in claims.cells(PAPER)} == {"data missing"}
     assert all(report.value(c) == "—" for c in claims.cells(PAPER))
@@ -131,7 +140,7 @@ def test_other_seeds_on_a_frozen_network_are_no_repeats(root):
 
 def matching_seeds(row):
     claim = next(c.claim for c in claims.cells(PAPER) if c.claim["id"] == "lfpw-coarse-to-fine")
-    return claims.matching(runs.recorded(PAPER), claim, row)
+    return claims.matching(runs.recorded(PAPER), claim, row, claims.metrics_of(PAPER)[claim["metric"]])
 
 
 def test_a_changed_setting_keeps_a_run_out_of_the_claim(root):
