@@ -97,7 +97,16 @@ def test_table_and_look_up_follow_the_posterior_by_its_rule():
         assert float(method.look_up(table, torch.tensor([value]))) == pytest.approx(expected, abs=1e-6)
 
 
-@pytest.mark.parametrize("shape", [((2.0, 6.0), (1.5, 1.1)), ((1.5, 1.1), (6.0, 2.0)), ((0.5, 2.0), (0.4, 0.3))])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        ((2.0, 6.0), (1.5, 1.1)),
+        ((1.5, 1.1), (6.0, 2.0)),
+        ((0.5, 2.0), (0.4, 0.3)),
+        ((30.0, 60.0), (60.0, 20.0)),  # both densities lie at their floor on the left
+        ((6.0, 9.0), (25.0, 2.0)),
+    ],
+)
 def test_the_table_never_falls(shape):
     """Also with an extremum inside: alpha_1 < alpha_0 lifts the left end, beta_1 > beta_0 drops the right one."""
     low, high = (torch.tensor(v, dtype=torch.float64) for v in zip(*shape, strict=True))
@@ -167,6 +176,16 @@ def separable(n, k=2, flipped=0.3, seed=0):
     logits = 4 * torch.nn.functional.one_hot(truth, k) + torch.randn(n, k, generator=gen)
     given = torch.from_numpy(noise.symmetric(truth.numpy(), flipped, k, seed))
     return logits, given
+
+
+def test_a_fit_that_fails_keeps_the_losses_range_too():
+    logits, given = separable(500, 4)
+    judge = method.Judge(500, 4)
+    assert judge.refit(logits, given, "loss")
+    before = judge.range.clone(), judge.weight.clone()
+    assert not judge.refit(torch.zeros(500, 4), given, "loss")
+    assert torch.equal(judge.range, before[0])
+    assert judge.refit(logits, given, "loss") and torch.equal(judge.weight, before[1])
 
 
 @pytest.mark.parametrize("kind", ["similarity", "loss"])

@@ -344,6 +344,30 @@ def test_contempt_may_be_absent_from_real_noise_and_nothing_else():
     one_line_error(error, "--noise-kind fer2013", "FERPlus")
 
 
+def test_test_faces_that_repeat_a_training_face_are_found_and_left_out_of_a_metric(faces, tmp_path, monkeypatch):
+    training, _, test = sets.parts(many(90), config.preset("demo"))
+    assert not sets.repeated(test, training).any()
+    pictures = test.images.clone()
+    pictures[[2, 5]] = training.images[[7, 1]]
+    assert np.flatnonzero(sets.repeated(dataclasses.replace(test, images=pictures), training)).tolist() == [2, 5]
+    monkeypatch.setattr(sets, "repeated", lambda test, training: np.arange(len(test)) < 10)
+    start(tmp_path)
+    arrays, metrics = result(tmp_path)[1], checkpoint.read_json(only_run(tmp_path) / "run.json")["metrics"]
+    right = (arrays["predicted_mean"] == arrays["label"])[10:]
+    assert metrics["accuracy_mean_unseen_pct"] == pytest.approx(100 * right.mean())
+
+
+def test_the_record_says_how_alike_the_networks_are(faces, tmp_path):
+    start(tmp_path)
+    arrays, metrics = result(tmp_path)[1], checkpoint.read_json(only_run(tmp_path) / "run.json")["metrics"]
+    mean, second = (arrays[k].astype(float)[arrays["flip"].astype(bool)] for k in ("weight", "weight_second"))
+    expected = 100 * np.corrcoef(2 * mean - second, second)[0, 1]
+    assert metrics["weight_correlation_pct"] == pytest.approx(expected)
+    assert metrics["disagreement_pct"] == pytest.approx(
+        100 * (arrays["predicted"] != arrays["predicted_second"]).mean()
+    )
+
+
 # ---- Sets on disk, through the pack's interface
 
 

@@ -152,6 +152,12 @@ def part(faces, split):
     return Part(faces.images[torch.from_numpy(index)], faces.label[index], faces.label[index])
 
 
+def repeated(part, training):
+    """Which faces of a part are byte for byte a face of the training part too, (N,) bool. FER2013 has such copies."""
+    flat = [one.images.reshape(len(one), -1).numpy() for one in (part, training)]
+    return np.isin(*(rows.view(f"V{rows.shape[1]}")[:, 0] for rows in flat))
+
+
 # ---- Batches
 
 

@@ -48,6 +48,17 @@ def _balanced(key):
     return statistic
 
 
+def _unseen(key):
+    return lambda p: 100 * (p[key] == p["label"])[~p["repeated"].astype(bool)].mean()
+
+
+def _alike(p):
+    """Correlation of the two networks' weights over the flipped labels."""
+    mean, second = (p[k].astype(np.float64)[p["flip"].astype(bool)] for k in ("weight", "weight_second"))
+    first = 2 * mean - second
+    return 100 * np.corrcoef(first, second)[0, 1] if first.std() and second.std() else np.nan
+
+
 def _weight_of(flipped):
     return lambda p: 100 * p["weight"].astype(np.float64)[p["flip"].astype(bool) == flipped].mean()
 
@@ -94,6 +105,12 @@ def _metrics():
             yield Metric(
                 f"balanced{short}{end}_pct", f"balanced accuracy{label}", False, statistic=balanced, needs=keys
             )
+    for key, who in (("predicted", ""), ("predicted_mean", ", mean of both")):
+        name, label = key.replace("predicted", "accuracy"), f"accuracy without copies of training faces{who} (%)"
+        yield Metric(f"{name}_unseen_pct", label, False, statistic=_unseen(key), needs=("label", key, "repeated"))
+    yield Metric("disagreement_pct", "test faces on which the two networks differ (%)", False,
+                 lambda p: 100.0 * (p["predicted"] != p["predicted_second"]),
+                 needs=("predicted", "predicted_second"))  # fmt: skip
     pair = ("weight", "flip")
     found = "clean labels told from flipped ones by the"
     yield Metric(
@@ -109,6 +126,8 @@ def _metrics():
                  statistic=_calibration_error, needs=pair)  # fmt: skip
     yield Metric("weight_lowest_class_pct", "lowest mean weight of a class's clean labels (%)", False,
                  statistic=_lowest_class, needs=(*pair, "train_label"))  # fmt: skip
+    yield Metric("weight_correlation_pct", "correlation of the networks' weights over flipped labels (%)", True,
+                 statistic=_alike, needs=(*pair, "weight_second"))  # fmt: skip
 
 
 METRICS = {m.name: m for m in _metrics()}
@@ -171,7 +190,10 @@ def predictions(twins, test, cfg, device, end=""):
 
 
 def judgements(judges, training):
-    """Arrays of the training faces, ordered by true class: flip list, the networks' mean weight and similarity."""
+    """Arrays of the training faces, ordered by true class: flip list, weights and similarity.
+
+    Means over the networks, and for two of them the second one's weight.
+    """
     given = torch.from_numpy(training.given).unsqueeze(1)
     belief = torch.stack([one.belief.cpu() for one in judges])
     own = torch.stack([b.gather(1, given).squeeze(1) / b.norm(dim=1) for b in belief])
@@ -181,6 +203,8 @@ def judgements(judges, training):
         "weight": weight.mean(0).numpy().astype(np.float16),
         "similarity": own.mean(0).numpy().astype(np.float16),
     }
+    if len(judges) == 2:
+        arrays["weight_second"] = weight[1].numpy().astype(np.float16)
     return arrays | ({"given": training.given.astype(np.uint8), "flip": training.flip} if training.flip.any() else {})
 
 

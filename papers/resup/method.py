@@ -127,15 +127,15 @@ def table(mixture):
     """P(clean | value) at POINTS equally spaced values, (POINTS,) float32, monotone.
 
     The ratio of two Betas has at most one extremum. Right of a maximum the table stays at it, as in the released code;
-    left of a minimum too (ours), for otherwise the least plausible labels would gain weight.
+    left of a minimum too (ours), for otherwise the least plausible labels would gain weight: by the ratio itself, or
+    where both densities lie at their floor.
     """
     p = posterior(mixture, torch.linspace(TINY, 1 - TINY, POINTS, dtype=torch.float64))
     place = torch.arange(POINTS)
-    if mixture.alpha[1] < mixture.alpha[0]:
-        low = p.argmin()
-        p = torch.where(place < low, p[low], p)
     high = p.argmax()
-    return torch.where(place > high, p[high], p).float()
+    p = torch.where(place > high, p[high], p)
+    low = p.argmin()
+    return torch.where(place < low, p[low], p).float()
 
 
 def look_up(table, values):
@@ -169,7 +169,7 @@ class Judge(nn.Module):
 
     def refit(self, logits, labels, kind):
         """Fit to the whole training set's logits (N, K); True when it worked, else the last good fit stays."""
-        losses = F.cross_entropy(logits.float(), labels, reduction="none")
+        losses, before = F.cross_entropy(logits.float(), labels, reduction="none"), self.range.clone()
         if kind == "loss":
             self.range.copy_(torch.stack(loss_range(losses)))
         values = self.evidence(logits, labels, kind)
@@ -179,6 +179,9 @@ class Judge(nn.Module):
             self.table.copy_(table(mixture))
             self.shape.copy_(torch.stack([mixture.alpha, mixture.beta]))
             self.share.copy_(mixture.share)
+        else:
+            self.range.copy_(before)  # the last good fit belongs to the losses' range at its time
+            values = self.evidence(logits, labels, kind)
         self.weight.copy_(look_up(self.table, values))
         self.belief.copy_(logits.float().softmax(-1))
         return mixture is not None

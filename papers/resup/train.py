@@ -261,6 +261,8 @@ def record(run, cfg, faces, twins, judges, best, parts, files, steps, device, wa
     """Test the last and the validation-chosen weights, save predictions and the last weights, write the record."""
     training, valid, test = parts
     arrays = evaluate.predictions(twins, test, cfg, device) | evaluate.judgements(judges, training)
+    copies = data.repeated(test, training)
+    arrays |= {"repeated": copies} if copies.any() else {}
     path = run.folder / "model.safetensors"
     words = dict(
         row=cfg.row, preset=cfg.preset, trained_on=cfg.data, classes=" ".join(faces.classes), nets=cfg.nets,
