@@ -227,7 +227,10 @@ def load_strictly(net, state, path):
 
 
 def read_state(path):
-    """State dict of a weights file, without DataParallel's prefix. UserError when it is missing or unreadable."""
+    """State dict of a weights file, without DataParallel's prefix. UserError when it is missing or unreadable.
+
+    A training checkpoint that holds it as its `state_dict`, as many public files do, is unwrapped.
+    """
     if Path(path).suffix == ".safetensors":
         state = read_weights(path)[0]
     else:
@@ -238,6 +241,8 @@ def read_state(path):
         except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, KeyError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(f"{path}: not a state dict that loads without running code ({reason[:80]})") from None
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]
     if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise UserError(f"{path}: not a flat state dict of tensors; save `model.state_dict()` alone")
     return {name.removeprefix("module."): value for name, value in state.items()}

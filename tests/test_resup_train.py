@@ -339,6 +339,10 @@ def test_contempt_may_be_absent_from_real_noise_and_nothing_else():
     with pytest.raises(cli.UserError) as error:
         sets.parts(without, cfg)
     one_line_error(error, "no training label c")
+    unknown = dataclasses.replace(whole, other=np.full(len(whole), -1))
+    with pytest.raises(cli.UserError) as error:
+        sets.parts(unknown, cfg)
+    one_line_error(error, "without fer2013_labels.csv")
     with pytest.raises(cli.UserError) as error:
         sets.parts(many(), cfg)
     one_line_error(error, "--noise-kind fer2013", "FERPlus")
@@ -414,6 +418,16 @@ def test_sets_without_a_validation_part_hold_one_out(packs):
     one_line_error(error, "rafdb", "expected 0 to 6")
 
 
+def test_affectnet_comes_with_seven_or_eight_classes(packs):
+    split = np.repeat(np.array([0, 1], np.uint8), (300, 100))
+    for k in (7, 8):
+        packs({"label": (np.arange(400) % k).astype(np.int8), "split": split})
+        found = sets.load("affectnet", "majority")
+        assert len(found.classes) == k and ("contempt" in found.classes) == (k == 8)
+        training, _, _ = sets.parts(found, config.preset("short"))
+        assert training.given.max() == k - 1, "flips stay among the classes that exist"
+
+
 # ---- Bad input: one line each
 
 
@@ -421,7 +435,8 @@ def test_sets_without_a_validation_part_hold_one_out(packs):
     ("words", "said"),
     [
         (["--row", "dividemix"], "unknown row 'dividemix'"),
-        (["--preset", "demo", "--noise", "1.0"], "--noise 1.0"),
+        (["--preset", "demo", "--noise", "1.0"], "--noise 1.0: a share of flipped labels lies in [0, 1)"),
+        (["--preset", "demo", "--noise", "nan"], "--noise nan: a share of flipped labels lies in [0, 1)"),
         (["--preset", "demo", "--noise", "-0.1"], "--noise -0.1"),
         (["--preset", "demo", "--warmup", "0"], "--warmup 0"),
         (["--preset", "demo", "--row", "ce", "--weighting", "swapped"], "--weighting swapped"),
@@ -433,6 +448,8 @@ def test_sets_without_a_validation_part_hold_one_out(packs):
         (["--preset", "demo", "--noise-kind", "fer2013"], "--noise-kind fer2013"),
         (["--preset", "paper", "--data", "embedded"], "--weights0 FILE"),
         (["--preset", "paper", "--data", "embedded", "--weights0", "no/file"], "no/file"),
+        (["--preset", "demo", "--weights0", "no/file"], "--weights0 no/file: --init scratch scratch does not read it"),
+        (["--preset", "demo", "--row", "ce", "--weights1", "no/file"], "row ce has one network"),
         (["--preset", "short", "--data", "cifar"], "unknown data set 'cifar'"),
         (["--preset", "short"], "make data-ferplus"),
     ],
@@ -466,10 +483,13 @@ def test_weights_are_evaluated_on_the_set_they_know(faces, tmp_path, capsys, pac
     one_line_error(error, "describes no networks of this paper")
 
 
-def test_starting_weights_are_read_and_recorded(faces, tmp_path):
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_starting_weights_are_read_and_recorded(faces, tmp_path, wrapped):
+    """As a state dict, or inside a training checkpoint as public files of MS-Celeb weights are."""
     cfg = dataclasses.replace(config.preset("demo"), width=4, units=(1, 1))
     torch.manual_seed(99)
-    torch.save(config.build_net(cfg, 5).state_dict(), tmp_path / "w.pth")
+    state = config.build_net(cfg, 5).state_dict()
+    torch.save({"epoch": 3, "state_dict": state} if wrapped else state, tmp_path / "w.pth")
     words = ["--init", "file", "scratch", "--weights0", str(tmp_path / "w.pth")]
     written = start(tmp_path / "out", "resup", *words)
     assert written["data"]["init"].startswith("file ") and written["data"]["init"].endswith(", scratch")

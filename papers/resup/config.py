@@ -8,7 +8,7 @@ import torch
 from common import runs
 from common.cli import MissingData, UserError
 from common.reproduce import Plan
-from papers.resup import nets
+from papers.resup import nets, noise
 
 PAPER = "resup"
 ROWS = {
@@ -152,11 +152,12 @@ def preset(name, row="resup", data=None):
 
 def check(cfg):
     """UserError for a setting that cannot work, before any data is read."""
+    noise.check_rate(cfg.noise)
     limits = {
         "row": cfg.row in ROWS, "data": cfg.data in DATA, "nets": cfg.nets in (1, 2), "batch": cfg.batch >= 2,
         "weighting": cfg.weighting in WEIGHTING and (cfg.nets == 2 or cfg.weighting in ("none", "own")),
         "evidence": cfg.evidence in ("similarity", "loss"), "consistency": cfg.consistency >= 0,
-        "noise": 0 <= cfg.noise < 1, "noise_kind": cfg.noise_kind in ("symmetric", "fer2013"),
+        "noise_kind": cfg.noise_kind in ("symmetric", "fer2013"),
         "init": len(cfg.init) == 2 and set(cfg.init) <= {"scratch", "msceleb", "imagenet", "file"},
         "stem": cfg.stem in nets.STEMS, "width": cfg.width >= 4, "units": len(cfg.units) >= 1 and min(cfg.units) >= 1,
         "dropout": 0 <= cfg.dropout < 1, "input_px": cfg.input_px >= 8,
@@ -184,11 +185,15 @@ def build_twins(cfg, classes, files=("", "")):
 
     `files`: weights files for the two. Init "msceleb" and "file" need one, "imagenet" may have one; else MissingData.
     """
+    if cfg.nets == 1 and files[1]:
+        raise UserError(f"--weights1 {files[1]}: row {cfg.row} has one network, which takes --weights0")
     members = []
     for m in range(cfg.nets):
         torch.manual_seed(2 * cfg.seed + m)
         net, kind = build_net(cfg, classes), cfg.init[m]
-        if kind != "scratch" and files[m]:
+        if kind == "scratch" and files[m]:
+            raise UserError(f"--weights{m} {files[m]}: --init {' '.join(cfg.init)} does not read it; take `file` there")
+        if files[m]:
             nets.load_body(net, files[m])
         elif kind == "imagenet":
             nets.load_imagenet(net)

@@ -94,6 +94,8 @@ def _labelled(name, arrays, rule):
         raise UserError(
             f"{name}: labels {label.min()} to {label.max()}, expected 0 to {len(classes) - 1}; prepare it again"
         )
+    if name == "affectnet" and label.max() < len(classes) - 1:
+        classes = classes[:-1]  # the variant of seven classes leaves contempt, its last label, out
     return np.ones(len(label), bool), label, None, classes
 
 
@@ -133,6 +135,11 @@ def parts(faces, cfg):
     if cfg.noise_kind == "fer2013":
         known = ordered(faces, 0)
         known = known[faces.other[known] >= 0]
+        if not len(known):
+            raise UserError(
+                f"--noise-kind fer2013: {cfg.data} was prepared without fer2013_labels.csv; add the file to its folder "
+                "and prepare the set again (data/README.md)"
+            )
         train = Part(faces.images[torch.from_numpy(known)], faces.label[known], faces.other[known])
         noise.check_classes(train.given, faces.classes, allowed=CONTEMPT)
         return train, valid, test

@@ -115,12 +115,11 @@ def fit(values):
 
 
 def in_order(mixture):
-    """The mixture with component 1 above component 0; None where its means are equal or its posterior falls."""
+    """The mixture with component 1 above component 0; None where its means are equal or a number is not finite."""
     if mixture.mean[1] < mixture.mean[0]:
         mixture = Mixture(mixture.alpha.flip(0), mixture.beta.flip(0), mixture.share.flip(0))
-    rises = mixture.alpha[1] > mixture.alpha[0] or mixture.beta[1] < mixture.beta[0]
     finite = all(torch.isfinite(part).all() for part in (mixture.alpha, mixture.beta, mixture.share))
-    return mixture if finite and rises and mixture.mean[1] > mixture.mean[0] else None
+    return mixture if finite and mixture.mean[1] > mixture.mean[0] else None
 
 
 def table(mixture):

@@ -15,14 +15,19 @@ def symmetric(labels, rate, classes, seed):
     Independent draws, as in the authors' lists (whose realised rates are 10.0, 20.3, 29.4 and 40.0 %). UserError for a
     rate outside [0, 1), or one class, which has no other.
     """
-    if not 0 <= rate < 1:
-        raise UserError(f"--noise {rate}: a share of flipped labels lies in [0, 1)")
+    check_rate(rate)
     if rate and classes < 2:
         raise UserError(f"--noise {rate}: with {classes} class there is no other label to flip to")
     gen = images.generator(seed, KEY)
     flip = torch.rand(len(labels), generator=gen).numpy() < rate
     step = torch.randint(1, max(2, classes), (len(labels),), generator=gen).numpy()
     return np.where(flip, (np.asarray(labels) + step) % classes, labels)
+
+
+def check_rate(rate):
+    """UserError for a rate outside [0, 1)."""
+    if not 0 <= rate < 1:
+        raise UserError(f"--noise {rate}: a share of flipped labels lies in [0, 1)")
 
 
 def check_classes(given, names, allowed=()):
