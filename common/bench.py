@@ -34,12 +34,11 @@ def timed(run):
     return time.perf_counter() - started
 
 
-def compare(run, other, rounds=5):
-    """Median seconds of both, and the median of the pairwise ratios other/run, after one warm-up each."""
+def compare(run, other, rounds=9):
+    """Median seconds of both, timed in turn after one warm-up each, and the ratio other/run of these."""
     timed(run), timed(other)
-    pairs = [(timed(run), timed(other)) for _ in range(rounds)]
-    ratio = statistics.median(b / a for a, b in pairs)
-    return statistics.median(a for a, _ in pairs), statistics.median(b for _, b in pairs), ratio
+    ours, theirs = map(statistics.median, zip(*((timed(run), timed(other)) for _ in range(rounds)), strict=True))
+    return ours, theirs, theirs / ours
 
 
 def peak_mib(run, device, warm=True):
@@ -108,8 +107,8 @@ def measure(paper):
             rows.append((what, name, f"{1000 * seconds:.1f}", "", "", ""))
             continue
         ours, theirs, ratio = compare(run, other)
-        print(f"  {what:44s} {name} {1000 * ours:.1f} ms, {other_name} {1000 * theirs:.1f} ms: {ratio:.1f} x")
-        rows.append((what, name, f"{1000 * ours:.1f}", other_name, f"{1000 * theirs:.1f}", f"{ratio:.1f}"))
+        print(f"  {what:44s} {name} {1000 * ours:.1f} ms, {other_name} {1000 * theirs:.1f} ms: {ratio:.3g} x")
+        rows.append((what, name, f"{1000 * ours:.1f}", other_name, f"{1000 * theirs:.1f}", f"{ratio:.3g}"))
     return rows
 
 

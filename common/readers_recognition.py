@@ -54,13 +54,13 @@ def lfw(folder):
     people = [verification.read_people(protocols / f"peopleDev{part}.txt")[0] for part in ("Train", "Test")]
     sets = {name: k for k, part in enumerate(verification.read_people(protocols / "people.txt")) for name in part}
     images = folder_with(folder, "Aaron_Peirsol")
-    points = _five_points(folder, images)
+    points = five_points(folder, images)
     expected, found, names = people[0] | people[1], {}, []
     for path, name, identity in identity_files(images):
         person = path.parent.name
         found[person] = found.get(person, 0) + 1
         names.append(name)
-        image = path.read_bytes() if points is None else _aligned(path, points.get(name))
+        image = path.read_bytes() if points is None else aligned(path, points.get(name))
         split = np.uint8(person in people[1])
         yield image, {"name": name, "identity": identity, "split": split, "people_set": np.uint8(sets.get(person, 255))}
     _check_people(images, expected, found)
@@ -71,7 +71,7 @@ def lfw(folder):
 def _pairs(path, names):
     """(P, 4) int32: positions of the left and right image in `names`, 1 for the same person, fold."""
     pairs = verification.read_pairs(path)
-    left, right = verification.index_pairs(pairs, names)
+    left, right = verification.index_pairs(pairs, names, path)
     return np.stack([left, right, pairs.same, pairs.fold], 1).astype(np.int32)
 
 
@@ -85,8 +85,11 @@ def _check_people(images, expected, found):
         )
 
 
-def _five_points(folder, images):
-    """None for aligned faces; else {name: (5, 2)} of landmarks.csv (file, probability, then x and y five times)."""
+def five_points(folder, images):
+    """None for aligned faces; else {name: (5, 2)} of landmarks.csv (file, probability, then x and y five times).
+
+    `images` is the tree <identity>/<image>, whose first image tells. UserError without that file, or for a bad line.
+    """
     first = next(path for path, _, _ in identity_files(images))
     size = open_image(first).size
     if size == (ALIGNED_PX, ALIGNED_PX):
@@ -100,11 +103,20 @@ def _five_points(folder, images):
         ) from None
     with open(path, newline="") as handle:
         rows = list(csv.reader(handle))[1:]
-    return {row[0]: np.array(row[2:12], float).reshape(5, 2) for row in rows}
+    points = {}
+    for number, row in enumerate(rows, start=2):
+        try:
+            points[row[0]] = np.array(row[2:12], float).reshape(5, 2)
+        except (ValueError, IndexError):
+            raise UserError(
+                f"{path}:{number}: expected file, probability and ten numbers, found {','.join(row)[:60]!r}; "
+                "make it again by `python -m common.align`"
+            ) from None
+    return points
 
 
-def _aligned(path, points):
-    """uint8 (112, 112, 3)."""
+def aligned(path, points):
+    """A photo as uint8 (112, 112, 3), by its points (5, 2). UserError where these are None."""
     if points is None:
         raise UserError(f"{path}: has no line in landmarks.csv; make that file for all photos")
     pixels = torch.from_numpy(np.array(open_image(path).convert("RGB"))).permute(2, 0, 1)

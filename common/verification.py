@@ -250,13 +250,15 @@ def read_people(path):
     return sets
 
 
-def index_pairs(pairs, names):
-    """Positions (P,), (P,) of the pairs' images in the list `names`. UserError when an image is absent."""
+def index_pairs(pairs, names, path):
+    """Positions (P,), (P,) of the pairs' images in the list `names`. UserError, with the pairs' file `path`, when an
+    image is absent.
+    """
     place = {name: i for i, name in enumerate(names)}
     absent = [name for name in (*pairs.left, *pairs.right) if name not in place]
     if absent:
         raise UserError(
-            f"the pairs name {len(set(absent))} images that are absent, e.g. {absent[0]}; "
+            f"{path}: names {len(set(absent))} images that are absent, e.g. {absent[0]}; "
             "obtain the whole data set, or the protocol file that belongs to it"
         )
     return np.array([place[n] for n in pairs.left]), np.array([place[n] for n in pairs.right])

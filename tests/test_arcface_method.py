@@ -250,6 +250,13 @@ def test_initial_loss_of_the_reference():
     assert loss == pytest.approx(expected, abs=0.8)
 
 
+def test_options_that_a_head_cannot_have_are_one_line():
+    with pytest.raises(UserError, match=r"inter 1\.0 with 3 centers"):
+        MarginHead(5, 6, centers=3, inter=1.0)
+    with pytest.raises(UserError, match="'softmax' has no margin, scale or centre to set; drop past_pi, scale"):
+        method.make_head("softmax", 5, 6, past_pi="easy", scale=3.0)
+
+
 def test_intra_and_inter_losses():
     x, w, y = problem()
     theta = torch.acos(F.normalize(x) @ F.normalize(w).T)

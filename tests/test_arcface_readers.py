@@ -254,13 +254,39 @@ def test_identity_folder(tmp_path):
 
 
 def test_image_folders_one_by_one(tmp_path):
-    tree(tmp_path, {"B": 1, "A": 2})
+    tree(tmp_path, {"B": 1, "A": 2}, 112)
     found = readers.FolderSet(tmp_path)
     assert len(found) == 3 and found.classes == 2 and [found[i][1] for i in range(3)] == [0, 0, 1]
-    assert found[1][0].shape == (3, 16, 16) and colour(found[1][0]) == colour(readers.decode([jpeg(1)])[0])
+    assert found[1][0].shape == (3, 112, 112) and colour(found[1][0]) == [1, 0, 254]
     (tmp_path / "B" / "B_0002.jpg").write_bytes(jpeg(0, 18))
     with pytest.raises(UserError, match=r"B_0002.jpg: 18x18 px, unlike the first"):
         readers.FolderSet(tmp_path)[3]
+
+
+def points_file(path, folder, points):
+    """landmarks.csv with the same five points for every photo of a tree."""
+    head = "file,prob," + ",".join(f"c{i}" for i in range(10))
+    names = [name for _, name, _ in readers_recognition.identity_files(folder)]
+    path.write_text("\n".join([head, *(f"{n},1.0," + ",".join(f"{v:.4f}" for v in points.ravel()) for n in names)]))
+
+
+def test_photos_in_folders_are_aligned_or_refused(tmp_path):
+    tree(tmp_path, {"A": 2, "B": 1}, 250)
+    with pytest.raises(UserError, match=r"A_0001.jpg: 250x250 px, not aligned to 112; put landmarks.csv"):
+        readers.FolderSet(tmp_path)
+    photo = np.random.default_rng(0).integers(0, 256, (250, 250, 3), np.uint8)
+    Image.fromarray(photo).save(tmp_path / "B" / "B_0001.png")
+    (tmp_path / "B" / "B_0001.jpg").unlink()
+    points_file(tmp_path / "landmarks.csv", tmp_path, align.TEMPLATE_112 + [60, 40])
+    face, label = readers.FolderSet(tmp_path)[2]
+    assert label == 1 and face.shape == (3, 112, 112)
+    assert np.abs(face.permute(1, 2, 0).numpy().astype(int) - photo[40:152, 60:172].astype(int)).max() <= 2
+    path = tmp_path / "landmarks.csv"
+    whole = path.read_text()
+    for broken in (whole.rsplit(",", 1)[0], whole.replace("1.0,", "1.0,x", 1)):
+        path.write_text(broken)
+        with pytest.raises(UserError, match=r"landmarks.csv:\d: expected file, probability and ten numbers"):
+            readers.FolderSet(tmp_path)
 
 
 # ---- LFW
@@ -303,7 +329,7 @@ def test_pairs_that_name_an_absent_image(tmp_path):
     lfw_tree(tmp_path)
     path = tmp_path / "protocols" / "pairsDevTest.txt"
     path.write_text(path.read_text().replace("Zico\t1", "Zico\t7"))
-    with pytest.raises(UserError, match=r"absent, e.g. Zico/Zico_0007.jpg"):
+    with pytest.raises(UserError, match=r"pairsDevTest.txt: names 1 images that are absent, e.g. Zico/Zico_0007.jpg"):
         list(readers_recognition.lfw(tmp_path))
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.metrics import roc_auc_score
-from test_arcface_readers import jpeg
+from test_arcface_readers import jpeg, record, write_set
 
 from common import checkpoint, claims, cli, data, runs, verification
 from common import nets as common_nets
@@ -419,6 +419,58 @@ def test_identity_folders_are_read_in_place(tmp_path, row):
     assert {"accuracy_pct", "accuracy_agedb_30_pct"} <= metrics.keys() and "accuracy_cfp_fp_pct" not in metrics
 
 
+@pytest.mark.parametrize("kind", ["folders", "recordio"])
+def test_a_set_read_in_place_is_cleaned_like_one_in_memory(tmp_path, kind):
+    """Noise, people with few images and the drop rule reach the loader's labels."""
+    source = tmp_path / "set"
+    source.mkdir()
+    write_bin(source / "lfw.bin")
+    faces = [(k, jpeg(60 * k + 10 * i, 112)) for k in range(4) for i in range(1 if k == 2 else 4)]
+    if kind == "recordio":
+        write_set(source, {i: record(float(k), face) for i, (k, face) in enumerate(faces)}, classes=4, size=112)
+    for i, (k, face) in enumerate(faces if kind == "folders" else ()):
+        (source / f"p{k}").mkdir(exist_ok=True)
+        (source / f"p{k}" / f"{i}.jpg").write_bytes(face)
+    words = ["--preset", "paper", "--row", "subcenter", *TINY[2:], "--steps", "3", "--workers", "0"]
+    words += ["--min-images", "2", "--noise", "0.25"]
+    cfg = train.parse(words)
+    training, _ = sets.large_training(cfg, source)
+    assert (len(training), training.classes, training.wrong.sum()) == (12, 3, 3)
+    assert [training.dataset[i][1] for i in range(12)] == training.labels.tolist()
+    assert ((training.labels != np.repeat([0, 1, 2], 4)) == training.wrong).all()
+    net, device = config.build_net(cfg).eval(), torch.device("cpu")
+    images = torch.stack([training.dataset[i][0] for i in range(12)])
+    in_memory = evaluate.embed_training(net, dataclasses.replace(training, images=images, dataset=None), device)
+    torch.testing.assert_close(evaluate.embed_training(net, training, device), in_memory)
+    rest = training.only(training.labels != 1)
+    assert rest.classes == 2 and rest.dataset[len(rest) - 1][1] == rest.labels[-1] == 1
+    written = train.main([*words, "--device", "cpu", "--source", str(source), "--out", str(tmp_path / "out")])
+    assert {"drop_recall_pct", "drop_precision_pct"} <= written["metrics"].keys()
+
+
+def test_cleaning_that_drops_everybody_is_one_line():
+    training = sets.Training(np.array([0, 0, 1]), 2, torch.zeros(3, 3, 4, 4))
+    with pytest.raises(cli.UserError) as error:
+        training.only([False] * 3)
+    one_line_error(error, "no training face is left")
+
+
+def test_evaluate_reads_a_folder_with_its_pairs_and_draws(tmp_path, capsys):
+    torch.manual_seed(0)
+    checkpoint.save_weights(tmp_path / "w.safetensors", config.build_net(dataclasses.replace(
+        config.preset("demo"), widths=(8, 8, 8, 8), input_px=16, features=8)))  # fmt: skip
+    lfw_tree(tmp_path / "x")
+    words = ["--weights", str(tmp_path / "w.safetensors"), "--data", str(tmp_path / "x" / "lfw"), "--device", "cpu"]
+    words += ["--pairs", str(tmp_path / "x" / "protocols" / "pairs.txt")]
+    evaluate.main([*words, "--picture", str(tmp_path / "roc.png")])
+    said = capsys.readouterr().out
+    assert "80 pairs" in said and "folds" in said and (tmp_path / "roc.png").stat().st_size > 5000
+    evaluate.main([*words, "--channels", "bgr"])
+    assert capsys.readouterr().out.split("\n  folds ")[0] != said.split("\n  folds ")[0], "other pixels, other distances"
+    with pytest.raises(cli.UserError, match="usage"):
+        evaluate.main([*words, "--pixels", "srgb"])
+
+
 # ---- Bad input: one line each
 
 
@@ -429,7 +481,9 @@ def test_identity_folders_are_read_in_place(tmp_path, row):
         (["--preset", "demo", "--batch", "1"], "--batch 1"),
         (["--preset", "demo", "--net", "iresnet51"], "--net iresnet51"),
         (["--preset", "demo", "--row", "triplet", "--images-per-person", "1"], "at least 2 images"),
-        (["--preset", "demo", "--row", "softmax", "--sharded"], "--sharded"),
+        (["--preset", "demo", "--row", "softmax", "--sharded"], "--sharded: the head takes its own steps"),
+        (["--preset", "short", "--sharded"], "it needs --optimizer sgd and --averaging 0"),
+        (["--preset", "demo", "--sample-rate", "0.1"], "add --sharded"),
         (["--preset", "demo", "--margn", "0.4"], "unknown setting"),
         (["--preset", "demo", "--input-px", "40"], "multiple of 16"),
         (["--preset", "demo", "--protocol", "view2"], "no View 2"),

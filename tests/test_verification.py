@@ -134,7 +134,7 @@ def test_embed_adds_the_mirror_image_before_normalising():
     found = v.embed(network, images, lambda x: x.float() - 127, batch=2)
     x = images.float() - 127
     raw = network(x) + network(x.flip(3))
-    np.testing.assert_allclose(found, torch.nn.functional.normalize(raw).numpy(), rtol=1e-5)
+    np.testing.assert_allclose(found, torch.nn.functional.normalize(raw).numpy(), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, rtol=1e-12)
     plain = v.embed(network, images, lambda x: x.float() - 127, flip=False)
     assert np.abs(plain - found).max() > 0.01
@@ -192,10 +192,10 @@ def test_pairs_of_view_1(tmp_path):
     assert pairs.same.sum() == 20 and (np.bincount(pairs.fold) == 4).all()
     assert all(pairs.same[pairs.fold == f].sum() == 2 for f in range(10))
     names = sorted(set(pairs.left) | set(pairs.right))
-    left, right = v.index_pairs(pairs, names)
+    left, right = v.index_pairs(pairs, names, "pairs.txt")
     assert [names[i] for i in left] == pairs.left.tolist() and [names[i] for i in right] == pairs.right.tolist()
-    with pytest.raises(UserError, match=r"the pairs name 1 images that are absent, e.g. P/P_0003.jpg"):
-        v.index_pairs(pairs, [n for n in names if n != "P/P_0003.jpg"])
+    with pytest.raises(UserError, match=r"pairs.txt: names 1 images that are absent, e.g. P/P_0003.jpg"):
+        v.index_pairs(pairs, [n for n in names if n != "P/P_0003.jpg"], "pairs.txt")
 
 
 def test_people(tmp_path):

@@ -6,7 +6,7 @@ import importlib.util
 
 import torch
 
-from common import align, faces, images
+from common import align, faces
 from common.bench import available, peak_mib
 from papers.arcface import data
 from papers.arcface.config import preset
@@ -46,7 +46,10 @@ def comparisons():
     yield f"aligning {BATCH} faces", "batched", lambda: align.align(drawn.images, drawn.five.numpy()), "one by one", one
     cfg = dataclasses.replace(preset("short"), batch=BATCH)
     batched = lambda: data.augment(drawn.images, cfg, 0, slice(None))
-    yield f"augmenting {BATCH} faces", "batched", batched, "one by one", lambda: one_by_one(drawn.images, cfg)
+    apart = lambda: [
+        data.augment(one, dataclasses.replace(cfg, batch=1), 0, slice(None)) for one in drawn.images.split(1)
+    ]
+    yield f"augmenting {BATCH} faces", "batched", batched, "one by one", apart
 
 
 def once(make, *given):
@@ -104,29 +107,17 @@ def ours_and_theirs(classes, x, y, device):
         head.weight.copy_(weight)
         other.W.copy_(weight.T)
 
-    def step(module):
+    def step(module, weight):
         def run():
-            given = x.clone().requires_grad_()
+            given, weight.grad = x.clone().requires_grad_(), None
             loss = module(given, y)
             loss.backward()
-            return loss.detach(), given.grad
+            return loss.detach(), given.grad, weight.grad
 
         return run
 
-    mine, theirs = step(head), step(other)
-    for a, b in zip(mine(), theirs(), strict=True):
+    mine, theirs = step(head, head.weight), step(other, other.W)
+    (*ours, ours_w), (*others, others_w) = mine(), theirs()
+    for a, b in zip((*ours, ours_w), (*others, others_w.T), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
     return mine, theirs
-
-
-def one_by_one(pictures, cfg):
-    """The obvious data path: the same operations on one face at a time."""
-    gen = images.generator(0)
-    for picture in pictures.split(1):
-        side = picture.shape[-1]
-        centre = (side - 1) / 2 + images.uniform(-6.0, 6.0, (1, 2), gen)
-        extent, angle = images.uniform(95.0, 123.0, (1,), gen), images.uniform(-0.17, 0.17, (1,), gen)
-        where = images.similarity(centre, extent, angle, torch.rand(1, generator=gen) < 0.5, cfg.input_px)
-        x = data.coarse(images.crop(picture, where, cfg.input_px), gen)
-        x = images.blur(images.colour_jitter(x, gen, 0.15, 0.3, 0.3, 0.15), gen, 0.2, 1.5)
-        images.erase(x, gen, 0.4, 0.1, 0.4)

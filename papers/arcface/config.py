@@ -147,19 +147,27 @@ def check(cfg):
     limits = {
         "steps": cfg.steps >= 1, "batch": cfg.batch >= 2, "lr": cfg.lr > 0, "scale": cfg.scale > 0, "net": iresnet,
         "row": cfg.row in ROWS, "protocol": cfg.protocol in PROTOCOLS, "features": cfg.features >= 2,
-        "optimizer": cfg.optimizer == "sgd" or (cfg.optimizer == "adamw" and not cfg.sharded),
+        "optimizer": cfg.optimizer in ("sgd", "adamw"),
         "precision": cfg.precision in ("fp32", "bf16"), "augment": cfg.augment in ("flip", "light", "strong"),
-        "averaging": 0 <= cfg.averaging < 1 and not (cfg.averaging and cfg.sharded), "clip": cfg.clip > 0,
+        "averaging": 0 <= cfg.averaging < 1, "clip": cfg.clip > 0,
         "margin_warmup": 0 <= cfg.margin_warmup <= 1, "sample_rate": 0 < cfg.sample_rate <= 1,
         "noise": 0 <= cfg.noise < 1, "weight_decay": cfg.weight_decay >= 0, "min_images": cfg.min_images >= 1,
         "images_per_person": cfg.images_per_person >= 0 and cfg.batch % max(1, cfg.images_per_person) == 0,
         "joint_bayes": cfg.joint_bayes == 0 or (0 < cfg.joint_bayes < 1 and cfg.data in ("lfw", "embedded")),
-        "sharded": not cfg.sharded or cfg.row in method.MARGINS,
         "members": cfg.members > 1 if cfg.row == "together" else cfg.members == 1,
     }  # fmt: skip
     for name, fine in limits.items():
         if not fine:
             raise UserError(f"--{name.replace('_', '-')} {getattr(cfg, name)}: not a usable value; see --help")
+    if cfg.sharded:
+        needs = {
+            "--optimizer sgd": cfg.optimizer == "sgd", "--averaging 0": not cfg.averaging,
+            f"--row one of {', '.join(method.MARGINS)}": cfg.row in method.MARGINS,
+        }  # fmt: skip
+        if lacking := [setting for setting, given in needs.items() if not given]:
+            raise UserError(f"--sharded: the head takes its own steps, so it needs {' and '.join(lacking)}")
+    elif cfg.sample_rate < 1:
+        raise UserError(f"--sample-rate {cfg.sample_rate}: classes are sampled by the sharded head; add --sharded")
     if cfg.row == "triplet" and cfg.images_per_person < 2:
         raise UserError("--images-per-person: the triplet loss needs at least 2 images of a person in a batch")
 

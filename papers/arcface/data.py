@@ -44,10 +44,35 @@ class Training:
         return len(self.labels)
 
     def only(self, keep):
-        """The same faces without those where `keep` (N,) is false, and the people left renumbered."""
-        keep = np.asarray(keep, bool)
-        labels = np.unique(self.labels[keep], return_inverse=True)[1]
-        return Training(labels, int(labels.max()) + 1, self.images[torch.from_numpy(keep)])
+        """The same faces without those where `keep` (N,) is false, and the people left renumbered.
+
+        UserError when nobody is left.
+        """
+        index = np.flatnonzero(keep)
+        if not len(index):
+            raise UserError("no training face is left; lower --min-images, or train longer before cleaning")
+        labels = np.unique(self.labels[index], return_inverse=True)[1]
+        images = None if self.images is None else self.images[torch.from_numpy(index)]
+        dataset = None if self.dataset is None else Relabelled(self.dataset, index, labels)
+        return Training(labels, int(labels.max()) + 1, images, dataset)
+
+    def given(self, labels, wrong):
+        """The same faces with other labels (N,), `wrong` (N,) where these were replaced."""
+        dataset = None if self.dataset is None else Relabelled(self.dataset, np.arange(len(self)), labels)
+        return dataclasses.replace(self, labels=labels, wrong=wrong, dataset=dataset)
+
+
+class Relabelled(torch.utils.data.Dataset):
+    """Images `index` (N,) of a map-style dataset with `labels` (N,) in place of its own."""
+
+    def __init__(self, dataset, index, labels):
+        self.dataset, self.index, self.labels = dataset, index, labels
+
+    def __len__(self):
+        return len(self.index)
+
+    def __getitem__(self, k):
+        return self.dataset[int(self.index[k])][0], int(self.labels[k])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -129,13 +154,18 @@ def view2_task(cfg, faces, fold):
 
 
 def training_of(cfg, faces, chosen):
-    """Training faces where `chosen` (N,), without people who have fewer than cfg.min_images, with cfg.noise."""
-    count = np.bincount(faces.identity[chosen], minlength=faces.identity.max() + 1)
-    chosen = chosen & (count[faces.identity] >= cfg.min_images)
-    if not chosen.any():
-        raise UserError(f"--min-images {cfg.min_images}: nobody in {cfg.data} has that many images")
+    """Training faces where `chosen` (N,), as the settings want them."""
     labels = np.unique(faces.identity[chosen], return_inverse=True)[1]
-    training = Training(labels, int(labels.max()) + 1, faces.images[torch.from_numpy(chosen)])
+    return as_wanted(cfg, Training(labels, int(labels.max()) + 1, faces.images[torch.from_numpy(chosen)]))
+
+
+def as_wanted(cfg, training):
+    """A Training without people who have fewer than cfg.min_images, and with cfg.noise."""
+    if cfg.min_images > 1:
+        enough = np.bincount(training.labels)[training.labels] >= cfg.min_images
+        if not enough.any():
+            raise UserError(f"--min-images {cfg.min_images}: nobody in {cfg.data} has that many images")
+        training = training.only(enough)
     return with_noise(training, cfg.noise, cfg.seed) if cfg.noise else training
 
 
@@ -146,7 +176,7 @@ def with_noise(training, share, seed):
     wrong[torch.randperm(n, generator=gen)[: round(share * n)].numpy()] = True
     step = torch.randint(1, training.classes, (n,), generator=gen).numpy()
     labels = np.where(wrong, (training.labels + step) % training.classes, training.labels)
-    return dataclasses.replace(training, labels=labels, wrong=wrong)
+    return training.given(labels, wrong)
 
 
 def test_of(faces, pairs, chosen):
@@ -173,11 +203,12 @@ def large_training(cfg, source):
     if (folder / "train.rec").exists() or (folder / "property").exists():
         dataset = readers.RecordIO(folder)
         what = f"{(folder / 'train.rec').stat().st_size} bytes of RecordIO"
-        labels = dataset.labels() if cfg.images_per_person else np.zeros(len(dataset), int)  # else only counted
+        needed = cfg.images_per_person or cfg.min_images > 1 or cfg.noise or cfg.row in ("subcenter", "cleaned")
+        labels = dataset.labels() if needed else np.zeros(len(dataset), int)  # reads every record; else only counted
     else:
         dataset = readers.FolderSet(folder)
         labels, what = dataset.labels, "identity folders"
-    return Training(labels, dataset.classes, dataset=dataset), f"{what}, {len(dataset)} images"
+    return as_wanted(cfg, Training(labels, dataset.classes, dataset=dataset)), f"{what}, {len(dataset)} images"
 
 
 def bin_tests(folder):
@@ -193,6 +224,17 @@ def bin_test(path, name=""):
     pictures, same = readers.read_bin(path)
     left = 2 * np.arange(len(same))
     return Test(name, pictures, np.stack([left, left + 1, same, verification.contiguous_folds(len(same))], 1))
+
+
+def folder_test(folder, pairs_file):
+    """The Test of a tree <identity>/<image> (see readers.FolderSet) and a list of pairs in LFW's format."""
+    dataset, pairs = readers.FolderSet(folder), verification.read_pairs(pairs_file)
+    place = {Path(name).with_suffix(".jpg").as_posix(): k for k, name in enumerate(dataset.names)}  # as the lists name
+    left, right = verification.index_pairs(pairs, list(place), pairs_file)
+    used, moved = np.unique([left, right], return_inverse=True)
+    pictures = torch.stack([dataset[int(k)][0] for k in used])
+    left, right = moved.reshape(2, -1)
+    return Test("", pictures, np.stack([left, right, pairs.same, pairs.fold], 1))
 
 
 # ------------------------------------------------------------------------------------------------ batches

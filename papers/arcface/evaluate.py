@@ -1,9 +1,11 @@
 """Verification accuracy of a weights file: `python -m papers.arcface.evaluate --weights FILE --data lfw`.
 
---data is lfw, embedded, or a .bin file of insightface; --protocol is pairs (LFW's 6,000, ten folds) or view1 (its 1,000
-pairsDevTest). Protocol: embeddings of image and mirror image are added; ten folds, thresholds learned on the other nine
-(common/verification.py). Weights that were trained on LFW's DevTrain are not tested on the 6,000 pairs: 2,985 of the
-4,281 people there are in DevTrain.
+--data is lfw, embedded, a .bin file of insightface, or with --pairs FILE (LFW's format) a folder <identity>/<image>;
+--protocol is pairs (LFW's 6,000, ten folds) or view1 (its 1,000 pairsDevTest). Foreign weights may want other pixels
+than their architecture usually does: --pixels arcface|mxnet|imagenet, --channels bgr. --picture FILE.png draws the ROC
+curve and the angles. Protocol: embeddings of image and mirror image are added; ten folds, thresholds learned on the
+other nine (common/verification.py). Weights that were trained on LFW's DevTrain are not tested on the 6,000 pairs:
+2,985 of the 4,281 people there are in DevTrain.
 """
 
 import dataclasses
@@ -194,9 +196,12 @@ def person_angles(vectors, labels, prefix="", weight=None):
     return arrays
 
 
-def embed_training(net, training, device):
-    """Unit embeddings (N, d) float32 tensor of the training faces, without mirror images."""
-    return torch.from_numpy(embed(net, training.images, device, flip=False)).float()
+def embed_training(net, training, device, workers=0):
+    """Unit embeddings (N, d) float32 tensor of the training faces, without mirror images; `workers` read a dataset."""
+    if training.images is not None:
+        return torch.from_numpy(embed(net, training.images, device, flip=False)).float()
+    parts = torch.utils.data.DataLoader(training.dataset, 1024, num_workers=workers)
+    return torch.cat([torch.from_numpy(embed(net, pictures, device, flip=False)).float() for pictures, _ in parts])
 
 
 def angles_of_training(net, head, training, device):
@@ -219,10 +224,15 @@ def main(argv):
     name, argv = cli.take_option(argv, "data", "lfw")
     protocol, argv = cli.take_option(argv, "protocol")
     out, argv = cli.take_option(argv, "out")
-    if path is None or argv:
+    listed, argv = cli.take_option(argv, "pairs")
+    pixels, argv = cli.take_option(argv, "pixels")
+    channels, argv = cli.take_option(argv, "channels", "rgb")
+    picture, argv = cli.take_option(argv, "picture")
+    if path is None or argv or channels not in ("rgb", "bgr") or pixels not in (None, *nets.PIXELS):
         raise UserError(
-            "usage: python -m papers.arcface.evaluate --weights FILE --data lfw|embedded|FILE.bin "
-            "[--protocol pairs|view1] [--out FOLDER]"
+            "usage: python -m papers.arcface.evaluate --weights FILE --data lfw|embedded|FILE.bin|FOLDER "
+            "[--pairs FILE] [--protocol pairs|view1] [--pixels arcface|mxnet|imagenet] [--channels rgb|bgr] "
+            "[--picture FILE.png] [--out FOLDER]"
         )
     device = parallel.start(device_name)
     if out is not None:
@@ -230,11 +240,19 @@ def main(argv):
         show(f"{path} on lfw, pairs", record["metrics"])
         return
     net = load_net(path).to(device)
-    test, about = test_set(name, protocol or ("pairs" if name == "lfw" else None), path)
+    net.pixels = pixels or net.pixels
+    test, about = test_set(name, protocol or ("pairs" if name == "lfw" else None), path, listed)
+    if channels == "bgr":
+        test = dataclasses.replace(test, images=test.images.flip(1))
     found = predictions(net, test, device)
     show(f"{path} on {about}: {len(test.pairs)} pairs", measure(found))
     result = verification.verify(found["distance"], found["same"], found["fold"])
     print(f"  folds {' '.join(f'{v:.2f}' for v in result.fold_accuracy_pct)}, standard deviation {result.std_pct:.2f}")
+    if picture:
+        from papers.arcface.figures import verification_picture
+
+        verification_picture(found, picture, f"{Path(path).name} on {about}")
+        print(f"  {picture}: ROC curve and angles")
 
 
 def show(title, metrics):
@@ -243,11 +261,13 @@ def show(title, metrics):
         print(f"  {METRICS[key].label:60s} {value:8.3f}")
 
 
-def test_set(name, protocol, weights):
-    """(data.Test, description) of a set's name or a .bin file."""
+def test_set(name, protocol, weights, listed=None):
+    """(data.Test, description) of a set's name, a .bin file, or a folder with its list of pairs `listed`."""
+    if protocol and (listed or name.endswith(".bin")):
+        raise UserError(f"--protocol {protocol}: this set has one list of pairs; leave --protocol out")
+    if listed:
+        return data.folder_test(Path(name), listed), f"{name}, {Path(listed).name}"
     if name.endswith(".bin"):
-        if protocol:
-            raise UserError(f"--protocol {protocol}: a .bin file has one list of pairs; leave --protocol out")
         return data.bin_test(Path(name)), name
     faces = data.load(name)
     key = {"pairs": "pairs", "view1": "pairs_devtest", None: "pairs_devtest"}.get(protocol)

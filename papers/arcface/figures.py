@@ -39,11 +39,23 @@ def overview(records, path):
     figures.save(figure, path)
 
 
+def verification_picture(predictions, path, title):
+    """ROC curve and angles of one network's predictions on one list of pairs, as a PNG."""
+    figure, axes = figures.pyplot().subplots(1, 2, figsize=(10.8, 4.6), layout="constrained")
+    curve(axes[0], "given", [predictions], "these weights")
+    histograms(axes[1], {"given": [predictions]}, {"given": "these weights"})
+    finish(axes, trained=False)
+    figure.suptitle(title, fontsize=11)
+    figures.save(figure, path)
+
+
 def label(row, config):
     """A row's name; with the paper's margin only where the run had it."""
     default = Config()
     as_paper = (config["strength"], config["triplet_margin"]) == (default.strength, default.triplet_margin)
-    return ROWS[row] if as_paper or row not in COMPARED else ROWS[row].split(" (")[0].removesuffix(" on angles")
+    if as_paper or row not in (*COMPARED, "cm1", "cm2"):
+        return ROWS[row]
+    return f"{row}, weaker" if row in ("cm1", "cm2") else ROWS[row].split(" (")[0].removesuffix(" on angles")
 
 
 def curve(axes, row, seeds, name):

@@ -33,7 +33,8 @@ MARGINS = {
     "cm2": (0.9, 0.4, 0.15),
 }
 
-# What the true class's logit does when m1 theta + m2 exceeds pi. Five rules circulate, dated by insightface's history.
+# What the true class's logit does when m1 theta + m2 exceeds pi ("easy": already when theta exceeds pi / 2). Five rules
+# circulate, dated by insightface's history.
 PAST_PI = (
     "keep_decreasing",  # A: mxnet 2018, torch of 2022, most re-implementations. cos(theta) - m2 sin(m2)
     "easy",  # B: the margin only where cos(theta) > 0
@@ -134,7 +135,7 @@ class MarginHead(nn.Module):
 
     `margins` may be changed between steps (a warm-up). `intra` and `inter` weigh the auxiliary losses of section
     2.3. `check=False` skips `check_batch` and the device sync that it costs. W must be given to the optimiser.
-    Raises UserError for an unknown rule.
+    Raises UserError for an unknown rule, and for `inter` with several centers: a class's own must not be pushed apart.
     """
 
     def __init__(
@@ -152,6 +153,8 @@ class MarginHead(nn.Module):
     ):
         super().__init__()
         check_rules(past_pi, gradient)
+        if inter and centers > 1:
+            raise UserError(f"inter {inter} with {centers} centers: that loss is defined for one centre a class")
         self.weight = nn.Parameter(torch.randn(classes * centers, features) * 0.01)  # insightface's init
         self.margins, self.scale, self.past_pi, self.gradient = tuple(margins), scale, past_pi, gradient
         self.classes, self.centers, self.intra, self.inter, self.check = classes, centers, intra, inter, check
@@ -198,8 +201,10 @@ class SoftmaxHead(nn.Module):
 
 
 def make_head(loss, classes, features, **options):
-    """The head of a named loss: "softmax" or a key of MARGINS. UserError for any other name."""
+    """The head of a named loss: "softmax" or a key of MARGINS. UserError for any other name or an unfit option."""
     if loss == "softmax":
+        if unfit := options.keys() - {"check"}:
+            raise UserError(f"loss 'softmax' has no margin, scale or centre to set; drop {', '.join(sorted(unfit))}")
         return SoftmaxHead(classes, features, check=options.get("check", True))
     if loss not in MARGINS:
         raise UserError(f"loss {loss!r} is unknown; choose from softmax, {', '.join(MARGINS)}")

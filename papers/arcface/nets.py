@@ -130,7 +130,7 @@ def load_net(path):
     state = read_state(path)
     try:
         net = net_like(state)
-    except (KeyError, AttributeError, UserError):
+    except (KeyError, AttributeError, TypeError, UserError):
         known = ", ".join(NETS)
         raise UserError(
             f"{path}: weights of another architecture: its keys ({', '.join(list(state)[:3])}, ...) fit none of {known}"

@@ -14,7 +14,7 @@ import torch
 
 from common.cli import UserError
 from common.pack import open_image
-from common.readers_recognition import identity_files
+from common.readers_recognition import ALIGNED_PX, aligned, five_points, identity_files
 
 MAGIC = 0xCED7230A  # starts every RecordIO part
 FETCH = "fetch the file again"
@@ -61,6 +61,8 @@ def read_bin(path, size=112, threads=2):
             content = _PlainUnpickler(handle, encoding="bytes").load()
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; see data/README.md for where verification sets come from") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); name a .bin file") from None
     except (
         pickle.UnpicklingError,
         EOFError,
@@ -215,19 +217,27 @@ def read_index(path):
 
 
 class FolderSet(torch.utils.data.Dataset):
-    """A tree <identity>/<image> of aligned faces of one size, decoded one by one: (uint8 (3, H, W), label)."""
+    """A tree <identity>/<image>, decoded one by one: (uint8 (3, 112, 112), label).
+
+    Faces of 112 px are taken as aligned; larger photos are aligned by the five points of a landmarks.csv in the folder
+    (`python -m common.align` writes it). `names` are <identity>/<file>. UserError for photos without points.
+    """
 
     def __init__(self, folder):
-        self.files, labels = zip(*((path, label) for path, _, label in identity_files(folder)), strict=True)
+        self.files, self.names, labels = zip(*identity_files(folder), strict=True)
         self.labels = np.array(labels)
         self.classes = int(self.labels.max()) + 1
-        self.size = open_image(self.files[0]).size
+        self.points = five_points(folder, folder)
 
     def __len__(self):
         return len(self.files)
 
     def __getitem__(self, index):
-        image = open_image(self.files[index]).convert("RGB")
-        if image.size != self.size:
-            raise UserError(f"{self.files[index]}: {image.width}x{image.height} px, unlike the first; align all faces")
-        return torch.from_numpy(np.array(image).transpose(2, 0, 1)), int(self.labels[index])
+        path = self.files[index]
+        if self.points is not None:
+            face = aligned(path, self.points.get(self.names[index]))
+        else:
+            face = np.array(open_image(path).convert("RGB"))
+            if face.shape[:2] != (ALIGNED_PX, ALIGNED_PX):
+                raise UserError(f"{path}: {face.shape[1]}x{face.shape[0]} px, unlike the first; align all faces")
+        return torch.from_numpy(face.transpose(2, 0, 1)), int(self.labels[index])

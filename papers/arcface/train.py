@@ -74,7 +74,7 @@ def one_task(cfg, task, run, share, device):
     if parallel.is_main():
         found = evaluate.angles_of_training(net, head, training, device)
         if cfg.row == "subcenter":
-            extra["subcenter_angle_deg"] = subcenter_cleaning(net, head, training, device).angle_deg.cpu().numpy()
+            extra["subcenter_angle_deg"] = subcenter_cleaning(cfg, net, head, training, device).angle_deg.cpu().numpy()
         bayes = evaluate.joint_bayes(net, training, cfg.joint_bayes, device) if cfg.joint_bayes else None
         arrays = [evaluate.predictions(net, test, device, bayes) for test in task.tests]
         runs.write_predictions(run.folder / f"{task.name or 'only'}.npz", {**found, **extra, **merged(arrays)})
@@ -188,7 +188,7 @@ def cleaned(cfg, training, run, folder, share, device):
     """Train with three centres per person, drop what lies far from its dominant one; (Training, arrays, seconds)."""
     first = dataclasses.replace(cfg, row="subcenter")
     net, head, steps = fit(first, training, folder / "subcenters", f"{run.name} K = 3", share, device)
-    found = subcenter_cleaning(net, head, training, device)
+    found = subcenter_cleaning(cfg, net, head, training, device)
     if steps.first < cfg.steps and parallel.is_main():  # until the run is recorded: a resumed run needs it
         steps.save(cfg.steps)
     keep = found.keep.cpu().numpy()
@@ -198,9 +198,9 @@ def cleaned(cfg, training, run, folder, share, device):
     return training.only(keep), arrays, steps.seconds
 
 
-def subcenter_cleaning(net, head, training, device):
+def subcenter_cleaning(cfg, net, head, training, device):
     """The Cleaning of the training faces by a head with three centres."""
-    embeddings = evaluate.embed_training(net, training, device)
+    embeddings = evaluate.embed_training(net, training, device, cfg.workers)
     labels = torch.from_numpy(training.labels)
     return method.clean_by_subcenters(embeddings, labels, head.weight.detach().cpu().float(), head.centers)
 

@@ -7,14 +7,15 @@ import torch
 from papers.resup import data, method, train
 from papers.resup.config import build_twins, preset
 
-CLASSES, FACES, BATCH = 8, 4096, 128
+CLASSES, FACES, BATCH, STEPS = 8, 4096, 64, 4
 
 
 def comparisons():
     """(what, name, run, other name, other run) for common.bench."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    plain, full = training_step("ce_two", device), training_step("resup", device)
-    yield f"a step of two networks, {BATCH} faces, 48 px", "plain", plain, "full ReSup", full
+    plain, full = training("ce_two", device), training("resup", device)
+    yield f"a step of two networks, {BATCH} faces, 48 px", "plain", plain[0], "full ReSup", full[0]
+    yield f"an epoch of {STEPS} such steps, with the fit", "plain", plain[1], "full ReSup", full[1]
     logits, labels = torch.randn(FACES, CLASSES, device=device), torch.randint(CLASSES, (FACES,), device=device)
     judge = method.Judge(FACES, CLASSES).to(device)
     judge.refit(2 * logits, labels, "similarity")
@@ -25,17 +26,19 @@ def comparisons():
     yield f"fit to {FACES} faces, ten EM steps", "ours", lambda: judge.refit(logits, labels, "similarity"), "", None
 
 
-def training_step(row, device):
-    """A function that does one step of a row after its warm-up, data path included."""
+def training(row, device):
+    """Two functions: one step of a row after its warm-up, data path included; an epoch, with the noise model's pass."""
     cfg = dataclasses.replace(preset("strong", row), batch=BATCH, warmup=1)
     twins = build_twins(cfg, CLASSES).to(device, memory_format=torch.channels_last).train()
-    pictures = torch.randint(0, 256, (4 * cfg.batch, 1, 48, 48), dtype=torch.uint8, device=device)
+    pictures = torch.randint(0, 256, (STEPS * cfg.batch, 1, 48, 48), dtype=torch.uint8, device=device)
     given = torch.randint(CLASSES, (len(pictures),), device=device)
+    labels = given.cpu().numpy()
+    part = data.Part(pictures, labels, labels)
     judges = torch.nn.ModuleList([method.Judge(len(pictures), CLASSES) for _ in twins.members]).to(device)
     flip = torch.rand(len(pictures), device=device) < 0.3
-    optimizer, step = train.make_optimizer(cfg, twins), 4  # the first step of the second epoch
+    optimizer = train.make_optimizer(cfg, twins)
 
-    def run():
+    def step(step=STEPS):  # the first one of the second epoch
         index = data.index(cfg, len(pictures), step)
         views = data.views(pictures, cfg, index, step, slice(None))
         with torch.autocast(device.type, torch.bfloat16):
@@ -45,7 +48,14 @@ def training_step(row, device):
         loss.backward()
         optimizer.step()
 
-    return run
+    def epoch():
+        for k in range(STEPS):
+            step(STEPS + k)
+        if cfg.judged:
+            train.judge(cfg, judges, twins.eval(), part, 1, device)
+            twins.train()
+
+    return step, epoch
 
 
 def one_by_one(table, logits, labels):
