@@ -66,9 +66,18 @@ def table(cells, kind):
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
+def headlines(paper):
+    """Markdown of a paper's headline cells that runs answer, for its notebook; the card has every cell."""
+    shown = [c for c in claims.cells(paper) if c.claim.get("headline") and c.interval]
+    return "\n".join(filter(None, (table([c for c in shown if c.kind == kind], kind) for kind in HEADS)))
+
+
 def paper_block(paper, cells):
-    """The generated part of a paper's card."""
+    """The generated part of a paper's card; its figures.py may add a table of its own by `comparison(records)`."""
     blocks = [tables(cells, kind) for kind in HEADS]
+    own = import_module(f"papers.{paper}.figures")
+    if hasattr(own, "comparison"):
+        blocks.append(own.comparison(runs.recorded(paper)))
     figures = sorted(Path(runs.RECORDED, paper, "figures").glob("*.png"))
     pictures = [f"![{f.stem}](../../results/{paper}/figures/{f.name})\n" for f in figures]
     note = (

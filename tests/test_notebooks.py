@@ -5,7 +5,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from common import notebooks
+from common import notebooks, report
 from common.cli import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -23,6 +23,13 @@ def test_committed_notebook_is_executed(path):
     cells = [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
     assert [c.execution_count for c in cells] == list(range(1, len(cells) + 1)), "run make notebooks and commit"
     assert any("image/png" in o.get("data", {}) for c in cells for o in c.outputs), "a notebook without a picture"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.parent.name)
+def test_committed_notebook_shows_the_present_results(path):
+    last = [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"][-1]
+    shown = "".join(o["data"]["text/markdown"] for o in last.outputs if "text/markdown" in o.get("data", {}))
+    assert shown == report.headlines(path.parent.name), f"make notebooks ARGS={path.relative_to(ROOT)}"
 
 
 def test_a_failing_cell_is_one_line(tmp_path):

@@ -560,3 +560,7 @@ def test_figures_are_drawn_from_records_alone(faces, tmp_path):
         for r, preset in zip(records, ("short", "strong"), strict=True)
     ]
     assert "published-30.png" in [path.name for path in figures.draw(ferplus, tmp_path / "ferplus")]
+    lines = figures.comparison(ferplus).splitlines()
+    assert any(line.startswith("| EAC") and "| 85.44 | MS-Celeb-1M" in line for line in lines)
+    ours = [line for line in lines if "| ours: from scratch" in line]
+    assert len(ours) == 1 and f"{records[0]['metrics']['accuracy_pct']:.2f} [" in ours[0]

@@ -18,6 +18,7 @@ COLOURS = {
 OURS = {  # presets at 30 % flips as blocks of the picture beside published rows
     "short": "ours: from scratch, half-width ResNet-18, 48 px, 3,153 test faces; mirroring alone",
     "strong": "ours: the same with our recipe",
+    "long": "ours: the same with our recipe, 44 epochs",
 }
 JUDGED = ("own", "swapped", "resup", "loss_mixture", "resup_plus", "bayes")
 
@@ -25,12 +26,49 @@ JUDGED = ("own", "swapped", "resup", "loss_mixture", "resup_plus", "bayes")
 def draw(records, folder):
     """One PNG per data set and preset; for FERPlus at 30 % flips also ours beside the published rows. Returns paths."""
     paths = figures.draw_groups(records, folder, overview)
+    if ours := ours_at_30(records):
+        paths.append(Path(folder) / "published-30.png")
+        published(beside_published(ours), paths[-1])
+    return paths
+
+
+def comparison(records):
+    """Markdown: accuracies at 30 % flips, printed elsewhere and ours, initialisation in a column. For the card."""
+    head = ("FERPlus, 30 % symmetric flips", "accuracy (%)", "initialisation and network", "source")
+    lines = [head, ["---"] * len(head)]
+    for start, block in beside_published(ours_at_30(records)).items():
+        for what, value, half, _, source in block:
+            interval = f" [{value - half:.2f}, {value + half:.2f}]" if half is not None else ""
+            lines.append((what, f"{value:.2f}{interval}", start, source))
+    table = "".join("| " + " | ".join(line) + " |\n" for line in lines)
+    note = "Compare within one initialisation alone. Ours: means of two networks and over seeds, 90 % intervals.\n"
+    return f"{table}\n{note}"
+
+
+def ours_at_30(records):
+    """The comparable FERPlus records at 30 % flips: words of a preset (OURS) -> records."""
     recorded = [r for r in figures.comparable(records) if r["data"]["name"] == "ferplus"]
     ours = {words: [r for r in recorded if r["config"]["preset"] == name] for name, words in OURS.items()}
-    if any(ours.values()):
-        paths.append(Path(folder) / "published-30.png")
-        published(ours, paths[-1])
-    return paths
+    return {words: found for words, found in ours.items() if found}
+
+
+def beside_published(ours):
+    """Initialisation -> [(what, accuracy, half of its interval or None, colour, source)], the printed rows first.
+
+    `ours`: words of a preset -> its records.
+    """
+    claimed = tomllib.loads((Path(__file__).parent / "claims.toml").read_text())
+    blocks = {}
+    for a in [*(c for c in claimed["level"] if "initialisation" in c), *claimed["anchor"]]:
+        line = (a["what"].split(",")[0], float(a["published"]), None, "#333333", a["source"])
+        blocks.setdefault(a["initialisation"], []).append(line)
+    for words, records in ours.items():
+        for row, found in figures.by_row(records, ROWS).items():
+            metric = METRICS["accuracy_pct" if row == "ce" else "accuracy_mean_pct"]
+            interval = stats.level(metric, [runs.read_predictions(r["folder"] / "predictions.npz") for r in found])
+            source = f"{len(found)} recorded run{'s' * (len(found) > 1)}"
+            blocks.setdefault(words, []).append((ROWS[row], interval.mean, interval.half, COLOURS[row], source))
+    return blocks
 
 
 def overview(records, path):
@@ -148,27 +186,14 @@ def finish(axes):
         axes[5].set_title("Reliability of P(clean)")
 
 
-def published(ours, path):
-    """Accuracy at 30 % flips, printed elsewhere and ours, in blocks by initialisation: compare within a block alone.
-
-    `ours`: name of a block -> its records.
-    """
-    claimed = tomllib.loads((Path(__file__).parent / "claims.toml").read_text())
-    blocks = {}
-    for a in [*(c for c in claimed["level"] if "initialisation" in c), *claimed["anchor"]]:
-        name = a["what"].split(",")[0]
-        blocks.setdefault(a["initialisation"], []).append((name, float(a["published"]), None, "#333333"))
-    for name, records in ours.items():
-        for row, found in figures.by_row(records, ROWS).items():
-            metric = METRICS["accuracy_pct" if row == "ce" else "accuracy_mean_pct"]
-            interval = stats.level(metric, [runs.read_predictions(r["folder"] / "predictions.npz") for r in found])
-            blocks.setdefault(name, []).append((ROWS[row], interval.mean, interval.half, COLOURS[row]))
+def published(blocks, path):
+    """Accuracy at 30 % flips in blocks by initialisation (see beside_published): compare within a block alone."""
     height = sum(len(block) + 1.2 for block in blocks.values())
     figure, axes = figures.pyplot().subplots(figsize=(9.5, 0.31 * height + 0.9), layout="constrained")
     y, ticks = 0.0, []
     for name, block in blocks.items():
         axes.text(0.0, -y, name, fontsize=9, fontweight="bold", transform=axes.get_yaxis_transform(), va="center")
-        for what, value, half, colour in block:
+        for what, value, half, colour, _ in block:
             y += 1
             axes.errorbar(value, -y, xerr=half, fmt="o", ms=5, color=colour, capsize=3)
             axes.annotate(f"{value:.2f}", (value, -y), (0, 6), textcoords="offset points", fontsize=8, ha="center")
