@@ -46,9 +46,8 @@ def comparisons():
     yield f"aligning {BATCH} faces", "batched", lambda: align.align(drawn.images, drawn.five.numpy()), "one by one", one
     cfg = dataclasses.replace(preset("short"), batch=BATCH)
     batched = lambda: data.augment(drawn.images, cfg, 0, slice(None))
-    apart = lambda: [
-        data.augment(one, dataclasses.replace(cfg, batch=1), 0, slice(None)) for one in drawn.images.split(1)
-    ]
+    single = dataclasses.replace(cfg, batch=1)
+    apart = lambda: [data.augment(one, single, 0, slice(None)) for one in drawn.images.split(1)]
     yield f"augmenting {BATCH} faces", "batched", batched, "one by one", apart
 
 

@@ -229,8 +229,8 @@ def bin_test(path, name=""):
 def folder_test(folder, pairs_file):
     """The Test of a tree <identity>/<image> (see readers.FolderSet) and a list of pairs in LFW's format."""
     dataset, pairs = readers.FolderSet(folder), verification.read_pairs(pairs_file)
-    place = {Path(name).with_suffix(".jpg").as_posix(): k for k, name in enumerate(dataset.names)}  # as the lists name
-    left, right = verification.index_pairs(pairs, list(place), pairs_file)
+    named = [Path(name).with_suffix(".jpg").as_posix() for name in dataset.names]  # as the lists name any kind of image
+    left, right = verification.index_pairs(pairs, named, pairs_file)
     used, moved = np.unique([left, right], return_inverse=True)
     pictures = torch.stack([dataset[int(k)][0] for k in used])
     left, right = moved.reshape(2, -1)

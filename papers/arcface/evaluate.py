@@ -241,7 +241,7 @@ def main(argv):
         return
     net = load_net(path).to(device)
     net.pixels = pixels or net.pixels
-    test, about = test_set(name, protocol or ("pairs" if name == "lfw" else None), path, listed)
+    test, about = test_set(name, protocol or ("pairs" if name == "lfw" and not listed else None), path, listed)
     if channels == "bgr":
         test = dataclasses.replace(test, images=test.images.flip(1))
     found = predictions(net, test, device)
