@@ -9,6 +9,7 @@ import sys
 import tomllib
 
 import pytest
+import torch
 
 from common import claims, report, runs
 from tests.conftest import REPOSITORY, python
@@ -213,6 +214,26 @@ def test_links_of_the_readmes_lead_somewhere():
     for path in [REPOSITORY / "README.md", *REPOSITORY.glob("papers/*/README.md")]:
         for target in re.findall(r"\]\(([^)#\s]+)", path.read_text()):
             assert "://" in target or (path.parent / target).exists(), f"{relative(path)}: {target}"
+
+
+def test_the_cards_code_runs():
+    """Every Python block of a card, on tensors of the names and sizes that it speaks of."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(8, (25_060,), generator=generator)
+    for card in sorted(REPOSITORY.glob("papers/*/README.md")):
+        text = card.read_text()
+        assert len(re.findall(r"^```", text, re.M)) == text.count("```"), f"{relative(card)}: a fence inside a line"
+        for block in re.findall(r"^```python\n(.*?)^```$", text, re.M | re.S):
+            names = {
+                "embeddings": torch.randn(4, 512, generator=generator), "labels": labels[:4],
+                "student_embeddings": torch.randn(6, 16, generator=generator),
+                "teacher_embeddings": torch.randn(6, 16, generator=generator), "given_labels": labels,
+                "logits_of_training_set": torch.randn(len(labels), 8, generator=generator),
+                "logits": torch.randn(4, 8, generator=generator),
+            }  # fmt: skip
+            exec(compile(block, str(card), "exec"), names)
+            result = names.get("loss", names.get("weights"))
+            assert torch.isfinite(result).all(), relative(card)
 
 
 def test_every_make_target_that_is_documented_exists():
