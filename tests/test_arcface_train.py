@@ -64,6 +64,19 @@ def test_arcface_widens_the_gap_between_unseen_people(tmp_path):
     assert found["arcface"]["accuracy_pct"] > 80
 
 
+def test_intra_and_inter_are_added_to_the_loss_that_trains():
+    embeddings, labels = torch.randn(6, 64), torch.tensor([0, 1, 2, 3, 4, 4])
+    losses = {}
+    for words in ([], ["--intra", "0.5"], ["--inter", "2"]):
+        torch.manual_seed(0)
+        head = config.build_head(train.parse(["--preset", "demo", "--row", "norm_softmax", *words]), classes=5)
+        losses[" ".join(words)] = head(embeddings, labels).item()
+    intra = method.intra_loss(method.cosines(embeddings, head.weight), labels).item()
+    inter = method.inter_loss(head.weight, labels).item()
+    assert losses["--intra 0.5"] == pytest.approx(losses[""] + 0.5 * intra, rel=1e-6) and intra > 0.4
+    assert losses["--inter 2"] == pytest.approx(losses[""] + 2 * inter, rel=1e-6) and inter < -0.4
+
+
 # ---- Records, resuming, processes
 
 
@@ -491,6 +504,10 @@ def test_evaluate_reads_a_folder_with_its_pairs_and_draws(tmp_path, capsys):
         (["--preset", "paper", "--source", "no/such/folder"], "no/such/folder"),
         (["--preset", "pairs", "--row", "given", "--source", "no/weights"], "no/weights"),
         (["--preset", "demo", "--min-images", "99"], "--min-images 99"),
+        (["--preset", "demo", "--intra", "-1"], "--intra -1"),
+        (["--preset", "demo", "--row", "softmax", "--intra", "1"], "--intra 1.0: goes with --row norm_softmax"),
+        (["--preset", "demo", "--row", "subcenter", "--inter", "1"], "--inter 1.0: goes with --row norm_softmax"),
+        (["--preset", "demo", "--sharded", "--inter", "1"], "without --sharded"),
     ],
 )
 def test_bad_settings_are_one_line(people, tmp_path, words, said):

@@ -68,6 +68,8 @@ class Config:
     margin_warmup: float = 0.0  # share of the steps in which the margin grows linearly from zero
     past_pi: str = "keep_decreasing"  # see method.PAST_PI
     gradient: str = "full"  # see method.GRADIENTS
+    intra: float = 0.0  # weight of the intra loss (section 2.3), added to a loss on the sphere; the paper's is 1
+    inter: float = 0.0  # weight of the inter loss (section 2.3); it needs one centre a person
     triplet_margin: float = 0.35  # Table 2, radians
     images_per_person: int = 0  # of a batch; 0: images are drawn one by one. Triplet: 5 (insightface's settings)
     sharded: bool = False  # W spread over the processes, sampled at `sample_rate` (Partial FC)
@@ -154,6 +156,7 @@ def check(cfg):
         "noise": 0 <= cfg.noise < 1, "weight_decay": cfg.weight_decay >= 0, "min_images": cfg.min_images >= 1,
         "images_per_person": cfg.images_per_person >= 0 and cfg.batch % max(1, cfg.images_per_person) == 0,
         "joint_bayes": cfg.joint_bayes == 0 or (0 < cfg.joint_bayes < 1 and cfg.data in ("lfw", "embedded")),
+        "intra": cfg.intra >= 0, "inter": cfg.inter >= 0,
         "members": cfg.members > 1 if cfg.row == "together" else cfg.members == 1,
     }  # fmt: skip
     for name, fine in limits.items():
@@ -168,6 +171,9 @@ def check(cfg):
             raise UserError(f"--sharded: the head takes its own steps, so it needs {' and '.join(lacking)}")
     elif cfg.sample_rate < 1:
         raise UserError(f"--sample-rate {cfg.sample_rate}: classes are sampled by the sharded head; add --sharded")
+    for name, rows in (("intra", (*method.MARGINS, "subcenter", "cleaned")), ("inter", tuple(method.MARGINS))):
+        if getattr(cfg, name) and (cfg.row not in rows or cfg.sharded):
+            raise UserError(f"--{name} {getattr(cfg, name)}: goes with --row {', '.join(rows)}, without --sharded")
     if cfg.row == "triplet" and cfg.images_per_person < 2:
         raise UserError("--images-per-person: the triplet loss needs at least 2 images of a person in a batch")
 
@@ -204,7 +210,8 @@ def build_head(cfg, classes):
     if cfg.sharded:
         return ShardedHead(classes, cfg.features, rate=cfg.sample_rate, seed=cfg.seed, **rules)
     centers = 3 if cfg.row == "subcenter" else 1  # K of section 3.2 (journal version)
-    return method.MarginHead(classes, cfg.features, centers=centers, check=False, **rules)
+    rules |= dict(centers=centers, intra=cfg.intra, inter=cfg.inter)
+    return method.MarginHead(classes, cfg.features, check=False, **rules)
 
 
 class TripletHead(torch.nn.Module):
