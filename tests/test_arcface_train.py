@@ -356,8 +356,8 @@ def test_tuning_tries_each_value_and_marks_the_best(lfw, monkeypatch, capsys):
     words = ["--rows", "softmax triplet", "--out", str(lfw / "out"), "--device", "cpu", "--table", str(lfw / "t.csv")]
     tune.main(words)
     table = pd.read_csv(lfw / "t.csv")
-    assert table.row.tolist() == 3 * ["softmax"] + 2 * ["triplet"] and set(table.steps) == {2}
-    assert table.value.tolist() == [0.001, 0.002, 0.004, 0.2, 0.35]
+    assert table.row.tolist() == 3 * ["softmax"] + 3 * ["triplet"] and set(table.steps) == {2}
+    assert table.value.tolist() == [0.001, 0.002, 0.004, 0.1, 0.2, 0.35]
     for _, part in table.groupby("row"):
         assert part.best.sum() == 1 and part.auc_pct[part.best].item() == pytest.approx(part.auc_pct.max(), abs=0.01)
     tied = pd.DataFrame({"row": ["a"] * 3, "auc_pct": [90.001, 90.004, 89.0], "accuracy_pct": [85.0, 84.0, 99.0]})
