@@ -292,6 +292,21 @@ def test_labels_by_bayes_rule_are_the_slow_ones_and_calibrated():
     assert right(found.argmax(1)) > max(right(given), right(q.argmax(1))) + 0.02, "both together know more"
 
 
+def test_a_judge_by_bayes_rule_keeps_its_first_rate_and_weighs_each_batch():
+    """Kind "bayes": the rate is seen in networks that imitate the given labels; later ones are only asked for p."""
+    q, truth, given, p = imitated()
+    judge = method.Judge(len(q), q.shape[1])
+    assert judge.refit(p.log(), given, "bayes") and float(judge.rate) == pytest.approx(0.3, abs=0.01)
+    assert judge.refit(q.clamp(min=1e-9).log(), given, "bayes") and torch.equal(judge.rate, method.flip_rate(p))
+    e = judge.rate / (q.shape[1] - 1)
+    own = q.gather(1, given.unsqueeze(1)).squeeze(1)
+    expected = (1 - judge.rate) * own / ((1 - judge.rate) * own + e * (1 - own))
+    torch.testing.assert_close(judge.weight, expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(judge.belief, q, atol=1e-4, rtol=0)
+    torch.testing.assert_close(judge.weigh(q[:7].clamp(min=1e-9).log(), given[:7], "bayes"), judge.weight[:7])
+    assert judge.weight[given == truth].mean() > 0.85 and judge.weight[given != truth].mean() < 0.4
+
+
 def test_a_loss_to_distributions_is_torchs():
     logits, goal = torch.randn(2, 4, 3), torch.rand(4, 3).softmax(1)
     expected = sum(torch.nn.functional.cross_entropy(one, goal) for one in logits)

@@ -22,6 +22,7 @@ ROWS = {
     "oracle": "weights by the true flips (no method)",
     "ce_plus": "cross-entropy with the second variant's averaging and consistency (ours)",
     "resup_plus": "our first variant of ReSup",
+    "resup_bayes": "ReSup with Bayes' rule in place of the mixture (ours)",
     "bayes": "our second variant: Bayes' rule",
 }
 DATA = ("ferplus", "rafdb", "affectnet", "embedded")
@@ -38,7 +39,7 @@ class Config:
     row: str = "resup"  # see ROWS; the four settings below are a row's
     nets: int = 2
     weighting: str = "swapped"  # see WEIGHTING
-    evidence: str = "similarity"  # or "loss"
+    evidence: str = "similarity"  # or "loss", or ours: "bayes"
     consistency: float = 5.0  # released code
     seed: int = 0  # the noise draw, the initialisation and the order of the samples
     noise: float = 0.3  # share of flipped training labels, [0, 1)
@@ -96,6 +97,7 @@ BY_ROW = {
     "oracle": dict(weighting="oracle", consistency=0.0),
     "ce_plus": dict(weighting="none", averaging=0.998),
     "resup_plus": dict(averaging=0.998, smoothing=0.1, judge_view="clean", weights_from="epoch", relabel=True),
+    "resup_bayes": dict(evidence="bayes", judge_view="clean"),
     "bayes": dict(weighting="bayes", averaging=0.998, judge_view="clean"),
 }  # fmt: skip
 # From scratch; all of it is our choice. Similarities tell little until the learning rate has fallen once, and a judge
@@ -156,7 +158,7 @@ def check(cfg):
     limits = {
         "row": cfg.row in ROWS, "data": cfg.data in DATA, "nets": cfg.nets in (1, 2), "batch": cfg.batch >= 2,
         "weighting": cfg.weighting in WEIGHTING and (cfg.nets == 2 or cfg.weighting in ("none", "own")),
-        "evidence": cfg.evidence in ("similarity", "loss"), "consistency": cfg.consistency >= 0,
+        "evidence": cfg.evidence in ("similarity", "loss", "bayes"), "consistency": cfg.consistency >= 0,
         "noise_kind": cfg.noise_kind in ("symmetric", "fer2013"),
         "init": len(cfg.init) == 2 and set(cfg.init) <= {"scratch", "msceleb", "imagenet", "file"},
         "stem": cfg.stem in nets.STEMS, "width": cfg.width >= 4, "units": len(cfg.units) >= 1 and min(cfg.units) >= 1,

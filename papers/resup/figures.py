@@ -13,14 +13,14 @@ from papers.resup.evaluate import METRICS, class_weights, reliability
 COLOURS = {
     "ce": "#999999", "ce_two": "#555555", "own": "#c9a227", "swapped": "#228833", "resup": "#cc3311",
     "loss_mixture": "#4477aa", "coteaching": "#33aabb", "ce_plus": "#aa7744", "resup_plus": "#663399",
-    "bayes": "#ee3377", "oracle": "#000000",
+    "resup_bayes": "#ee7733", "bayes": "#ee3377", "oracle": "#000000",
 }  # fmt: skip
 OURS = {  # presets at 30 % flips as blocks of the picture beside published rows
     "short": "ours: from scratch, half-width ResNet-18, 48 px, 3,153 test faces; mirroring alone",
     "strong": "ours: the same with our recipe",
     "long": "ours: the same with our recipe, 44 epochs",
 }
-JUDGED = ("own", "swapped", "resup", "loss_mixture", "resup_plus", "bayes")
+JUDGED = ("own", "swapped", "resup", "loss_mixture", "resup_plus", "resup_bayes", "bayes")
 
 
 def draw(records, folder):

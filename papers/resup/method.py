@@ -156,7 +156,7 @@ class Judge(nn.Module):
         self.register_buffer("share", torch.full((2,), torch.nan))
         self.register_buffer("weight", torch.ones(samples))
         self.register_buffer("belief", torch.full((samples, classes), 1 / classes))  # softmax of its last pass
-        # Row "bayes": the rate of flips, and each sample's distribution over the true labels.
+        # By Bayes' rule (ours): the rate of flips, and each sample's distribution over the true labels.
         self.register_buffer("rate", torch.tensor(torch.nan))
         self.register_buffer("labels", torch.full((samples, classes), 1 / classes))
 
@@ -168,6 +168,12 @@ class Judge(nn.Module):
 
     def refit(self, logits, labels, kind):
         """Fit to the whole training set's logits (N, K); True when it worked, else the last good fit stays."""
+        if kind == "bayes":
+            p = logits.float().softmax(-1)
+            rate = flip_rate(p) if self.rate.isnan() else self.rate  # once: later networks imitate the true labels
+            self.belief.copy_(p)
+            self.believe(labels, posterior_labels(p, labels, rate), rate)
+            return True
         losses, before = F.cross_entropy(logits.float(), labels, reduction="none"), self.range.clone()
         if kind == "loss":
             self.range.copy_(torch.stack(loss_range(losses)))
@@ -193,6 +199,9 @@ class Judge(nn.Module):
 
     def weigh(self, logits, labels, kind):
         """Weights (B,) of a batch from its present logits."""
+        if kind == "bayes":
+            p = logits.detach().float().softmax(-1)
+            return posterior_labels(p, labels, self.rate).gather(1, labels.unsqueeze(1)).squeeze(1)
         return look_up(self.table, self.evidence(logits.detach(), labels, kind))
 
 

@@ -191,7 +191,7 @@ def judge(cfg, judges, twins, training, epoch, device):
         noted = judge_by_bayes(cfg, judges, logits, given, epoch)
     else:
         fitted = [one.refit(found, given, cfg.evidence) for one, found in zip(judges, logits, strict=True)]
-        noted = {"fitted": sum(fitted)}
+        noted = {"fitted": sum(fitted), "rate": sum(one.rate for one in judges) / len(judges)}
     weight = torch.stack([one.weight for one in judges]).mean(0).cpu().numpy()
     noted |= {"weight_mean": weight.mean()}
     if training.flip.any():
