@@ -17,7 +17,7 @@ ROWS = {
     "own": "own weights",
     "swapped": "swapped weights",
     "resup": "ReSup: swapped weights, consistency",
-    "loss_mixture": "the same over losses",
+    "loss_mixture": "ReSup with a mixture over losses",
     "coteaching": "Co-teaching",
     "oracle": "weights by the true flips (no method)",
     "ce_plus": "cross-entropy with the second variant's averaging and consistency (ours)",

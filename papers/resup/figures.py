@@ -178,9 +178,11 @@ def finish(axes):
     if len(axes) > 2:
         axes[2].set(ylabel="mean weight", ylim=(0, 1.05), title="Trust in clean labels by true class")
     if len(axes) > 3:
-        axes[4].set(xlabel="epoch", ylabel="mean weight", ylim=(0, 1.05), title="Clean labels (line), flipped (dashed)")
-        if axes[4].lines:
-            axes[4].legend(fontsize=8, loc="best")
+        rows = {line.get_label() for line in axes[4].lines if not line.get_label().startswith("_")}
+        axes[4].set(xlabel="epoch", ylabel="mean weight", title="Clean labels (line), flipped (dashed)")
+        axes[4].set(ylim=(0, 1.08 + 0.075 * len(rows)), yticks=np.linspace(0, 1, 6))  # room for the legend above 1
+        if rows:
+            axes[4].legend(fontsize=8, loc="upper right")
         axes[5].plot([0, 1], [0, 1], color="#cccccc", lw=0.8, zorder=0)
         axes[5].set(xlabel="P(clean) of the noise model", ylabel="share of clean labels", xlim=(0, 1), ylim=(0, 1))
         axes[5].set_title("Reliability of P(clean)")
