@@ -1,7 +1,8 @@
 """Speed as ratios measured in one run: `make bench`. Absolute times depend on the machine; nothing asserts them.
 
 A paper's `bench.py` has `comparisons()`, which yields (what, name, run, other name, other run): two functions that
-do the same work once. They are timed in turn, so that a drifting machine slows both. `make bench ARGS=--record` also
+do the same work once. They are timed in turn, so that a drifting machine slows both. Where both do not fit into memory
+together they are `seconds_alone` of each. `make bench ARGS=--record` also
 writes results/<paper>/bench.csv, which the paper's card shows.
 """
 
@@ -34,8 +35,23 @@ def timed(run):
     return time.perf_counter() - started
 
 
+def seconds_alone(make, rounds=9):
+    """Median seconds of what `make` returns, after one warm-up; its memory is given back afterwards."""
+    run = make()
+    timed(run)
+    seconds = statistics.median(timed(run) for _ in range(rounds))
+    del run
+    give_back()
+    return seconds
+
+
 def compare(run, other, rounds=9):
-    """Median seconds of both, timed in turn after one warm-up each, and the ratio other/run of these."""
+    """Median seconds of both, timed in turn after one warm-up each, and the ratio other/run of these.
+
+    Numbers are seconds that were measured before.
+    """
+    if not callable(run):
+        return run, other, other / run
     timed(run), timed(other)
     ours, theirs = map(statistics.median, zip(*((timed(run), timed(other)) for _ in range(rounds)), strict=True))
     return ours, theirs, theirs / ours
@@ -101,8 +117,7 @@ def measure(paper):
     rows = []
     for what, name, run, other_name, other in import_module(f"papers.{paper}.bench").comparisons():
         if other is None:
-            timed(run)
-            seconds = statistics.median(timed(run) for _ in range(9))
+            seconds = seconds_alone(lambda run=run: run) if callable(run) else run
             print(f"  {what:44s} {name} {1000 * seconds:.1f} ms")
             rows.append((what, name, f"{1000 * seconds:.1f}", "", "", ""))
             continue

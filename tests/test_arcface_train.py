@@ -566,3 +566,16 @@ def test_every_comparison_of_the_benchmark_runs(monkeypatch):
         names.append(what)
         run(), other()
     assert len(names) >= 3 and names[-1] == "augmenting 8 faces"
+
+
+def test_heads_that_do_not_fit_together_are_timed_apart(monkeypatch):
+    from common import bench as harness
+    from papers.arcface import bench
+
+    monkeypatch.setattr(bench, "CLASSES", (200,))
+    monkeypatch.setattr(bench, "BATCH", 8)
+    monkeypatch.setattr(bench, "fits", lambda size, device: size <= bench.bytes_of(200, 1))
+    what, name, run, other_name, other = next(bench.comparisons())
+    assert "200 people" in what and "sampled" in name and "dense" in other_name
+    assert 0 < run < 5 and 0 < other < 5
+    assert harness.compare(run, other) == (run, other, other / run)

@@ -7,7 +7,7 @@ import importlib.util
 import torch
 
 from common import align, faces
-from common.bench import available, peak_mib
+from common.bench import available, peak_mib, seconds_alone
 from papers.arcface import data
 from papers.arcface.config import preset
 from papers.arcface.method import MARGINS, MarginHead
@@ -25,17 +25,20 @@ def comparisons():
     for classes in CLASSES:
         y = torch.randint(classes, (BATCH,), device=device)
         what = f"head, {classes:,} people, {BATCH} faces"
-        if not fits(bytes_of(classes, RATE), device):
+        sampled, dense = bytes_of(classes, RATE), bytes_of(classes, 1)
+        if not fits(sampled, device):
             print(f"  {what}: left out, not enough free memory")
             continue
         kinds = {f"sampled {RATE:g}": sharded_step}
-        if fits(bytes_of(classes, 1), device):
+        if fits(dense, device):
             kinds["dense"] = dense_step
         named = []
         for name, make in kinds.items():
             used = peak_mib(functools.partial(once, make, classes, x, y, device), device, classes == CLASSES[0])
             named.append(f"{name}, {used:.0f} MiB")
-        steps = [make(classes, x, y, device) for make in kinds.values()]
+        together = fits(sampled + dense, device)
+        made = (functools.partial(make, classes, x, y, device) for make in kinds.values())
+        steps = [make() if together else seconds_alone(make) for make in made]
         yield what, named[0], steps[0], *((named[1], steps[1]) if len(steps) > 1 else ("", None))
     y = torch.randint(10_000, (BATCH,), device=device)
     if importlib.util.find_spec("pytorch_metric_learning"):
@@ -57,18 +60,18 @@ def once(make, *given):
 
 
 def bytes_of(classes, rate):
-    """Roughly: W, its gradient and its momentum, the logits and their gradient, in bytes of float32.
+    """Roughly what a head's step needs at most, in bytes of float32.
 
-    A sampled head keeps W and its momentum whole and the rest in proportion to the sampled classes.
+    W, its momentum and a copy are whole; what a step touches (unit rows, gradients and parts, logits and theirs)
+    is in proportion to the sampled classes.
     """
     rows = classes * FEATURES * 4
-    touched = rows + 3 * BATCH * classes * 4
-    return 2 * rows + int(rate * touched)
+    return 3 * rows + int(rate * (4 * rows + 6 * BATCH * classes * 4))
 
 
 def fits(size, device):
-    """Whether `size` bytes are free and twice as much beside, for building and for the head it is compared with."""
-    return 3 * size < (torch.cuda.mem_get_info()[0] if device.type == "cuda" else available())
+    """Whether `size` bytes are free, and a fifth more."""
+    return 1.2 * size < (torch.cuda.mem_get_info()[0] if device.type == "cuda" else available())
 
 
 def dense_step(classes, x, y, device):
