@@ -2,8 +2,8 @@
 
 A paper's `bench.py` has `comparisons()`, which yields (what, name, run, other name, other run): two functions that
 do the same work once. They are timed in turn, so that a drifting machine slows both. Where both do not fit into memory
-together they are `seconds_alone` of each. `make bench ARGS=--record` also
-writes results/<paper>/bench.csv, which the paper's card shows.
+together, they are the `seconds_alone` of each. `make bench ARGS=--record` also writes results/<paper>/bench.csv, which
+the paper's card shows.
 """
 
 import contextlib
