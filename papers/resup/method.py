@@ -167,10 +167,13 @@ class Judge(nn.Module):
         return small_loss(F.cross_entropy(logits.float(), labels, reduction="none"), *self.range)
 
     def refit(self, logits, labels, kind):
-        """Fit to the whole training set's logits (N, K); True when it worked, else the last good fit stays."""
+        """Fit to the whole training set's logits (N, K); True when it worked, else the last good fit stays.
+
+        Kind "bayes" has nothing to fit but the rate of flips, once.
+        """
         if kind == "bayes":
             p = logits.float().softmax(-1)
-            rate = flip_rate(p) if self.rate.isnan() else self.rate  # once: later networks imitate the true labels
+            rate = flip_rate(p) if self.rate.isnan() else self.rate  # later networks imitate the true labels
             self.belief.copy_(p)
             self.believe(labels, posterior_labels(p, labels, rate), rate)
             return True
