@@ -20,7 +20,7 @@ ROWS = {
     "loss_mixture": "ReSup with a mixture over losses",
     "coteaching": "Co-teaching",
     "oracle": "weights by the true flips (no method)",
-    "ce_plus": "cross-entropy with the second variant's averaging and consistency (ours)",
+    "ce_plus": "cross-entropy, averaging, consistency (ours)",
     "resup_plus": "our first variant of ReSup",
     "resup_bayes": "ReSup with Bayes' rule in place of the mixture (ours)",
     "bayes": "our second variant: Bayes' rule",
