@@ -1,4 +1,4 @@
-"""Pictures of the results, drawn from records (and claims.toml) alone: curves, weights, reliability, published rows."""
+"""Pictures of the results, drawn from records and claims.toml alone: curves, weights, noise levels, published rows."""
 
 import tomllib
 from pathlib import Path
@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from common import figures, runs, stats
-from papers.resup.config import ROWS
+from papers.resup.config import LEVELS, ROWS
 from papers.resup.evaluate import METRICS, class_weights, reliability
 
 COLOURS = {
@@ -24,12 +24,32 @@ JUDGED = ("own", "swapped", "resup", "loss_mixture", "resup_plus", "resup_bayes"
 
 
 def draw(records, folder):
-    """One PNG per data set and preset; for FERPlus at 30 % flips also ours beside the published rows. Returns paths."""
+    """One PNG per data set and preset; for FERPlus also by noise level and beside the published rows. Returns paths."""
     paths = figures.draw_groups(records, folder, overview)
+    if levels := by_level(records):
+        paths.append(Path(folder) / "noise-levels.png")
+        noise_levels(levels, paths[-1])
     if ours := ours_at_30(records):
         paths.append(Path(folder) / "published-30.png")
         published(beside_published(ours), paths[-1])
     return paths
+
+
+def by_level(records):
+    """The comparable FERPlus records of `short` and its other noise levels: row -> percent of flips -> records.
+
+    Rows with fewer than two levels are left out.
+    """
+    recorded = [
+        r
+        for r in figures.comparable(records)
+        if r["data"]["name"] == "ferplus" and r["config"]["preset"] in ("short", *(f"noise{p}" for p in LEVELS))
+    ]
+    levels = {}
+    for row, found in figures.by_row(recorded, ROWS).items():
+        for record in sorted(found, key=lambda r: r["config"]["noise"]):
+            levels.setdefault(row, {}).setdefault(round(100 * record["config"]["noise"]), []).append(record)
+    return {row: some for row, some in levels.items() if len(some) > 1}
 
 
 def comparison(records):
@@ -64,8 +84,7 @@ def beside_published(ours):
         blocks.setdefault(a["initialisation"], []).append(line)
     for words, records in ours.items():
         for row, found in figures.by_row(records, ROWS).items():
-            metric = METRICS["accuracy_pct" if row == "ce" else "accuracy_mean_pct"]
-            interval = stats.level(metric, [runs.read_predictions(r["folder"] / "predictions.npz") for r in found])
+            interval = interval_of("accuracy_pct" if row == "ce" else "accuracy_mean_pct", found)
             source = f"{len(found)} recorded run{'s' * (len(found) > 1)}"
             blocks.setdefault(words, []).append((ROWS[row], interval.mean, interval.half, COLOURS[row], source))
     return blocks
@@ -96,6 +115,11 @@ def overview(records, path):
     what = f"{data['flipped_pct']:.1f} % of the training labels wrong ({data['noise']})" if flips else "clean labels"
     figure.suptitle(f"{data['name']}, preset {config['preset']}: {what}, {data['test_faces']} test faces", fontsize=11)
     figures.save(figure, path)
+
+
+def interval_of(metric, records):
+    """Mean over the records with its 90 % interval, as in the card."""
+    return stats.level(METRICS[metric], [runs.read_predictions(r["folder"] / "predictions.npz") for r in records])
 
 
 def history(record):
@@ -186,6 +210,35 @@ def finish(axes):
         axes[5].plot([0, 1], [0, 1], color="#cccccc", lw=0.8, zorder=0)
         axes[5].set(xlabel="P(clean) of the noise model", ylabel="share of clean labels", xlim=(0, 1), ylim=(0, 1))
         axes[5].set_title("Reliability of P(clean)")
+
+
+def noise_levels(levels, path):
+    """By share of flipped labels: accuracy of the networks' mean, and how well the weights find the flips."""
+    figure, axes = figures.pyplot().subplots(1, 2, figsize=(11.2, 4.3), layout="constrained")
+    for row, found in levels.items():
+        name, line = ROWS[row].split(":")[0], dict(color=COLOURS[row], marker="o")
+        chosen = line | dict(mfc="white", ls=":")
+        curve(axes[0], found, "accuracy_mean_pct", **line, label=f"{name}, last epoch")
+        curve(axes[0], found, "accuracy_mean_validation_chosen_pct", **chosen, label=f"{name}, chosen epoch")
+        if row in JUDGED:
+            flipped = {rate: some for rate, some in found.items() if rate}
+            curve(axes[1], flipped, "weight_auc_pct", **line, label=f"{name}: area under ROC")
+            curve(axes[1], flipped, "weight_flipped_pct", **chosen, label=f"{name}: mean weight of flipped labels")
+    rates = sorted({rate for found in levels.values() for rate in found})
+    axes[0].set(ylabel="test accuracy (%)", title="Last epoch, and the epoch that validation faces choose")
+    axes[1].set(ylabel="%", ylim=(0, 100), title="The weights at the last epoch")
+    for one in axes:
+        one.set(xlabel="flipped training labels (%)", xticks=rates)
+        one.grid(axis="y", color="#eeeeee")
+        one.legend(fontsize=8)
+    figure.suptitle("ferplus, presets short and noise*: 90 % intervals", fontsize=11)
+    figures.save(figure, path)
+
+
+def curve(axes, found, metric, **style):
+    """A metric with its intervals over the rates of `found`: rate -> records."""
+    intervals = [interval_of(metric, records) for records in found.values()]
+    axes.errorbar(list(found), [i.mean for i in intervals], [i.half for i in intervals], capsize=3, ms=5, **style)
 
 
 def published(blocks, path):
