@@ -4,7 +4,6 @@ Weights are read as tensors alone: .safetensors, or a .pt/.pth state dict that l
 """
 
 import os
-import pickle
 import re
 from pathlib import Path
 
@@ -238,9 +237,12 @@ def read_state(path):
             state = torch.load(path, map_location="cpu", weights_only=True)
         except FileNotFoundError:
             raise UserError(f"{path}: no such weights file") from None
-        except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, KeyError) as error:
+        except (RuntimeError, EOFError, OSError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(f"{path}: not a state dict that loads without running code ({reason[:80]})") from None
+            raise UserError(f"{path}: unreadable as torch.save's file ({reason[:80]}); fetch it again") from None
+        except Exception:  # an unpickler meets anything in bytes that are not its own
+            what = "not tensors alone, but a pickled model or another file"
+            raise UserError(f"{path}: {what}; save `model.state_dict()` alone by torch.save") from None
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
     if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):

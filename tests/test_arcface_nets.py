@@ -162,8 +162,14 @@ def test_unreadable_weights_files(tmp_path, capsys):
     (tmp_path / "text.pt").write_text("hello")
     (tmp_path / "evil.pth").write_bytes(pickle.dumps(Evil()))
     torch.save({"state_dict": {"a": torch.zeros(1)}}, tmp_path / "nested.pt")
-    for name in ("text.pt", "evil.pth", "nested.pt"):
-        with pytest.raises(UserError, match=name):
+    (tmp_path / "x.pt").write_text("Xu]a")
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "model.pt")
+    (tmp_path / "cut.pt").write_bytes((tmp_path / "model.pt").read_bytes()[:700])
+    for name in ("text.pt", "evil.pth", "x.pt", "model.pt"):
+        with pytest.raises(UserError, match=f"{name}: not tensors alone.*save `model.state_dict"):
+            load_net(tmp_path / name)
+    for name, said in (("nested.pt", "nested.pt"), ("cut.pt", "cut.pt: unreadable.*fetch it again")):
+        with pytest.raises(UserError, match=said):
             load_net(tmp_path / name)
     assert "code ran" not in capsys.readouterr().out
     with pytest.raises(UserError, match=r"'iresnet51' is unknown.*iresnet50"):
