@@ -84,7 +84,7 @@ def beside_published(ours):
         blocks.setdefault(a["initialisation"], []).append(line)
     for words, records in ours.items():
         for row, found in figures.by_row(records, ROWS).items():
-            interval = interval_of("accuracy_pct" if row == "ce" else "accuracy_mean_pct", found)
+            interval = interval_of(accuracy_of(row), found)
             source = f"{len(found)} recorded run{'s' * (len(found) > 1)}"
             blocks.setdefault(words, []).append((ROWS[row], interval.mean, interval.half, COLOURS[row], source))
     return blocks
@@ -115,6 +115,11 @@ def overview(records, path):
     what = f"{data['flipped_pct']:.1f} % of the training labels wrong ({data['noise']})" if flips else "clean labels"
     figure.suptitle(f"{data['name']}, preset {config['preset']}: {what}, {data['test_faces']} test faces", fontsize=11)
     figures.save(figure, path)
+
+
+def accuracy_of(row, epoch=""):
+    """Name of a row's accuracy: of the mean of its networks where it has two."""
+    return f"accuracy{'' if row == 'ce' else '_mean'}{epoch}_pct"
 
 
 def interval_of(metric, records):
@@ -213,13 +218,13 @@ def finish(axes):
 
 
 def noise_levels(levels, path):
-    """By share of flipped labels: accuracy of the networks' mean, and how well the weights find the flips."""
+    """By share of flipped labels: the row's accuracy, and how well its weights find the flips."""
     figure, axes = figures.pyplot().subplots(1, 2, figsize=(11.2, 4.3), layout="constrained")
     for row, found in levels.items():
         name, line = ROWS[row].split(":")[0], dict(color=COLOURS[row], marker="o")
         chosen = line | dict(mfc="white", ls=":")
-        curve(axes[0], found, "accuracy_mean_pct", **line, label=f"{name}, last epoch")
-        curve(axes[0], found, "accuracy_mean_validation_chosen_pct", **chosen, label=f"{name}, chosen epoch")
+        curve(axes[0], found, accuracy_of(row), **line, label=f"{name}, last epoch")
+        curve(axes[0], found, accuracy_of(row, "_validation_chosen"), **chosen, label=f"{name}, chosen epoch")
         if row in JUDGED:
             flipped = {rate: some for rate, some in found.items() if rate}
             curve(axes[1], flipped, "weight_auc_pct", **line, label=f"{name}: area under ROC")
