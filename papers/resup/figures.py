@@ -219,7 +219,11 @@ def finish(axes):
 
 def noise_levels(levels, path):
     """By share of flipped labels: the row's accuracy, and how well its weights find the flips."""
-    figure, axes = figures.pyplot().subplots(1, 2, figsize=(11.2, 4.3), layout="constrained")
+    panels = 2 if set(levels) & set(JUDGED) else 1
+    figure, grid = figures.pyplot().subplots(
+        1, panels, figsize=(5.6 * panels, 4.3), layout="constrained", squeeze=False
+    )
+    axes = grid[0]
     for row, found in levels.items():
         name, line = ROWS[row].split(":")[0], dict(color=COLOURS[row], marker="o")
         chosen = line | dict(mfc="white", ls=":")
@@ -231,7 +235,8 @@ def noise_levels(levels, path):
             curve(axes[1], flipped, "weight_flipped_pct", **chosen, label=f"{name}: mean weight of flipped labels")
     rates = sorted({rate for found in levels.values() for rate in found})
     axes[0].set(ylabel="test accuracy (%)", title="Last epoch, and the epoch that validation faces choose")
-    axes[1].set(ylabel="%", ylim=(0, 100), title="The weights at the last epoch")
+    if panels > 1:
+        axes[1].set(ylabel="%", ylim=(0, 100), title="The weights at the last epoch")
     for one in axes:
         one.set(xlabel="flipped training labels (%)", xticks=rates)
         one.grid(axis="y", color="#eeeeee")
