@@ -19,7 +19,7 @@ torch.set_num_threads(1)
 def small_net(seed=0):
     """An IResNet of 16 px whose statistics are not the initial ones."""
     torch.manual_seed(seed)
-    net = nets.IResNet((1, 2, 1, 1), (4, 6, 8, 8), features=5, input_px=16)
+    net = nets.IResNet((1, 2, 1, 1), (8, 16, 24, 24), features=5, input_px=16)
     for module in net.modules():
         if isinstance(module, torch.nn.BatchNorm1d | torch.nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.3)
@@ -183,8 +183,8 @@ def test_scratch_probe_and_hidden_layer():
     stages = method.split(small_net())
     scratch = method.Branch(stages, 1, 2, 5, scratch=True)
     assert not torch.equal(scratch.stages[0][0][0].weight, stages[0][0][0].weight)
-    probe = method.Branch(stages, 3, 2, 6, grid=2)
-    assert not len(probe.stages) and probe(torch.randn(4, 6, 4, 4)).shape == (4, 2)
+    probe = method.Branch(stages, 3, 2, 16, grid=2)
+    assert not len(probe.stages) and probe(torch.randn(4, 16, 4, 4)).shape == (4, 2)
     wanted = sum(p.numel() for p in stages[3].parameters())
     hidden = method.Branch(stages, 6, 2, 5, hidden=method.hidden_width(wanted, 5, 2))
     assert abs(sum(p.numel() for p in hidden.parameters()) - wanted) < 10

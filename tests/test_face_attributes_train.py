@@ -19,7 +19,7 @@ from tests.conftest import REPOSITORY, one_line_error, python
 
 torch.set_num_threads(1)
 FACES = dict(train=48, val=16, test=24, size=24, people=6, trunk_train=48, identity_test=24, seed=5)
-OPTIONS = """--device cpu --input-px 16 --widths 4 4 6 8 --features 8 --batch 8 --warmup 1 --views 2
+OPTIONS = """--device cpu --input-px 16 --widths 8 8 16 24 --features 8 --batch 8 --warmup 1 --views 2
 --cache-from 3"""
 TINY = OPTIONS.split()
 
@@ -63,7 +63,7 @@ def same_bits(a, b):
 def trunk_weights(tmp_path_factory):
     """Weights of an untrained tiny IResNet as a user would name them."""
     torch.manual_seed(0)
-    net = nets.IResNet((1, 1, 1, 1), (4, 4, 6, 8), features=8, input_px=16)
+    net = nets.IResNet((1, 1, 1, 1), (8, 8, 16, 24), features=8, input_px=16)
     for module in net.modules():
         if isinstance(module, torch.nn.Conv2d):
             torch.nn.init.kaiming_normal_(module.weight, mode="fan_out")
@@ -83,7 +83,7 @@ def test_the_demo_from_trunk_to_prediction(faces, tmp_path, capsys):
     """Every kind of row in small: trunk, readout, starts, separate networks, the chosen pattern, one face predicted."""
     words = TINY[1:]  # the settings must be the same for all rows, so that they find each other
     base = dataclasses.replace(
-        config.PRESETS["demo"], input_px=16, widths=(4, 4, 6, 8), features=8, batch=8, warmup=1, steps=4,
+        config.PRESETS["demo"], input_px=16, widths=(8, 8, 16, 24), features=8, batch=8, warmup=1, steps=4,
         candidates=("linear", "stage3", "stage1"),
     )  # fmt: skip
     assert base.name_of("trunk") != base.name_of("linear") and len(words) > 3
@@ -244,7 +244,7 @@ def test_the_untrained_trunk_stores_no_maps(faces, trunk_weights):
 
 def test_another_trunk_or_view_is_another_file(faces, trunk_weights):
     one = make_source(TINY_CONFIG, trunk_weights, 3)
-    stages = method.split(nets.IResNet((1, 1, 1, 1), (4, 4, 6, 8), 8, input_px=16).eval())
+    stages = method.split(nets.IResNet((1, 1, 1, 1), (8, 8, 16, 24), 8, input_px=16).eval())
     other = source.Source(TINY_CONFIG, one.parts, stages, one.pixels, 3, torch.device("cpu"))
     turned = make_source(dataclasses.replace(TINY_CONFIG, rotation_deg=9.0), trunk_weights, 3)
     known = [(s, split, view) for s in (one, other, turned) for split in ("train", "val") for view in (0, None)]

@@ -357,7 +357,7 @@ def test_the_224_pixel_network_is_torchvisions():
 
 def test_small_networks_keep_the_resolution_they_promise():
     for stem, side in (("small", 24), ("small2", 12), ("imagenet", 6)):
-        net = nets.ResNet(8, stem, width=4, units=(1,)).eval()
+        net = nets.ResNet(8, stem, width=8, units=(1,)).eval()
         seen = []
         net.layer1.register_forward_hook(lambda m, i, o, seen=seen: seen.append(o.shape[-1]))
         assert net(torch.rand(2, 1, 24, 24)).shape == (2, 8) and seen == [side]
@@ -371,10 +371,10 @@ def saved(net, path, drop=(), **changes):
 
 def test_weights_of_a_file_replace_every_layer_but_the_classifier(tmp_path):
     torch.manual_seed(0)
-    source, net = nets.ResNet(5, width=4), nets.ResNet(8, width=4)
+    source, net = nets.ResNet(5, width=8), nets.ResNet(8, width=8)
     head = net.fc.weight.clone()
     for drop in ((), ("num_batches_tracked",), ("fc.weight", "fc.bias")):
-        fresh = nets.ResNet(8, width=4)
+        fresh = nets.ResNet(8, width=8)
         fresh.fc.load_state_dict(net.fc.state_dict())
         nets.load_body(fresh, saved(source, tmp_path / "w.pth", drop))
         assert all(
@@ -386,13 +386,13 @@ def test_weights_of_a_file_replace_every_layer_but_the_classifier(tmp_path):
 def test_weights_that_would_be_ignored_are_refused(tmp_path):
     """The silent failures of public code: other names, missing layers, the same random numbers."""
     torch.manual_seed(0)
-    net = nets.ResNet(8, width=4)
+    net = nets.ResNet(8, width=8)
     renamed = {f"features.{k}": v for k, v in net.state_dict().items()}
     torch.save(renamed, tmp_path / "features.pth")
     cases = {
         tmp_path / "features.pth": "keys missing",
-        saved(nets.ResNet(8, width=4), tmp_path / "less.pth", ("layer4.0.conv1.weight",)): "layer4.0.conv1.weight",
-        saved(nets.ResNet(8, width=8), tmp_path / "wide.pth"): "shapes differ",
+        saved(nets.ResNet(8, width=8), tmp_path / "less.pth", ("layer4.0.conv1.weight",)): "layer4.0.conv1.weight",
+        saved(nets.ResNet(8, width=16), tmp_path / "wide.pth"): "shapes differ",
         saved(net, tmp_path / "same.pth"): "left conv1.weight",
         tmp_path / "none.pth": "no such weights file",
     }
@@ -410,7 +410,7 @@ def test_imagenet_weights_that_cannot_be_had_are_one_line(monkeypatch, tmp_path)
 
 
 def test_saved_twins_come_back_bit_by_bit(tmp_path):
-    twins, other = (nets.Twins([nets.ResNet(3, "small", 4, (1,)) for _ in range(2)]) for _ in range(2))
+    twins, other = (nets.Twins([nets.ResNet(3, "small", 8, (1,)) for _ in range(2)]) for _ in range(2))
     checkpoint.save_weights(tmp_path / "w.safetensors", twins)
     checkpoint.load_weights(tmp_path / "w.safetensors", other)
     assert all(torch.equal(a, b) for a, b in zip(twins.state_dict().values(), other.state_dict().values(), strict=True))

@@ -17,7 +17,7 @@ from tests.conftest import REPOSITORY, one_line_error, python
 torch.set_num_threads(1)
 CLASSES = len(sets.SHOWN)
 FACES = dict(train=96, valid=24, test=40, size=24, seed=7)
-OPTIONS = "--device cpu --precision fp32 --width 4 --units 1 1 --input-px 16 --batch 24 --epochs 3 --warmup 1"
+OPTIONS = "--device cpu --precision fp32 --width 8 --units 1 1 --input-px 16 --batch 24 --epochs 3 --warmup 1"
 TINY = OPTIONS.split()
 
 
@@ -60,7 +60,7 @@ def test_the_weights_find_the_flipped_labels(tmp_path):
 
 
 def test_a_last_batch_that_is_filled_up_gives_the_same_probabilities(faces, monkeypatch):
-    cfg = dataclasses.replace(config.preset("demo"), width=4, units=(1, 1), input_px=16, precision="fp32")
+    cfg = dataclasses.replace(config.preset("demo"), width=8, units=(1, 1), input_px=16, precision="fp32")
     torch.manual_seed(0)
     twins, pictures = config.build_twins(cfg, CLASSES), sets.part(faces, 2).images
     sizes = []
@@ -72,7 +72,7 @@ def test_a_last_batch_that_is_filled_up_gives_the_same_probabilities(faces, monk
 
 
 def test_probabilities_are_means_over_crops_and_mirror_images(faces):
-    cfg = dataclasses.replace(config.preset("demo"), width=4, units=(1,), input_px=24, precision="fp32")
+    cfg = dataclasses.replace(config.preset("demo"), width=8, units=(1,), input_px=24, precision="fp32")
     torch.manual_seed(0)
     twins, pictures = config.build_twins(cfg, CLASSES).eval(), sets.part(faces, 2).images
     of = lambda **more: evaluate.probabilities(twins, pictures, dataclasses.replace(cfg, **more), torch.device("cpu"))
@@ -199,7 +199,7 @@ def fitted(row, faces, tmp_path, **changes):
     return twins.members, judges, steps
 
 
-TINY_SETTINGS = dict(precision="fp32", width=4, units=(1, 1), input_px=16, batch=24, epochs=2, warmup=1)
+TINY_SETTINGS = dict(precision="fp32", width=8, units=(1, 1), input_px=16, batch=24, epochs=2, warmup=1)
 
 
 def equal(a, b):
@@ -477,7 +477,7 @@ def test_weights_are_evaluated_on_the_set_they_know(faces, tmp_path, capsys, pac
     with pytest.raises(cli.UserError) as error:
         evaluate.main(["--weights", str(path), "--data", "rafdb", "--device", "cpu"])
     one_line_error(error, path, "knows the classes")
-    checkpoint.save_weights(tmp_path / "x.safetensors", nets.ResNet(3, width=4, units=(1,)))
+    checkpoint.save_weights(tmp_path / "x.safetensors", nets.ResNet(3, width=8, units=(1,)))
     with pytest.raises(cli.UserError) as error:
         evaluate.main(["--weights", str(tmp_path / "x.safetensors"), "--device", "cpu"])
     one_line_error(error, "describes no networks of this paper")
@@ -486,7 +486,7 @@ def test_weights_are_evaluated_on_the_set_they_know(faces, tmp_path, capsys, pac
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_starting_weights_are_read_and_recorded(faces, tmp_path, wrapped):
     """As a state dict, or inside a training checkpoint as public files of MS-Celeb weights are."""
-    cfg = dataclasses.replace(config.preset("demo"), width=4, units=(1, 1))
+    cfg = dataclasses.replace(config.preset("demo"), width=8, units=(1, 1))
     torch.manual_seed(99)
     state = config.build_net(cfg, 5).state_dict()
     torch.save({"epoch": 3, "state_dict": state} if wrapped else state, tmp_path / "w.pth")
