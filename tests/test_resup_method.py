@@ -60,12 +60,21 @@ def slow_fit(values):
     return np.array(ab), share
 
 
-def test_the_fit_is_the_slow_one():
-    values, _ = humps()
+APART = dict(clean=(400.0, 8.0), noisy=(8.0, 400.0))  # where one density lies, the other one is at its floor
+
+
+@pytest.mark.parametrize("how", [{}, APART, dict(n=25_060, flipped=0.05), dict(n=40, clean=(3.0, 2.0))])
+def test_the_fit_is_the_slow_one(how):
+    values, _ = humps(**how)
     values[:3] = torch.tensor([0.0, 1.0, 1.0])
     mixture, (ab, share) = method.fit(values), slow_fit(values.numpy())
-    np.testing.assert_allclose(torch.stack([mixture.alpha, mixture.beta], 1), ab, rtol=1e-6)
-    np.testing.assert_allclose(mixture.share, share, rtol=1e-6)
+    np.testing.assert_allclose(torch.stack([mixture.alpha, mixture.beta], 1), ab, rtol=1e-9)
+    np.testing.assert_allclose(mixture.share, share, rtol=1e-9)
+
+
+def test_the_posterior_is_the_slow_one():
+    values, _ = humps()
+    mixture, (ab, share) = method.fit(values), slow_fit(values.numpy())
     p = method.posterior(mixture, values)
     joint = [
         w * distributions.beta.pdf(np.clip(values.numpy(), 1e-4, 1 - 1e-4), *q) for w, q in zip(share, ab, strict=True)
@@ -197,6 +206,36 @@ def test_a_judge_weighs_flipped_labels_down(kind):
     assert judge.weight[~flip].mean() > 0.8 and judge.weight[flip].mean() < 0.3
     assert torch.equal(judge.weigh(logits, given, kind), judge.weight)
     assert torch.allclose(judge.belief, logits.softmax(1))
+
+
+@pytest.mark.parametrize("kind", ["similarity", "loss"])
+def test_a_refit_keeps_what_its_parts_give(kind):
+    """To the bit, by the plain definition: values, the mixture's table, weights and beliefs."""
+    logits, given = separable(2000, 4)
+    judge = method.Judge(2000, 4)
+    assert judge.refit(logits, given, kind)
+    values = method.similarity(logits, given)
+    inside = torch.ones(2000, dtype=torch.bool)
+    if kind == "loss":
+        losses = torch.nn.functional.cross_entropy(logits, given, reduction="none")
+        low, high = torch.quantile(losses, 0.05), torch.quantile(losses, 0.95)
+        values, inside = 1 - ((losses - low) / (high - low)).clamp(0, 1), (losses >= low) & (losses <= high)
+    mixture = method.fit(values[inside])
+    table = method.table(mixture)
+    assert torch.equal(judge.table, table) and torch.equal(
+        judge.shape, torch.stack([mixture.alpha, mixture.beta]).float()
+    )
+    assert torch.equal(judge.weight, method.look_up(table, values))
+    assert torch.equal(judge.belief, logits.softmax(1))
+
+
+def test_only_the_mixture_over_losses_computes_losses(monkeypatch):
+    logits, given = separable(500, 4)
+    calls, real = [], torch.nn.functional.cross_entropy
+    monkeypatch.setattr(method.F, "cross_entropy", lambda *a, **k: calls.append(1) or real(*a, **k))
+    for kind, count in (("similarity", 0), ("bayes", 0), ("loss", 1)):
+        judge = method.Judge(500, 4)
+        assert judge.refit(logits, given, kind) and len(calls) == count, kind
 
 
 # ---- Loss

@@ -222,6 +222,13 @@ def test_rows_differ_in_nothing_until_the_warm_up_is_over(faces, tmp_path):
         assert not equal(later[0], fitted(row, faces, tmp_path / "later", epochs=2, forget_ramp=1)[0][0]), row
 
 
+@pytest.mark.parametrize(("row", "kept"), [("resup", False), ("resup_bayes", False), ("bayes", True)])
+def test_only_the_row_that_trains_on_distributions_keeps_them(faces, tmp_path, row, kept):
+    judges = fitted(row, faces, tmp_path)[1]
+    assert [judge.labels is not None for judge in judges] == [kept, kept]
+    assert ("0.labels" in judges.state_dict()) == kept
+
+
 def test_own_and_swapped_weights_reach_the_right_network(faces):
     """The weights that a step uses, from judges that disagree by construction."""
     cfg = dataclasses.replace(config.preset("demo", "swapped"), **TINY_SETTINGS)
@@ -242,7 +249,7 @@ def test_own_and_swapped_weights_reach_the_right_network(faces):
 def test_labels_by_bayes_rule_stay_until_the_networks_have_caught_up():
     """What is believed of four samples, epoch by epoch: the warm-up's outputs without their flips, then later ones."""
     cfg = dataclasses.replace(config.preset("demo", "bayes"), warmup=2, judge_again=3)
-    judges = torch.nn.ModuleList([method.Judge(4, 3) for _ in range(2)])
+    judges = torch.nn.ModuleList([method.Judge(4, 3, keep_labels=True) for _ in range(2)])
     given, logits = torch.tensor([0, 1, 2, 0]), [torch.randn(2, 4, 3) for _ in range(6)]
     labels = []
     for epoch in range(1, 5):

@@ -1,4 +1,4 @@
-"""Comparisons of this paper for `make bench`: what ReSup adds to two plain networks, and the look-up of weights."""
+"""Comparisons of this paper for `make bench`: what ReSup adds to two networks, the fit, and the look-up of weights."""
 
 import dataclasses
 
@@ -8,6 +8,7 @@ from papers.resup import data, method, train
 from papers.resup.config import build_twins, preset
 
 CLASSES, FACES, BATCH, STEPS = 8, 4096, 64, 4
+SAMPLES = 25_060  # training faces of FERPlus
 
 
 def comparisons():
@@ -23,7 +24,11 @@ def comparisons():
     apart = lambda: one_by_one(judge.table, logits, labels)
     torch.testing.assert_close(together(), apart().to(device))  # they agree before timing
     yield f"weights of {FACES} faces", "table, batched", together, "one by one", apart
-    yield f"fit to {FACES} faces, ten EM steps", "ours", lambda: judge.refit(logits, labels, "similarity"), "", None
+    values = two_humps(SAMPLES)
+    once, anew = lambda: method.fit(values), lambda: plain_fit(values)
+    for part in ("alpha", "beta", "share"):
+        torch.testing.assert_close(getattr(once(), part), getattr(anew(), part), rtol=1e-9, atol=0)
+    yield f"fit to {SAMPLES} similarities, ten EM steps", "logarithms once", once, "densities anew", anew
 
 
 def training(row, device):
@@ -56,6 +61,27 @@ def training(row, device):
             twins.train()
 
     return step, epoch
+
+
+def two_humps(n):
+    """n similarities, (n,) float32: three tenths of them of flipped labels, the others clean."""
+    gen = torch.Generator().manual_seed(0)
+    middle = torch.where(torch.rand(n, generator=gen) < 0.3, 0.2, 0.85)
+    return (middle + 0.1 * torch.randn(n, generator=gen)).clamp(0.001, 0.999)
+
+
+def plain_fit(values):
+    """method.fit by its definition: at every EM step the densities of torch's Beta, their shares, weighted moments."""
+    x, mixture = values.double().clamp(method.CLIP, 1 - method.CLIP).unsqueeze(1), method.start()
+    for _ in range(method.EM_STEPS):
+        density = torch.distributions.Beta(mixture.alpha, mixture.beta).log_prob(x).exp()
+        likelihood = (mixture.share * density).clamp(min=method.TINY)
+        responsibility = likelihood / likelihood.sum(1, keepdim=True)
+        total = responsibility.sum(0)
+        mean = (responsibility * x).sum(0) / total
+        variance = (responsibility * (x - mean).square()).sum(0) / total
+        mixture = method.Mixture(*method.moments(mean, variance), total / len(x))
+    return mixture
 
 
 def one_by_one(table, logits, labels):

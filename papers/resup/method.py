@@ -11,6 +11,7 @@ code (there is no other public source), guards and the settings marked "ours" ar
 Shapes: B samples of a batch, N of the training set, K classes, M networks (1 or 2).
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -32,8 +33,12 @@ LEAST_VARIANCE, LEAST_SHARE, LEAST_SAMPLES = 1e-6, 1e-3, 10
 
 
 def similarity(logits, labels):
-    """Cosine (B,) in [0, 1] between softmax(logits (B, K)) and the one-hot labels (B,): p_y / ||p||."""
-    p = logits.float().softmax(-1)
+    """Cosine (B,) in [0, 1] between softmax(logits (B, K)) and the one-hot labels (B,)."""
+    return agreement(logits.float().softmax(-1), labels)
+
+
+def agreement(p, labels):
+    """Cosine (B,) between outputs p (B, K), which sum to one, and the one-hot labels (B,): p_y / ||p||."""
     return p.gather(-1, labels.unsqueeze(-1)).squeeze(-1) / p.norm(dim=-1)
 
 
@@ -70,24 +75,27 @@ def start():
     return Mixture(number(1, 2), number(2, 1), number(0.5, 0.5))
 
 
-def joint(mixture, values):
-    """share_k Beta(value; alpha_k, beta_k) of values (N,): (N, 2), floored at TINY."""
-    x = values.double().clamp(CLIP, 1 - CLIP).unsqueeze(1)
-    density = torch.distributions.Beta(mixture.alpha, mixture.beta).log_prob(x).exp()
-    return (mixture.share * density).clamp(min=TINY)
+def logs(values):
+    """log x and log(1 - x), (2, N) float64, of values (N,) clipped as in the fit: all that a Beta's density needs."""
+    x = values.double().clamp(CLIP, 1 - CLIP)
+    return torch.stack([x.log(), (1 - x).log()])
+
+
+def log_joint(mixture, known):
+    """log(share_k Beta(x; alpha_k, beta_k)) (2, N) of the values with `logs` known (2, N), floored at log(TINY)."""
+    powers = torch.stack([mixture.alpha, mixture.beta], 1)
+    scale = powers.sum(1).lgamma() - powers.lgamma().sum(1)  # -log of the Beta function
+    return torch.addmm((mixture.share.log() + scale).unsqueeze(1), powers - 1, known).clamp(min=math.log(TINY))
 
 
 def posterior(mixture, values):
     """P(clean | value) (N,)."""
-    likelihood = joint(mixture, values)
-    return likelihood[:, 1] / (likelihood.sum(1) + TINY)
+    likelihood = log_joint(mixture, logs(values)).exp()
+    return likelihood[1] / (likelihood.sum(0) + TINY)
 
 
-def moments(values, responsibility):
-    """(alpha, beta) of the components from weighted means and variances (method of moments)."""
-    total = responsibility.sum(0).clamp(min=TINY)
-    mean = (responsibility * values.unsqueeze(1)).sum(0) / total
-    variance = (responsibility * (values.unsqueeze(1) - mean).square()).sum(0) / total
+def moments(mean, variance):
+    """(alpha, beta) of the components from their means (2,) and variances (2,) (method of moments)."""
     most = mean * (1 - mean)  # a Beta's variance lies below this
     t = most / torch.minimum(variance.clamp(min=LEAST_VARIANCE), 0.999 * most) - 1
     return mean * t, (1 - mean) * t
@@ -98,19 +106,28 @@ def fit(values):
 
     None (the caller keeps its last good fit) stands for: too few or constant values, values that are not finite, a
     component that died, or one that does not lie above the other.
+
+    Logarithms and powers of the values are taken once. A step then is two products with them and a sigmoid: the second
+    component's responsibility, of which the first one's is the rest. Powers are of distances to the overall mean, so
+    that little cancels in the variances.
     """
     x = values.detach().cpu().double()
     if len(x) < LEAST_SAMPLES or not torch.isfinite(x).all() or x.var() < LEAST_VARIANCE:
         return None
     x = torch.where(x <= 0, EDGE, torch.where(x >= 1, 1 - EDGE, x)).clamp(CLIP, 1 - CLIP)
+    known, centre = logs(x), x.mean()
+    powers = torch.stack([torch.ones_like(x), x - centre, (x - centre).square()])
+    total = powers.sum(1)
     mixture = start()
     for _ in range(EM_STEPS):
-        likelihood = joint(mixture, x)
-        responsibility = likelihood / likelihood.sum(1, keepdim=True)
-        share = responsibility.mean(0)
+        low, high = log_joint(mixture, known)
+        clean = powers @ torch.sigmoid(high - low)
+        count, first, second = torch.stack([total - clean, clean], 1)
+        share = count / len(x)
         if share.min() < LEAST_SHARE:
             return None
-        mixture = Mixture(*moments(x, responsibility), share)
+        shift = first / count
+        mixture = Mixture(*moments(centre + shift, second / count - shift.square()), share)
     return in_order(mixture)
 
 
@@ -146,9 +163,12 @@ def look_up(table, values):
 
 
 class Judge(nn.Module):
-    """One network's noise model: its mixture as a table, and its belief and weight (1 before a fit) for each sample."""
+    """One network's noise model: its mixture as a table, and its belief and weight (1 before a fit) for each sample.
 
-    def __init__(self, samples, classes):
+    `keep_labels`: hold the (samples, classes) table of distributions over the true labels, for a row that trains on it.
+    """
+
+    def __init__(self, samples, classes, keep_labels=False):
         super().__init__()
         self.register_buffer("table", torch.ones(POINTS))
         self.register_buffer("range", torch.tensor([0.0, 1.0]))  # of losses, for the loss-based mixture
@@ -158,7 +178,7 @@ class Judge(nn.Module):
         self.register_buffer("belief", torch.full((samples, classes), 1 / classes))  # softmax of its last pass
         # By Bayes' rule (ours): the rate of flips, and each sample's distribution over the true labels.
         self.register_buffer("rate", torch.tensor(torch.nan))
-        self.register_buffer("labels", torch.full((samples, classes), 1 / classes))
+        self.register_buffer("labels", torch.full((samples, classes), 1 / classes) if keep_labels else None)
 
     def evidence(self, logits, labels, kind):
         """(B,) in [0, 1]: similarity, or for kind "loss" the normalised loss turned round."""
@@ -169,35 +189,42 @@ class Judge(nn.Module):
     def refit(self, logits, labels, kind):
         """Fit to the whole training set's logits (N, K); True when it worked, else the last good fit stays.
 
-        Kind "bayes" has nothing to fit but the rate of flips, once.
+        Kind "bayes" has nothing to fit but the rate of flips, once. Cross-entropies are computed for kind "loss" alone.
         """
+        p = logits.float().softmax(-1)
+        self.belief.copy_(p)
         if kind == "bayes":
-            p = logits.float().softmax(-1)
             rate = flip_rate(p) if self.rate.isnan() else self.rate  # later networks imitate the true labels
-            self.belief.copy_(p)
             self.believe(labels, posterior_labels(p, labels, rate), rate)
             return True
-        losses, before = F.cross_entropy(logits.float(), labels, reduction="none"), self.range.clone()
         if kind == "loss":
-            self.range.copy_(torch.stack(loss_range(losses)))
-        values = self.evidence(logits, labels, kind)
-        inside = (losses >= self.range[0]) & (losses <= self.range[1]) if kind == "loss" else slice(None)
-        mixture = fit(values[inside])
+            mixture, values = self.fit_losses(F.cross_entropy(logits.float(), labels, reduction="none"))
+        else:
+            values = agreement(p, labels)
+            mixture = fit(values)
         if mixture is not None:
             self.table.copy_(table(mixture))
             self.shape.copy_(torch.stack([mixture.alpha, mixture.beta]))
             self.share.copy_(mixture.share)
-        else:
-            self.range.copy_(before)  # the last good fit belongs to the losses' range at its time
-            values = self.evidence(logits, labels, kind)
         self.weight.copy_(look_up(self.table, values))
-        self.belief.copy_(logits.float().softmax(-1))
         return mixture is not None
 
+    def fit_losses(self, losses):
+        """(mixture or None, values (N,)) of losses (N,): fitted within their range, which is kept where that works."""
+        low, high = loss_range(losses)
+        mixture = fit(small_loss(losses, low, high)[(losses >= low) & (losses <= high)])
+        if mixture is not None:  # else the last good fit belongs to the losses' range at its time
+            self.range.copy_(torch.stack([low, high]))
+        return mixture, small_loss(losses, *self.range)
+
     def believe(self, labels, distributions, rate):
-        """Keep distributions (N, K) of the true labels and the flips' rate; a given label's (N,) weight is its part."""
+        """Keep the flips' rate and, where asked for, distributions (N, K) of the true labels.
+
+        The weight of a given label (N,) is its part.
+        """
         self.rate.copy_(rate)
-        self.labels.copy_(distributions)
+        if self.labels is not None:
+            self.labels.copy_(distributions)
         self.weight.copy_(distributions.gather(1, labels.unsqueeze(1)).squeeze(1))
 
     def weigh(self, logits, labels, kind):

@@ -87,7 +87,8 @@ def fit(cfg, twins, training, valid, run, share, device, warm=None):
     per_epoch = data.steps_per_epoch(cfg, n)
     average = loop.averaged(twins, cfg.averaging) if cfg.averaging else None
     judged = average.module if average else twins
-    judges = torch.nn.ModuleList([method.Judge(n, classes) for _ in twins.members]).to(device)
+    keep = cfg.weighting == "bayes"
+    judges = torch.nn.ModuleList([method.Judge(n, classes, keep) for _ in twins.members]).to(device)
     optimizer, best = make_optimizer(cfg, twins), loop.Best(judged, lower_is_better=False)
     network = parallel.wrap(twins, device)
     # What looks at faces between the epochs: one process compiles it where it compiles the training.
