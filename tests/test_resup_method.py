@@ -126,6 +126,20 @@ def test_the_table_never_falls(shape):
     assert (table.diff() >= 0).all() and table.max() > table.min()
 
 
+def test_the_tables_ends_are_the_posterior_where_the_fit_clips_its_values():
+    """Not at 1e-12 and 1 - 1e-12: densities grow without bound there."""
+    alpha, beta, share = (torch.tensor(v, dtype=torch.float64) for v in ((0.3, 0.5), (2.0, 0.6), (0.4, 0.6)))
+    table = method.table(method.Mixture(alpha, beta, share))
+
+    def posterior(x):
+        joint = share.numpy() * distributions.beta.pdf(x, alpha, beta)
+        return joint[1] / joint.sum()
+
+    assert float(table[0]) == pytest.approx(posterior(1e-4), rel=1e-6) != pytest.approx(posterior(1e-12), abs=0.05)
+    assert float(table[-1]) == pytest.approx(posterior(1 - 1e-4), rel=1e-6)
+    assert float(table[-1]) != pytest.approx(posterior(1 - 1e-12), abs=1e-6)
+
+
 def test_components_are_named_by_their_means():
     turned = method.in_order(
         method.Mixture(torch.tensor([8.0, 1.0]), torch.tensor([1.0, 8.0]), torch.tensor([0.7, 0.3]))
