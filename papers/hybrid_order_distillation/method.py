@@ -5,18 +5,26 @@ follow those; the loss forms of orders 2 and 3 and their weights follow RKD (Par
 computes them); everything else is our choice.
 
 Notation: s_i, t_i are the embeddings of sample i by student and source (teacher or assistant), N samples in a batch,
-h is the Huber loss with delta 1. All losses are computed in float32 whatever the input, and none sends a gradient to
-the source. Their means run over ALL N (order 1), N^2 (order 2) and N^3 (order 3) entries, the degenerate ones included,
-as RKD's do.
+h is the Huber loss with delta 1. All losses see float32 embeddings and return float32 whatever the input, and none
+sends a gradient to the source. Their means run over ALL N (order 1), N^2 (order 2) and N^3 (order 3) entries, the
+degenerate ones included, as RKD's do.
+
+Orders 2 and 3 are each written twice: `..._by_definition` shows what is meant, and the loss that trains computes the
+same from the Gram matrix of the batch, by far less work; see `_squared_distances`.
 """
+
+import math
 
 import torch
 import torch.nn.functional as F
 
 from common.cli import UserError
 
-TRIPLES_AT_ONCE = 2**22  # entries of the N^3 angle tensor that are held at a time, 16 MiB of float32
-COINCIDE = 1e-5  # two samples nearer than this share of the mean distance have no direction to each other in float32
+TRIPLES_AT_ONCE = 2**19  # entries of the N^3 angle tensor that are held at a time: two tensors of 4 MiB
+COINCIDE = 1e-5  # what is no longer than this share of the mean length has no direction (its gradient is 1 / length)
+NEAR = 1e-8  # ||a - b||^2 below this share of ||a||^2 + ||b||^2 is taken from a - b: the Gram form loses 8 digits
+EVEN = 16  # where the longest distance is less than this times the shortest, float32 keeps what a sum of them pulls
+GRAM_ROWS = 64  # rows of a Gram matrix that are computed at a time, right of the diagonal only
 
 
 # ---- Order 1
@@ -25,24 +33,68 @@ COINCIDE = 1e-5  # two samples nearer than this share of the mean distance have 
 def point_loss(student, source, normalise=True):
     """Mean over i of ||s_i - t_i||^2, a scalar; with `normalise` both are scaled to unit length first (our choice).
 
+    An embedding of no length, compared with the batch's, has no direction: it stays 0, without gradient.
     student, source (N, d) of one width: see `project` of nets.Learner for embeddings of different widths.
     Raises UserError for inputs that do not fit each other.
     """
     student, source = _checked(student, source, same_width=True)
     if normalise:
-        student, source = F.normalize(student, dim=1), F.normalize(source, dim=1)
+        student, source = _unit(student), _unit(source)
     return (student - source).square().sum(1).mean()
+
+
+def _unit(x):
+    """Rows of x scaled to unit length; 0 and without gradient where the length is COINCIDE of the mean or less.
+
+    F.normalize sends a gradient of 1e11 to a row of zeros.
+    """
+    length = x.norm(dim=1, keepdim=True)
+    return x / length.masked_fill(length <= COINCIDE * length.mean(), math.inf)
+
+
+# ---- Orders 2 and 3 rest on squared distances
+
+
+def _squared_distances(x):
+    """y = x - mean (N, d) and p_ij = ||x_i - x_j||^2 (N, N), both float64; p is 0 on its diagonal.
+
+    p_ij = ||y_i||^2 + ||y_j||^2 - 2 y_i y_j loses what both lengths have in common. The mean is subtracted first, so
+    that a batch far from the origin loses nothing, and float64 keeps more digits than float32 embeddings have, unless
+    two samples are NEAR: their difference is taken directly, and coinciding samples are at distance 0 exactly.
+    """
+    x = x.cpu() if x.device.type == "mps" else x  # Apple's GPUs have no float64
+    y = x.double() - x.mean(0)  # a mean in float32 does: any point amid the batch would
+    square = torch.linalg.vector_norm(y, dim=1).square_()
+    p = y.new_empty(len(y), len(y))
+    for first in range(0, len(y), GRAM_ROWS):
+        rows, below = slice(first, first + GRAM_ROWS), slice(first + GRAM_ROWS, None)
+        right = p[rows, first:]
+        torch.addmm(square[first:], y[rows], y[first:].T, alpha=-2, out=right).add_(square[rows].unsqueeze(1))
+        if first + GRAM_ROWS < len(y):
+            p[below, rows] = p[rows, below].T
+    p.fill_diagonal_(math.inf)
+    if p.min() <= 2 * NEAR * square.max():
+        near = (p <= NEAR * (square.unsqueeze(1) + square)).nonzero()
+        for pairs in near.split(max(1, TRIPLES_AT_ONCE // y.shape[1])):
+            i, j = pairs.T
+            p[i, j] = (y[i] - y[j]).square().sum(1)
+    return y, p.fill_diagonal_(0)
+
+
+def _pull(weight, y):
+    """Gradient at y (N, d) of sum_ij weight_ij ||y_i - y_j||^2 / 4: row i is sum_j weight_ij (y_i - y_j).
+
+    weight (N, N) is symmetric and is changed.
+    """
+    weight.diagonal().sub_(weight.sum(1))
+    return weight.neg_() @ y
 
 
 # ---- Order 2
 
 
-def distance_loss(student, source):
-    """Mean over i, j of h(d^s_ij - d^t_ij), where d_ij = ||x_i - x_j|| over its batch mean (RKD, distance-wise).
-
-    student (N, d), source (N, e): widths may differ. Coinciding samples have distance 0 and get no gradient.
-    """
-    student, source = _checked(student, source)
+def distance_loss_by_definition(student, source):
+    """Order 2 as it reads (RKD, distance-wise): mean over i, j of h(d^s_ij - d^t_ij), d of `relative_distances`."""
     return F.huber_loss(relative_distances(student), relative_distances(source))
 
 
@@ -56,6 +108,61 @@ def relative_distances(x):
     return distance / torch.where(mean > 0, mean, 1.0)
 
 
+def distance_loss(student, source):
+    """The value and gradient of `distance_loss_by_definition`, faster.
+
+    student (N, d), source (N, e): widths may differ. Coinciding samples have distance 0 and get no gradient.
+    """
+    student, source = _checked(student, source)
+    return _DistanceLoss.apply(student, source)
+
+
+class _DistanceLoss(torch.autograd.Function):
+    """With a = d / m, m the mean of the n distances that are not zero, and h' = clamp the slope of h at a^s - a^t:
+
+    dL / dd_ij = (h'_ij - sum(h' a) / n) / m / N^2, and dd_ij / dp_ij = 1 / (2 d_ij) leads to the embeddings by `_pull`.
+    """
+
+    @staticmethod
+    def forward(ctx, student, source):
+        (y, p), (_, q) = _squared_distances(student), _squared_distances(source)
+        (a, mean, n), (b, _, _) = _over_mean(p), _over_mean(q)
+        gap = a - b
+        slope = gap.clamp(-1, 1)
+        total = _huber_sum(gap, slope)
+        slope -= _dot(slope, a) / n
+        weight = slope.mul_(a).div_(a.square().clamp_(min=1e-200))  # slope / a, and 0 where a is 0
+        shortest, longest = torch.aminmax(a.fill_diagonal_(1))  # the mean is 1
+        y = y.to(student.dtype) if longest < EVEN * shortest else y
+        ctx.save_for_backward(y, weight, mean)
+        ctx.dtype = student.dtype
+        return (total / len(y) ** 2).to(student)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        y, weight, mean = ctx.saved_tensors
+        scale = 2 * grad.to(mean) / (mean * len(y)).square()
+        return _pull((weight * scale).to(y.dtype), y).to(grad.device, ctx.dtype), None
+
+
+def _over_mean(p):
+    """sqrt(p) over the mean of its entries that are not zero, that mean (not 0), and their number (not 0)."""
+    d = p.sqrt_()
+    n = torch.count_nonzero(d).clamp(min=1)
+    mean = (d.sum() / n).clamp(min=1e-100)
+    return d.div_(mean), mean, n
+
+
+def _huber_sum(gap, slope):
+    """Sum of h(gap), where slope = h'(gap) = clamp(gap, -1, 1) and h(gap) = slope * (gap - slope / 2)."""
+    return _dot(slope, gap) - _dot(slope, slope) / 2
+
+
+def _dot(x, y):
+    return torch.dot(x.view(-1), y.view(-1))
+
+
 def centre_loss(student, source):
     """Mean over i of h on the distance to the batch's mean embedding, over its mean. Ours and off by default.
 
@@ -67,7 +174,7 @@ def centre_loss(student, source):
 
 def _to_centre(x):
     offset = (x - x.mean(0)).square().sum(1)
-    distance = torch.where(offset > 0, offset, 1.0).sqrt() * (offset > 0)
+    distance = torch.where(offset == 0, 1.0, offset).sqrt() * (offset != 0)
     mean = distance.mean()
     return distance / torch.where(mean > 0, mean, 1.0)
 
@@ -75,17 +182,30 @@ def _to_centre(x):
 # ---- Order 3
 
 
+def angle_loss_by_definition(student, source):
+    """Order 3 as it reads (RKD, angle-wise): mean over i, j, k of h(cos^s_ijk - cos^t_ijk), all N^3 cosines at once.
+
+    cos_ijk = <e_ij, e_ik> with e_ij = (x_j - x_i) / ||x_j - x_i||, and e_ij = 0 without gradient where both coincide.
+    """
+    cosines = []
+    for x in (student, source):
+        difference = x.unsqueeze(0) - x.unsqueeze(1)
+        length = difference.norm(dim=2, keepdim=True)
+        e = difference / length.masked_fill(length <= COINCIDE * length.mean(), math.inf)
+        cosines.append(e @ e.mT)
+    return F.huber_loss(*cosines)
+
+
 def angle_loss(student, source, chunk=None):
-    """Mean over i, j, k of h(cos^s_ijk - cos^t_ijk), cos_ijk = <e_ij, e_ik>, e_ij = (x_j - x_i) / ||x_j - x_i|| (RKD).
+    """The value and gradient of `angle_loss_by_definition`, faster and without its memory.
 
     student (N, d), source (N, e). `chunk` vertices i are held at a time (None: as many as keep TRIPLES_AT_ONCE), so
-    memory grows with N^2 and not with N^3; value and gradient do not depend on it. Coinciding samples have no
-    direction: e_ij = 0, without gradient.
+    memory grows with N^2 and not with N^3; value and gradient do not depend on it. The work is N^3 whatever the
+    widths. Coinciding samples have no direction: e_ij = 0, without gradient.
     """
     student, source = _checked(student, source)
     n = len(student)
-    with torch.autocast(student.device.type, enabled=False):
-        return _AngleLoss.apply(student, source, min(n, chunk or max(1, TRIPLES_AT_ONCE // n**2)))
+    return _AngleLoss.apply(student, source, min(n, chunk or max(1, TRIPLES_AT_ONCE // n**2)))
 
 
 class _AngleLoss(torch.autograd.Function):
@@ -93,42 +213,55 @@ class _AngleLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, student, source, chunk):
-        total, gradient = student.new_zeros(()), torch.zeros_like(student)
-        least = [COINCIDE * _mean_distance(x) for x in (student, source)]
-        for first in range(0, len(student), chunk):
-            vertex = slice(first, first + chunk)
-            e, length = _directions(student, vertex, least[0])
-            f, _ = _directions(source, vertex, least[1])
-            gap = torch.baddbmm(e @ e.mT, f, f.mT, alpha=-1)  # (c, N, N)
-            slope = gap.clamp(-1, 1)  # h' = clamp, and h(gap) = slope * (gap - slope / 2)
-            total += torch.addcmul(slope * gap, slope, slope, value=-0.5).sum()
-            if ctx.needs_input_grad[0]:
-                de = 2 * (slope @ e)  # cos_ijk holds e_ij and e_ik: the slope is symmetric in j and k
-                dx = (de - e * (e * de).sum(2, keepdim=True)) / length.unsqueeze(2)
-                gradient += dx.sum(0)
-                gradient[vertex] -= dx.sum(1)
-        count = float(len(student)) ** 3
-        ctx.save_for_backward(gradient / count)
-        return total / count
+        (y, p), (_, q) = _squared_distances(student), _squared_distances(source)
+        total, weight = _angle_sums(p, q, chunk, ctx.needs_input_grad[0])
+        ctx.save_for_backward(y, weight)
+        ctx.dtype = student.dtype
+        return (total / len(y) ** 3).to(student)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
-        (gradient,) = ctx.saved_tensors
-        return grad * gradient, None, None
+        y, weight = ctx.saved_tensors
+        scale = 2 * grad.to(y) / len(y) ** 3
+        return _pull((weight + weight.T) * scale, y).to(grad.device, ctx.dtype), None, None
 
 
-def _directions(x, vertex, least):
-    """e (c, N, d) from the vertices to all samples, 0 where nearer than `least`, and lengths (c, N), 1 there."""
-    difference = x.unsqueeze(0) - x[vertex].unsqueeze(1)
-    length = difference.square().sum(2).sqrt()
-    apart = length > least
-    length = torch.where(apart, length, 1.0)
-    return difference / length.unsqueeze(2) * apart.unsqueeze(2), length
+def _angle_sums(p, q, chunk, with_slopes):
+    """Sum over i, j, k of h(cos^s_ijk - cos^t_ijk) and its derivative by p (N, N), from squared distances p and q.
+
+    The law of cosines with d = sqrt(p), r = 1 / d: 2 cos_ijk = d_ij r_ik + r_ij d_ik - p_jk r_ij r_ik. The first two
+    products of both sides are one matrix product of depth 4 for each vertex i.
+    """
+    (d, r), (f, u) = _lengths(p), _lengths(q)
+    left, right = torch.stack([d, r, -f, -u], 2) / 2, torch.stack([r, d, u, f], 1)
+    one_and_p = torch.stack([torch.ones_like(p), p], 1)
+    total, slopes = p.new_zeros(()), torch.zeros_like(p)
+    gaps, works = p.new_empty(2, chunk, *p.shape)
+    for first in range(0, len(p), chunk):
+        v = slice(first, first + chunk)
+        gap, work = gaps[: len(p) - first], works[: len(p) - first]  # (chunk, N, N), the last ones fewer
+        torch.bmm(left[v], right[v], out=gap)
+        for squares, inverse, sign in ((p, r[v], -0.5), (q, u[v], 0.5)):
+            torch.mul(squares, inverse.unsqueeze(1), out=work)
+            gap.addcmul_(work, inverse.unsqueeze(2), value=sign)
+        slope = torch.clamp(gap, -1, 1, out=work)
+        total += _huber_sum(gap, slope)
+        if with_slopes:
+            # With t_jk = h'_jk r_ij r_ik, symmetric: p_jk gets -t_jk / 2,
+            # p_ik gets sum_j t_jk (1 - r_ik^2 (p_ij - p_jk)) / 2.
+            t = slope.mul_(r[v].unsqueeze(1)).mul_(r[v].unsqueeze(2))
+            slopes -= t.sum(0)
+            t_sum, t_p = torch.bmm(one_and_p[v], t).unbind(1)
+            slopes[v] += t_sum - r[v].square() * (t_p - t.mul_(p).sum(1))
+    return total, slopes / 2
 
 
-def _mean_distance(x):
-    return torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist").mean()
+def _lengths(p):
+    """d = sqrt(p) and r = 1 / d, both 0 for samples that coincide: nearer than COINCIDE of the mean distance."""
+    d = p.sqrt()
+    r = 1 / d.masked_fill(d <= COINCIDE * d.mean(), math.inf)
+    return p * r, r
 
 
 # ---- Baselines
@@ -172,7 +305,7 @@ def relational_losses(student, source, orders, projected=None, normalise_source=
 
 
 def _checked(student, source, same_width=False):
-    """Both in float32, the source detached. UserError for shapes that cannot be compared."""
+    """Both rounded to float32, the source detached. UserError for shapes that cannot be compared."""
     if student.dim() != 2 or source.dim() != 2 or len(student) != len(source):
         raise UserError(f"student {tuple(student.shape)} and source {tuple(source.shape)}: both must be (N, width)")
     if same_width and student.shape[1] != source.shape[1]:
