@@ -1,4 +1,6 @@
-"""Comparisons of this paper for `make bench`: order 3 in chunks against the plain N^3 form, student against teacher."""
+"""Comparisons of this paper for `make bench`: relations against RKD's form and by definition, student and teacher."""
+
+import itertools
 
 import torch
 import torch.nn.functional as F
@@ -9,18 +11,20 @@ from papers.hybrid_order_distillation.config import preset
 from papers.hybrid_order_distillation.degrade import degrade
 from papers.hybrid_order_distillation.nets import macs, make_net, parameters
 
-WIDTH, BATCH = 128, 32
+BATCH = 32
 
 
 def comparisons():
     """(what, name, run, other name, other run) for common.bench; a None other is a plain time."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    for n in (128, 256, 512):
-        ours, theirs = (order3(loss, n, device) for loss in (method.angle_loss, plain_angle_loss))
-        peaks = [
-            f"{name}, peak {peak_mib(run, device):.0f} MiB" for name, run in (("chunked", ours), ("plain", theirs))
-        ]
-        yield f"order 3 and gradient, N = {n}", peaks[0], ours, peaks[1], theirs
+    for width, n in itertools.product((128, 512), (64, 128, 256, 512)):
+        what, ours = f"order 2 and gradient, N = {n}, width {width}", relation(method.distance_loss, n, width, device)
+        yield what, "Gram, float64", ours, "RKD's form", relation(rkd_distance_loss, n, width, device)
+    what, other = "order 2 and gradient, N = 512, width 512", method.distance_loss_by_definition
+    yield what, "Gram, float64", ours, "by definition", relation(other, n, width, device)
+    for width, n in ((128, 64), (128, 128), (128, 256), (128, 512), (512, 64), (512, 128), (512, 256)):
+        yield order_3(n, width, "RKD's form", rkd_angle_loss, device)
+    yield order_3(128, 128, "by definition", method.angle_loss_by_definition, device)
     for name in ("short", "same"):
         cfg = preset(name)
         student = make_net(cfg.net, cfg.features, cfg.input_px).eval().to(device)
@@ -33,19 +37,43 @@ def comparisons():
     yield f"112 to 16 to 112 px, {BATCH} faces", "batched", batched, "Pillow, one by one", one
 
 
-def plain_angle_loss(student, source):
-    """Order 3 by its definition: both N x N x N tensors at once, and autograd."""
-    cosines = []
-    for x in (student, source):
+def order_3(n, width, name, other, device):
+    """A comparison of order 3 with another form of it, and of the memory that both need."""
+    runs = [relation(loss, n, width, device) for loss in (method.angle_loss, other)]
+    names = [f"{form}, peak {peak_mib(run, device):.0f} MiB" for form, run in zip(("chunked", name), runs, strict=True)]
+    return f"order 3 and gradient, N = {n}, width {width}", names[0], runs[0], names[1], runs[1]
+
+
+def rkd_distance_loss(student, source):
+    """Order 2 as RKD computes it: distances from a Gram matrix in float32, the mean of those above zero by a mask."""
+
+    def distances(x):
+        square = x.square().sum(1)
+        distance = (square.unsqueeze(1) + square.unsqueeze(0) - 2 * x @ x.T).clamp(min=1e-12).sqrt()
+        distance = distance * (1 - torch.eye(len(x), device=x.device))
+        return distance / distance[distance > 0].mean()
+
+    with torch.no_grad():
+        wanted = distances(source)
+    return F.smooth_l1_loss(distances(student), wanted)
+
+
+def rkd_angle_loss(student, source):
+    """Order 3 as RKD computes it: all N^3 cosines of normalised differences at once."""
+
+    def cosines(x):
         e = F.normalize(x.unsqueeze(0) - x.unsqueeze(1), dim=2)
-        cosines.append(torch.bmm(e, e.transpose(1, 2)))
-    return F.huber_loss(*cosines)
+        return torch.bmm(e, e.transpose(1, 2))
+
+    with torch.no_grad():
+        wanted = cosines(source)
+    return F.smooth_l1_loss(cosines(student), wanted)
 
 
-def order3(loss, n, device):
+def relation(loss, n, width, device):
     """A function that computes value and gradient for n embeddings."""
     gen = torch.Generator().manual_seed(n)
-    source, given = (torch.randn(n, WIDTH, generator=gen).to(device) for _ in range(2))
+    source, given = (torch.randn(n, width, generator=gen).to(device) for _ in range(2))
 
     def run():
         student = given.clone().requires_grad_()
