@@ -173,6 +173,79 @@ def test_a_record_that_holds_the_magic_number(tmp_path):
     assert data[0][1] == 1 and abs(colour(data[0][0])[0] - 90) <= 2
 
 
+def odd_set(folder):
+    """Records of every kind: plain, a vector of labels, a fraction, several parts, and out of order in the file."""
+    payload = record(1.0, jpeg(90))
+    parts = part(1, payload + b"\0" * (-len(payload) % 4)) + part(3, b"tail")
+    cut = struct.pack("<IfQ", 0, 1.0, 5)  # the magic number as id2: the first part is shorter than a header
+    records = {9: record(0.0, jpeg(1)), 2: record([1, 0, 7], jpeg(2)), 5: record(1.7, jpeg(3)), 4: parts}
+    records |= {3: part(1, cut) + part(3, b"rest"), 7: record([0], jpeg(4)), 8: record(1.0)}
+    return write_set(folder, records)
+
+
+def test_labels_from_headers_are_those_of_the_records(tmp_path, monkeypatch):
+    data = readers.RecordIO(odd_set(tmp_path))
+    expected = [int(data._label(int(key))[0]) for key in data.keys]
+    assert data.keys.tolist() == [2, 3, 4, 5, 7, 8, 9] and expected == [1, 1, 1, 1, 0, 1, 0]
+    assert data.labels().tolist() == expected and data.labels().dtype == np.int64
+    read = []
+    whole = data._record
+    monkeypatch.setattr(data, "_record", lambda key: read.append(key) or whole(key))
+    assert data.labels().tolist() == expected
+    assert read == [3, 4, 8]  # the two of several parts and the last of the file; the others' images stay unread
+
+
+def test_labels_of_a_file_of_many_windows(tmp_path, monkeypatch):
+    monkeypatch.setattr(readers, "WINDOW", 2 * readers.mmap.ALLOCATIONGRANULARITY)
+    image = bytes(readers.mmap.ALLOCATIONGRANULARITY // 3)
+    records = {key: record(float(key % 5), image[: -key or None]) for key in range(1, 60)}
+    records[30] = record(0.0, 10 * image)  # longer than a window
+    data = readers.RecordIO(write_set(tmp_path, records, classes=5))
+    assert data.labels().tolist() == [key % 5 for key in range(1, 60)]
+
+
+def test_labels_of_damaged_records(tmp_path):
+    for bad, message in {
+        b"short": "record 2 is shorter than its header",
+        struct.pack("<IfQQ", 9, 0, 0, 0): "record 2 is shorter than its 9 labels",
+        record(2.0): r"record 2 has label 2, outside 0\.\.1",
+        record(float("nan")): r"record 2 has label nan, outside 0\.\.1",
+        MAGIC + struct.pack("<I", 1 << 28) + bytes(64): "truncated inside record 2",
+    }.items():
+        data = readers.RecordIO(small_set(tmp_path, records={2: bad}))
+        with pytest.raises(UserError, match=message) as error:
+            data.labels()
+        assert "\n" not in str(error.value)
+    data = readers.RecordIO(small_set(tmp_path))
+    with open(tmp_path / "train.rec", "r+b") as file:
+        file.seek(data.offsets[2])
+        file.write(b"JUNK")
+    with pytest.raises(UserError, match="no record 2 at byte"):
+        data.labels()
+
+
+def test_index_files_as_people_have_them(tmp_path):
+    plain = readers.RecordIO(small_set(tmp_path)).labels().tolist()
+    index = (tmp_path / "train.idx").read_text()
+    twice = index.splitlines()[0].replace("0\t", "1\t") + "\n" + index  # key 1 again, where record 0 lies
+    for text in (index.replace("\n", "\r\n"), index + "\n\n", index.rstrip(), index.replace("\t", " "), twice):
+        (tmp_path / "train.idx").write_bytes(text.encode())
+        assert readers.RecordIO(tmp_path).labels().tolist() == plain
+    for text, message in (
+        ("\n \n", "empty"),
+        ("0\t0\n1\n", "expected lines"),
+        ("0\n1\n", "expected lines"),
+        ("0\t1.5\n", "expected lines"),
+        ("0\t-4\n", "expected lines"),
+        ("0\t99999999999999999999\n", "expected lines"),
+        ("\xff\xfe0", "expected lines"),
+    ):
+        (tmp_path / "train.idx").write_bytes(text.encode("latin-1"))
+        with pytest.raises(UserError, match=message) as error:
+            readers.RecordIO(tmp_path)
+        assert "\n" not in str(error.value)
+
+
 def test_truncated_record_files(tmp_path):
     small_set(tmp_path)
     path = tmp_path / "train.rec"

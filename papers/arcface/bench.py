@@ -3,19 +3,25 @@
 import dataclasses
 import functools
 import importlib.util
+import struct
+import tempfile
+from pathlib import Path
 
+import numpy as np
 import torch
 
 from common import align, faces
 from common.bench import available, peak_mib, seconds_alone
-from papers.arcface import data
+from papers.arcface import data, readers
 from papers.arcface.config import preset
 from papers.arcface.method import MARGINS, MarginHead
 from papers.arcface.partial import ShardedHead
+from papers.arcface.readers import MAGIC
 
 BATCH, FEATURES = 64, 512
 CLASSES = (10_000, 100_000, 1_000_000)
 RATE = 0.1
+RECORDS = 30_000
 
 
 def comparisons():
@@ -52,6 +58,30 @@ def comparisons():
     single = dataclasses.replace(cfg, batch=1)
     apart = lambda: [data.augment(one, single, 0, slice(None)) for one in drawn.images.split(1)]
     yield f"augmenting {BATCH} faces", "batched", batched, "one by one", apart
+    yield from recordio_comparisons()
+
+
+def recordio_comparisons():
+    """Reading the index and the labels of a RecordIO set, against one line and one record at a time."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = write_recordio(Path(folder))
+        lines = lambda: [line.split() for line in path.read_text().splitlines() if line.strip()]
+        plain = lambda: {int(key): int(offset) for key, offset in lines()}
+        yield f"index of {RECORDS:,} records", "array", lambda: readers.read_index(path), "line by line", plain
+        records = readers.RecordIO(folder)
+        one = lambda: np.array([int(records._label(int(key))[0]) for key in records.keys])
+        yield f"labels of {RECORDS:,} records", "headers alone", records.labels, "record by record", one
+
+
+def write_recordio(folder):
+    """A RecordIO set of RECORDS records with 300 bytes each in place of an image; returns the path of its index."""
+    record = struct.pack("<II", MAGIC, 24 + 300), bytes(16 + 300)  # around flag and label
+    with open(folder / "train.rec", "wb") as file:
+        file.writelines(record[0] + struct.pack("<If", 0, i % 1000) + record[1] for i in range(RECORDS))
+    size = sum(map(len, record)) + 8
+    (folder / "train.idx").write_text("".join(f"{i + 1}\t{i * size}\n" for i in range(RECORDS)))
+    (folder / "property").write_text("1000,112,112")
+    return folder / "train.idx"
 
 
 def once(make, *given):

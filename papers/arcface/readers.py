@@ -5,8 +5,10 @@ common/readers_recognition.py. Every bad input raises UserError: one line with t
 """
 
 import concurrent.futures
+import mmap
 import pickle
 import struct
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,8 @@ from common.pack import open_image
 from common.readers_recognition import ALIGNED_PX, aligned, five_points, identity_files
 
 MAGIC = 0xCED7230A  # starts every RecordIO part
+HEADER_WORDS = 10  # magic, length, flag, label, id (2), id2 (2) and the first two labels of a vector: 4 bytes each
+WINDOW = 16 << 20  # bytes of a record file that are mapped at a time
 FETCH = "fetch the file again"
 
 
@@ -113,19 +117,18 @@ class RecordIO(torch.utils.data.Dataset):
         folder = Path(folder)
         self.path = folder / "train.rec"
         self.classes, self.height, self.width = read_property(folder / "property")
-        self.offsets = read_index(folder / "train.idx")
+        self.index_keys, self.offsets = read_index(folder / "train.idx")
         if not self.path.is_file() or self.path.stat().st_size == 0:
             raise UserError(f"{self.path}: missing or empty; {FETCH}")
         self.bytes = np.memmap(self.path, np.uint8, "r")
-        last = max(self.offsets, key=self.offsets.get)
-        self._record(last)  # a truncated file shows here, not hours later
-        header = self._label(0) if 0 in self.offsets else np.zeros(1)
+        self._record(int(self.index_keys[self.offsets.argmax()]))  # a truncated file shows here, not hours later
+        header = self._label(0) if self.index_keys[0] == 0 else np.zeros(1)
         if len(header) > 1:
             first_identity, end = (int(v) for v in header[:2])
             self.keys = np.arange(1, first_identity)
             self._check_identities(first_identity, end)
         else:
-            self.keys = np.array(sorted(self.offsets))
+            self.keys = self.index_keys
 
     def __len__(self):
         return len(self.keys)
@@ -133,24 +136,81 @@ class RecordIO(torch.utils.data.Dataset):
     def __getitem__(self, index):
         key = int(self.keys[index])
         label, image = self._unpack(key)
-        if not 0 <= label[0] < self.classes:
-            raise UserError(f"{self.path}: record {key} has label {label[0]:g}, outside 0..{self.classes - 1}; {FETCH}")
+        self._check_range(key, label[0])
         image = open_image(image, f"{self.path}: record {key}").convert("RGB")
         if image.size != (self.width, self.height):
             raise UserError(f"{self.path}: record {key} is {image.width}x{image.height} px, unlike property; {FETCH}")
         return torch.from_numpy(np.array(image).transpose(2, 0, 1)), int(label[0])
 
     def labels(self):
-        """The label of every image (N,): reads each record's header once."""
-        return np.array([int(self._label(int(key))[0]) for key in self.keys])
+        """The label of every image (N,): reads each record's header once, no image."""
+        found = self._first_labels(self.keys)[:, 0]
+        wrong = ~((found >= 0) & (found < self.classes))
+        if wrong.any():
+            self._check_range(self.keys[wrong.argmax()], found[wrong.argmax()])
+        return found.astype(np.int64)
+
+    def _check_range(self, key, label):
+        if not 0 <= label < self.classes:
+            raise UserError(f"{self.path}: record {key} has label {label:g}, outside 0..{self.classes - 1}; {FETCH}")
 
     def _check_identities(self, first, end):
         if end - first != self.classes:
             raise UserError(f"{self.path}: {end - first} identities where property says {self.classes}; {FETCH}")
-        for key in range(first, end):
-            start, stop = self._label(key)[:2]
-            if stop <= start:
-                raise UserError(f"{self.path}: identity {key - first} (record {key}) has no image; {FETCH}")
+        start, stop = self._first_labels(np.arange(first, end)).T
+        if empty := np.flatnonzero(~(stop > start)).tolist():
+            raise UserError(f"{self.path}: identity {empty[0]} (record {first + empty[0]}) has no image; {FETCH}")
+
+    def _first_labels(self, keys):
+        """(n, 2) float32: the first two labels of the records `keys`, NaN where a record has one.
+
+        Headers are taken from the file as arrays. A record in several parts, at the file's end, or of which anything
+        looks wrong is read alone, which joins its parts or says what is wrong.
+        """
+        at = self._offsets(keys)
+        labels = np.full((len(keys), 2), np.nan, np.float32)
+        alone = (at < 0) | (at % 4 != 0) | (at + 4 * HEADER_WORDS > len(self.bytes))
+        rows = np.flatnonzero(~alone)
+        rows = rows[at[rows].argsort(kind="stable")]
+        words = self._headers(at[rows])
+        length, flag = (words[:, 1] & (1 << 29) - 1).astype(np.int64), words[:, 2].astype(np.int64)
+        whole = (words[:, 0] == MAGIC) & (words[:, 1] >> 29 == 0) & (length >= 24 + 4 * flag)
+        alone[rows] = ~(whole & (at[rows] + 8 + length <= len(self.bytes)))
+        values = words.view(np.float32)
+        labels[rows, 0] = np.where(flag == 0, values[:, 3], values[:, 8])
+        labels[rows, 1] = np.where(flag < 2, np.nan, values[:, 9])
+        for row in np.flatnonzero(alone):
+            found = self._label(int(keys[row]))[:2]
+            labels[row] = np.nan
+            labels[row, : len(found)] = found
+        return labels
+
+    def _headers(self, at):
+        """The first HEADER_WORDS words (n, .) uint32 of the records at the ascending byte offsets `at`.
+
+        The file is mapped one window after another, so that its pages do not add up in this process's memory.
+        """
+        words, done = np.empty((len(at), HEADER_WORDS), np.uint32), 0
+        with open(self.path, "rb") as file:
+            while done < len(at):
+                start = int(at[done]) // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
+                stop = np.searchsorted(at, start + WINDOW - 4 * HEADER_WORDS, "right")
+                size = min(WINDOW, len(self.bytes) - start)
+                with mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ, offset=start) as window:
+                    window.madvise(mmap.MADV_RANDOM)  # headers lie apart: reading ahead would read the images
+                    inside = np.frombuffer(window, "<u4", size // 4)
+                    words[done:stop] = inside[(at[done:stop, None] - start) // 4 + np.arange(HEADER_WORDS)]
+                    del inside  # a window with a view of it cannot be closed
+                done = stop
+        return words
+
+    def _offsets(self, keys):
+        """(n,) byte offsets of the records `keys`. Raises UserError for a key that the index does not hold."""
+        place = np.searchsorted(self.index_keys, keys).clip(max=len(self.index_keys) - 1)
+        missing = self.index_keys[place] != keys
+        if missing.any():
+            raise UserError(f"{self.path}: the index has no record {keys[missing.argmax()]}; {FETCH}")
+        return self.offsets[place]
 
     def _label(self, key):
         return self._unpack(key)[0]
@@ -169,9 +229,7 @@ class RecordIO(torch.utils.data.Dataset):
 
     def _record(self, key):
         """Bytes of a record. The writer splits one at every aligned magic number inside it and drops that number."""
-        if key not in self.offsets:
-            raise UserError(f"{self.path}: the index has no record {key}; {FETCH}")
-        at, parts = self.offsets[key], []
+        at, parts = int(self._offsets(np.array([key]))[0]), []
         while True:
             head = self.bytes[at : at + 8].tobytes()
             if len(head) < 8:
@@ -200,17 +258,24 @@ def read_property(path):
 
 
 def read_index(path):
-    """{key: byte offset} of an `.idx` file."""
+    """(keys, byte offsets) of an `.idx` file, (R,) int64 each, keys ascending. The last line of a key counts.
+
+    Blank lines and the line ends of any system are fine. Raises UserError for anything but two whole numbers a line.
+    """
     try:
-        lines = [line.split() for line in Path(path).read_text().splitlines() if line.strip()]
-        offsets = {int(key): int(offset) for key, offset in lines}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of an empty file; that is an error below
+            lines = np.loadtxt(path, np.int64, comments=None, ndmin=2, encoding="utf-8")
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; a RecordIO set is train.rec, train.idx and property") from None
     except ValueError:
         raise UserError(f"{path}: expected lines 'key<TAB>offset'; {FETCH}") from None
-    if not offsets:
+    if not lines.size:
         raise UserError(f"{path}: empty; {FETCH}")
-    return offsets
+    if lines.shape[1] != 2 or lines.min() < 0:
+        raise UserError(f"{path}: expected lines 'key<TAB>offset'; {FETCH}")
+    keys, last = np.unique(lines[::-1, 0], return_index=True)
+    return keys, lines[len(lines) - 1 - last, 1]
 
 
 # ---- Image folders
