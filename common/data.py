@@ -12,8 +12,10 @@ structure and counts, and writes data/prepared/NAME.npz (common.pack). DATA_ROOT
 import contextlib
 import dataclasses
 import difflib
+import functools
 import hashlib
 import importlib
+import io
 import itertools
 import lzma
 import os
@@ -30,7 +32,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from common import cli, pack
+from common import archive, cli, pack
 from common.cli import MissingData, UserError
 from common.points import Markup, markup_for
 
@@ -162,9 +164,9 @@ def _prepare(entry, mirror, official):
     """Read the set's files, check the counts, write the pack."""
     module, function = entry.reader.split(":")
     reader = getattr(importlib.import_module(module), function)
-    with tempfile.TemporaryDirectory(prefix=f".{entry.name}~", dir=_root()) as work:
-        folder, origin = _collect(entry, Path(work), mirror, official)
-        encoded, arrays = pack.gather(reader(folder), f"preparing {entry.name}")
+    with tempfile.TemporaryDirectory(prefix=f".{entry.name}~", dir=_root()) as work, archive.Pictures() as pictures:
+        folder, origin = _collect(entry, Path(work), mirror, official, pictures)
+        encoded, arrays = pack.gather(reader(pictures.folder(folder)), f"preparing {entry.name}")
         where = folder if origin[0]["sha256"] is None else ", ".join(item["file"] for item in origin)
         counts = _check_counts(entry, arrays, len(encoded), where)
     meta = {"name": entry.name, "version": entry.version, "counts": counts, "origin": origin}
@@ -185,21 +187,24 @@ def _check_counts(entry, arrays, n, where):
     return found
 
 
-def _collect(entry, work, mirror, official):
-    """(folder with the set's files, list of {file, sha256}). Archives are checked and unpacked into `work`."""
+def _collect(entry, work, mirror, official, pictures):
+    """(folder with the set's files, list of {file, sha256}). Archives are checked and unpacked into `work`.
+
+    What may stay in an archive is entered in `pictures`, under its path in `work`.
+    """
     folder = _find_folder(entry, mirror)
     if folder is not None:
         return folder, [{"file": f"{folder.name}/", "sha256": None}]
     origin = []
     work.mkdir(exist_ok=True)
     for part in map(_entry, entry.parts):
-        found, more = _collect(part, work / part.name, mirror, official)
+        found, more = _collect(part, work / part.name, mirror, official, pictures)
         origin += more
         if found != work / part.name:
             (work / part.name).symlink_to(found.resolve())
     for path, known in [] if entry.parts else _archives(entry, mirror, official):
         origin.append({"file": path.name, "sha256": check_hash(path, known)})
-        unpack(path, work)
+        unpack(path, work, pictures)
     return work, origin
 
 
@@ -283,28 +288,84 @@ def check_hash(path, known):
     return digests["sha256"].hexdigest()
 
 
-def unpack(path, folder):
+def unpack(path, folder, pictures=None):
     """Extract a .zip or .tar(.gz, .xz, .bz2) into `folder`; any other file is linked there.
 
-    Raises UserError when the archive is damaged, or holds anything but files and folders below its root:
+    With `pictures` (archive.Pictures), the pictures of a .zip or an uncompressed .tar are entered there and stay where
+    they are. Raises UserError when the archive is damaged, or holds anything but files and folders below its root:
     absolute paths, `..`, links and devices are refused, not skipped.
     """
-    try:
+    path, folder = Path(path), Path(folder)
+    with _damage_in_one_line(path):
         if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                for info in archive.infolist():
-                    kind = stat.S_IFMT(info.external_attr >> 16)  # 0: packed on a system without such modes
-                    _refuse_escape(path, info.filename, kind in (0, stat.S_IFREG, stat.S_IFDIR))
-                archive.extractall(folder)
+            _unpack_zip(path, folder, pictures)
         elif ".tar" in path.suffixes or path.suffix in (".tgz", ".zip"):
-            with open_tar(path) as archive:
-                for info in archive:
-                    _refuse_escape(path, info.name, info.isfile() or info.isdir())
-                    archive.extract(info, folder)
+            _unpack_tar(path, folder, pictures)
         else:
-            (Path(folder) / path.name).symlink_to(path.resolve())
+            (folder / path.name).symlink_to(path.resolve())
+
+
+@contextlib.contextmanager
+def _damage_in_one_line(path):
+    """What tarfile and zipfile raise on a damaged archive becomes a UserError."""
+    try:
+        yield
     except (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError) as error:
         raise UserError(f"{path}: damaged archive ({_line(error)}); delete it and obtain it again") from None
+
+
+def _unpack_zip(path, folder, pictures):
+    opened = zipfile.ZipFile(path)
+    with contextlib.nullcontext(opened) if pictures else opened as source:
+        if pictures:
+            pictures.close_later(source)
+        for info in source.infolist():
+            kind = stat.S_IFMT(info.external_attr >> 16)  # 0: packed on a system without such modes
+            _refuse_escape(path, info.filename, kind in (0, stat.S_IFREG, stat.S_IFDIR))
+            if pictures and archive.is_picture(info.filename):
+                pictures.add(folder / info.filename, functools.partial(_read_zipped, path, source, info))
+        rest = [info for info in source.infolist() if not (pictures and archive.is_picture(info.filename))]
+        source.extractall(folder, rest)
+
+
+def _read_zipped(path, source, info):
+    with _damage_in_one_line(path):
+        return source.read(info)
+
+
+def _unpack_tar(path, folder, pictures):
+    with tarfile.open(path) as source:
+        plain = isinstance(source.fileobj, io.BufferedReader)  # a compressed one cannot be read from the middle
+        stay = pictures if plain else None
+        handle = stay and stay.close_later(open(path, "rb"))  # noqa: SIM115
+        for info in source:
+            _refuse_escape(path, info.name, info.isfile() or info.isdir())
+            if stay and info.isfile() and not info.issparse() and archive.is_picture(info.name):
+                stay.add(folder / info.name, functools.partial(_read_tarred, path, handle, info.offset_data, info.size))
+            else:
+                _extract(source, info, folder)
+
+
+def _read_tarred(path, handle, offset, size):
+    content = os.pread(handle.fileno(), size, offset)
+    if len(content) < size:
+        raise UserError(f"{path}: damaged archive (unexpected end of data); delete it and obtain it again")
+    return content
+
+
+def _extract(source, info, folder):
+    """Write a file or folder of a tar, without its owner, times and modes, which take most of TarFile.extract's time.
+
+    The name has been checked; a link that stands in its place is not followed.
+    """
+    target = f"{folder}/{info.name}"
+    if info.isdir():
+        os.makedirs(target, exist_ok=True)
+        return
+    os.makedirs(os.path.dirname(target), exist_ok=True)
+    no_link = lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, 0o666)
+    with source.extractfile(info) as member, open(target, "wb", opener=no_link) as file:
+        shutil.copyfileobj(member, file)
 
 
 @contextlib.contextmanager

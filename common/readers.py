@@ -17,8 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
+from common.archive import place
 from common.cli import UserError
-from common.pack import open_image
+from common.pack import image_header, open_image
 
 CROP = 256  # side of a stored crop, px
 MARGIN = 1.6  # the crop's side over the larger side of the face: room for rotation, shift and scale
@@ -54,7 +55,8 @@ def cofw_grey(folder):
 
 def lfpw(folder):
     """LFPW with 68 points: the crop archive (landmarks68.csv, trainset/, testset/) or the official folders."""
-    if any(Path(folder).glob("landmarks68.csv")) or any(Path(folder).glob("*/landmarks68.csv")):
+    folder = place(folder)
+    if any(folder.glob("landmarks68.csv")) or any(folder.glob("*/landmarks68.csv")):
         yield from lfpw_crops(folder_with(folder, "landmarks68.csv"))
     else:
         yield from train_and_test(folder, "lfpw")
@@ -80,7 +82,7 @@ def w300(folder):
 
     `subset` is train, common or challenge; `name` starts with the set that the face came from.
     """
-    parts = {name: Path(folder) / name for name in ("lfpw", "helen", "afw", "ibug")}
+    parts = {name: place(folder) / name for name in ("lfpw", "helen", "afw", "ibug")}
     if any(parts["lfpw"].rglob("landmarks68.csv")):
         raise UserError(f"{parts['lfpw']}: 300w needs the official LFPW (photos, .pts), not its 256-pixel crops")
     pair = {name: folder_with(parts[name], "trainset", "testset") for name in ("lfpw", "helen")}
@@ -188,11 +190,11 @@ def train_and_test(folder, name):
 
 def pts_folder(folder, split, subset, prefix):
     """Faces of a folder that holds `x.pts` beside `x.png`, `x.jpg` or `x.jpeg`, in the order of the names."""
-    marks = sorted(Path(folder).glob("*.pts"))
+    marks = sorted(place(folder).glob("*.pts"))
     if not marks:
         raise UserError(f"{folder}: no .pts files; each photo needs its points beside it")
     for mark in marks:
-        photo = next(filter(Path.exists, map(mark.with_suffix, (".png", ".jpg", ".jpeg"))), None)
+        photo = next((path for path in map(mark.with_suffix, (".png", ".jpg", ".jpeg")) if path.exists()), None)
         if photo is None:
             raise _bad(mark, f"no photo {mark.stem}.png or .jpg beside it")
         yield Face(
@@ -237,20 +239,21 @@ def lfpw_crops(folder):
     k = 256 / side, which forgets that a pixel's centre lies half a pixel inside it. In the resized crop the
     centre lands (k - 1) / 2 further (up to 0.3 px); with that added, points and pixels agree.
     """
-    table = Path(folder) / "landmarks68.csv"
+    folder = place(folder)
+    table = folder / "landmarks68.csv"
     listed = _crop_table(table)
     for split in SPLITS:
-        found = {f"{split}set/{p.name}" for p in (Path(folder) / f"{split}set").glob("*.jpg")}
+        found = {f"{split}set/{p.name}" for p in (folder / f"{split}set").glob("*.jpg")}
         odd = found ^ {file for file in listed if file.startswith(f"{split}set/")}
         if odd:
             side = "listed but missing" if min(odd) in listed else "not listed in landmarks68.csv"
             raise _bad(folder / min(odd), f"{side}")
     for file, (side, points) in listed.items():
-        path, k = Path(folder) / file, CROP / side
+        path, k = folder / file, CROP / side
         encoded = path.read_bytes()
-        image = open_image(encoded, path)
-        if image.size != (CROP, CROP):
-            raise _bad(path, f"{image.size[0]}x{image.size[1]} pixels, expected {CROP}x{CROP}")
+        size, _ = image_header(encoded, path)
+        if size != (CROP, CROP):
+            raise _bad(path, f"{size[0]}x{size[1]} pixels, expected {CROP}x{CROP}")
         points = points + (k - 1) / 2
         _check(points, None, CROP, CROP, f"{table}: {file}")
         split = file.split("set/")[0]
@@ -372,7 +375,7 @@ def folder_with(folder, *patterns):
 
 def find_folder(folder, *patterns):
     """Like `folder_with`, but None when no folder fits."""
-    folder = Path(folder)
+    folder = place(folder)
     for level in ("", "*/", "*/*/", "*/*/*/"):
         for first in sorted(folder.glob(f"{level}{patterns[0]}")):
             if all(any(first.parent.glob(pattern)) for pattern in patterns):

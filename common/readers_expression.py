@@ -11,7 +11,7 @@ import numpy as np
 
 from common.cli import UserError
 from common.emotions import AFFECTNET, FER2013_TO_FERPLUS, VOTES
-from common.pack import encode, open_image
+from common.pack import encode, image_header, open_image
 from common.readers import check_same_names, find_file, find_folder, folder_with, table_lines
 
 IMAGES = {".jpg", ".jpeg", ".png", ".webp"}
@@ -121,10 +121,10 @@ def _fer2013_labels(path, n):
 def _grey_webp(path):
     """The bytes of a WebP as they are, any other image as lossless WebP of its grey pixels."""
     data = path.read_bytes()
-    image = open_image(data, path)
-    if image.size != (FERPLUS_PX, FERPLUS_PX):
-        raise UserError(f"{path}: {image.size[0]}x{image.size[1]} px, expected 48x48; restore it from its archive")
-    return data if image.format == "WEBP" else encode(np.asarray(image.convert("L")), effort=2)
+    size, kind = image_header(data, path)
+    if size != (FERPLUS_PX, FERPLUS_PX):
+        raise UserError(f"{path}: {size[0]}x{size[1]} px, expected 48x48; restore it from its archive")
+    return data if kind == "WEBP" else encode(np.asarray(open_image(data, path).convert("L")), effort=2)
 
 
 def _ferplus_pixels(path, table):
@@ -176,7 +176,7 @@ def rafdb(folder):
     for name, label in listed.items():
         path = images / name.replace(".jpg", "_aligned.jpg")
         data = path.read_bytes()
-        size = open_image(data, path).size
+        size, _ = image_header(data, path)
         if size != (RAFDB_PX, RAFDB_PX):
             raise UserError(f"{path}: {size[0]}x{size[1]} px, expected 100x100; restore it from aligned.zip")
         yield data, {"name": name, "split": np.uint8(name.startswith("test")), "label": np.int8(label)}

@@ -6,12 +6,12 @@ Every bad input raises UserError: one line with the file, what is wrong, and the
 """
 
 import csv
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from common import align, verification
+from common.archive import place
 from common.cli import UserError
 from common.pack import open_image
 from common.readers import folder_with
@@ -25,7 +25,7 @@ def identity_files(folder):
 
     Raises UserError for a folder without identities and for an identity without an image.
     """
-    folder = Path(folder)
+    folder = place(folder)
     people = sorted(entry for entry in folder.iterdir() if entry.is_dir()) if folder.is_dir() else []
     if not people:
         raise UserError(f"{folder}: holds no identity folders; expected <identity>/<image>.jpg")
