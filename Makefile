@@ -52,6 +52,9 @@ data: $(VENV)/.ready ## the data sets and their state
 data-%: $(VENV)/.ready ## obtain, check and prepare one data set (DATA_MIRROR=<folder or URL>)
 	@$(PY) -m common.data get $*
 
+verify-data-%: $(VENV)/.ready ## decode a prepared data set and compare its fingerprint
+	@$(PY) -m common.data verify $*
+
 notebooks: $(VENV)/.ready ## execute every notebook in place
 	@$(PY) -m common.notebooks $(ARGS)
 

@@ -25,16 +25,20 @@ import sys
 import tarfile
 import tempfile
 import tomllib
+import typing
 import zipfile
 import zlib
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from common import archive, cli, pack
 from common.cli import MissingData, UserError
-from common.points import Markup, markup_for
+
+if typing.TYPE_CHECKING:  # PyTorch takes longer to import than a look at a prepared set
+    import torch
+
+    from common.points import Markup
 
 REPOSITORY_DATA = Path(__file__).resolve().parent.parent / "data"
 REGISTRY = REPOSITORY_DATA / "registry.toml"
@@ -66,15 +70,15 @@ class DataSet:
 class AlignmentSet:
     """N faces with P landmarks. Coordinates are pixels of `images`, 0-based, pixel centres at integers."""
 
-    images: torch.Tensor  # (N, 3, 256, 256) uint8 RGB; every stored crop has exactly this size
-    points: torch.Tensor  # (N, P, 2) float32
-    box: torch.Tensor  # (N, 4) float32 x, y, width, height; NaN when the set ships no boxes
-    occluded: torch.Tensor  # (N, P) bool
-    split: torch.Tensor  # (N,) uint8: 0 train, 1 test
-    scale: torch.Tensor  # (N,) float32, original pixels per pixel of `images`
+    images: "torch.Tensor"  # (N, 3, 256, 256) uint8 RGB; every stored crop has exactly this size
+    points: "torch.Tensor"  # (N, P, 2) float32
+    box: "torch.Tensor"  # (N, 4) float32 x, y, width, height; NaN when the set ships no boxes
+    occluded: "torch.Tensor"  # (N, P) bool
+    split: "torch.Tensor"  # (N,) uint8: 0 train, 1 test
+    scale: "torch.Tensor"  # (N,) float32, original pixels per pixel of `images`
     subset: list[str]
     names: list[str]
-    markup: Markup
+    markup: "Markup"
     fingerprint: str
 
     def __len__(self):
@@ -82,6 +86,8 @@ class AlignmentSet:
 
     def select(self, rows):
         """The same set with only `rows`: a boolean mask (N,) or indices."""
+        import torch
+
         rows = torch.as_tensor(rows)
         rows = rows.nonzero().flatten() if rows.dtype == torch.bool else rows.long()
         tensors = {key: getattr(self, key)[rows] for key in ("images", *_TENSORS)}
@@ -101,6 +107,10 @@ def load_alignment(name, threads=2):
 
     Raises MissingData (exit 3) with the remedy when the set is not on this machine.
     """
+    import torch
+
+    from common.points import markup_for
+
     prepared = ensure(name)
     arrays = prepared.arrays
     tensors = {key: torch.from_numpy(arrays[key]) for key in _TENSORS}
@@ -134,13 +144,12 @@ def ensure(name):
 
 
 def get(name, mirror=None):
-    """Obtain, check and prepare a set; when it is prepared already, verify its fingerprint. Returns the pack."""
+    """Obtain, check and prepare a set, or open it when it is prepared already. Returns the pack."""
     entry = _entry(name)
     with _errors_in_one_line(), _lock(entry):
         try:
             prepared = _current_pack(entry)
             if prepared is not None:
-                prepared.verify()
                 return prepared
         except UserError as error:
             print(f"rebuilding: {error}", file=sys.stderr)
@@ -150,7 +159,7 @@ def get(name, mirror=None):
 def verify(name):
     """Decode the prepared set and compare its fingerprint. Raises MissingData or UserError."""
     entry = _entry(name)
-    prepared = _current_pack(entry)
+    prepared = _current_pack(entry, check=False)
     if prepared is None:
         raise MissingData(_missing_line(entry))
     prepared.verify()
@@ -423,11 +432,18 @@ def _prepared_path(entry):
     return _root() / "prepared" / f"{entry.name}.npz"
 
 
-def _current_pack(entry):
-    """The prepared pack, or None when there is none or an older version of the reader made it."""
+def _current_pack(entry, check=True):
+    """The prepared pack, or None when there is none or an older version of the reader made it.
+
+    With `check`, a file that changed since it was last verified is verified. Raises UserError for a damaged one.
+    """
     path = _prepared_path(entry)
     prepared = pack.Pack.read(path) if path.exists() else None
-    return prepared if prepared is not None and prepared.meta.get("version") == entry.version else None
+    if prepared is None or prepared.meta.get("version") != entry.version:
+        return None
+    if check:
+        prepared.check()
+    return prepared
 
 
 @contextlib.contextmanager
@@ -440,8 +456,9 @@ def _lock(entry):
         fcntl.flock(handle, fcntl.LOCK_EX)
         for stale in _root().glob(f".{entry.name}~*"):
             shutil.rmtree(stale, ignore_errors=True)
-        for stale in _root().glob(f"prepared/.{entry.name}.npz.*.tmp"):
-            stale.unlink(missing_ok=True)
+        for kind in ("npz", "verified"):
+            for stale in _root().glob(f"prepared/.{entry.name}.{kind}.*.tmp"):
+                stale.unlink(missing_ok=True)
         yield
 
 

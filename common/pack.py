@@ -5,21 +5,22 @@ opening costs nothing and processes share the pages. Decoding happens once, into
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import hashlib
 import io
 import json
+import os
 import struct
+import sys
 import zipfile
 import zlib
 from pathlib import Path
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from common.archive import place
-from common.checkpoint import atomic
 from common.cli import UserError
 
 REMEDY = "delete it and prepare the set again (`python -m common.data get NAME`)"
@@ -81,6 +82,8 @@ class Pack:
         size: side of the squares to resize to (antialiased); without it all images must have one size.
         Raises UserError when sizes differ or an image is damaged.
         """
+        import torch
+
         indices = range(len(self)) if indices is None else [int(i) for i in indices]
         if not len(indices):
             return torch.empty(0, channels, size or 0, size or 0, dtype=torch.uint8)
@@ -99,8 +102,41 @@ class Pack:
         _in_threads(one, range(len(indices)), threads, f"decoding {self.path.stem}")
         return out
 
+    def check(self):
+        """`verify` when the file, or the decoder, is not the one that was verified last. Raises UserError as it does.
+
+        A stamp beside the file tells: its size and time of change then. Where none can be written, each call verifies.
+        """
+        try:
+            known = json.loads(stamp_path(self.path).read_text())
+        except (OSError, ValueError):
+            known = None
+        if known != self._stamp():
+            print(f"{self.path}: new or changed since it was last verified; comparing its content", file=sys.stderr)
+            self.verify()
+
     def verify(self, threads=2):
         """Decode everything and compare with the stored fingerprint. Raises UserError when they differ."""
+        stamp = self._stamp()  # of the time before: what changes meanwhile is verified again
+        with contextlib.suppress(OSError):
+            stamp_path(self.path).unlink()
+        self._compare(threads)
+        self._write_stamp(stamp)
+
+    def _stamp(self):
+        """What `check` compares: the file's size and time, the fingerprint and the decoder."""
+        about = self.path.stat()
+        said = {"fingerprint": self.meta["fingerprint"], "decoder": decoder()}
+        return {"size": about.st_size, "mtime_ns": about.st_mtime_ns, **said}
+
+    def _write_stamp(self, stamp):
+        path = stamp_path(self.path)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        with contextlib.suppress(OSError):  # a folder that cannot be written: then the next opening verifies again
+            temporary.write_text(json.dumps(stamp, indent=1) + "\n")
+            os.replace(temporary, path)
+
+    def _compare(self, threads):
         try:
             found = fingerprint([self.encoded(i) for i in range(len(self))], self.arrays, threads)
         except UserError as error:
@@ -134,6 +170,8 @@ def write(path, encoded, arrays, meta, threads=2):
 
     Raises UserError when there is nothing to write, an image is damaged, or the disk is full or read-only.
     """
+    from common.checkpoint import atomic
+
     path = Path(path)
     if not encoded:
         raise UserError(f"{path}: no images to store")
@@ -160,7 +198,14 @@ def write(path, encoded, arrays, meta, threads=2):
                     member.write(image)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
-    return Pack.read(path)
+    written = Pack.read(path)
+    written._write_stamp(written._stamp())
+    return written
+
+
+def stamp_path(path):
+    """Where the stamp of a verified pack lies: NAME.verified beside NAME.npz."""
+    return Path(path).with_suffix(".verified")
 
 
 def fingerprint(encoded, arrays, threads=2):
@@ -195,6 +240,8 @@ def decoder():
 
 def read_photo(path):
     """An image file as a (3, H, W) uint8 RGB tensor. UserError as in `open_image`."""
+    import torch
+
     return torch.from_numpy(np.array(open_image(path).convert("RGB"))).permute(2, 0, 1)
 
 

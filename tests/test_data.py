@@ -94,7 +94,7 @@ def test_pack_round_trip(tmp_path):
     with np.load(tmp_path / "deep" / "toy.npz") as plain:  # an ordinary .npz
         assert plain["label"].tolist() == [0, 1, 2, 0, 1]
     made.verify()
-    assert [p.name for p in made.path.parent.iterdir()] == ["toy.npz"]
+    assert sorted(p.name for p in made.path.parent.iterdir()) == ["toy.npz", "toy.verified"]
 
 
 def test_pack_keeps_encoded_bytes_and_fingerprints_content(tmp_path):
@@ -165,7 +165,7 @@ def test_full_disk_leaves_the_old_pack(tmp_path, monkeypatch):
     with pytest.raises(UserError) as error:
         make_pack(path, n=7)
     one_line(error, path, "disk is full")
-    assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["toy.npz"]
+    assert path.read_bytes() == before and sorted(p.name for p in tmp_path.iterdir()) == ["toy.npz", "toy.verified"]
 
 
 def test_pack_refuses_bad_images(tmp_path):
@@ -229,7 +229,8 @@ tree = "data/toy/a, data/toy/b"
 
 def leftovers(tmp_path):
     """What is in the data root besides prepared packs and lock files."""
-    return [p for p in (tmp_path / "root").rglob("*") if p.name not in ("prepared", "toy.npz", ".toy.lock")]
+    known = ("prepared", "toy.npz", "toy.verified", ".toy.lock")
+    return [p for p in (tmp_path / "root").rglob("*") if p.name not in known]
 
 
 def run(*argv):
@@ -372,9 +373,87 @@ def test_get_rebuilds_a_damaged_or_outdated_pack(toy, tmp_path, capsys):
     assert data.get("toy", str(toy.parent)).meta["version"] == 2
 
 
+@pytest.fixture
+def prepared(toy, tmp_path, monkeypatch):
+    """(path of the prepared pack, list that grows by one with each comparison of its content)."""
+    data.get("toy", str(toy.parent))
+    compared, compare = [], pack.Pack._compare
+    monkeypatch.setattr(pack.Pack, "_compare", lambda self, threads: (compared.append(1), compare(self, threads)))
+    return tmp_path / "root" / "prepared" / "toy.npz", compared
+
+
+def flip_a_byte(path, keep_time=False):
+    """Change one byte of the last image, and the file's time unless `keep_time`."""
+    before, whole = path.stat(), bytearray(path.read_bytes())
+    whole[whole.rindex(b"RIFF") + 40] ^= 255
+    path.write_bytes(whole)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + (0 if keep_time else 10**9)))
+
+
+def test_an_unchanged_pack_is_not_compared_again(prepared, capsys):
+    path, compared = prepared
+    assert data.get("toy") and data.ensure("toy") and run("list") is None and not compared
+    os.utime(path, ns=(0, 1))
+    assert data.ensure("toy") and len(compared) == 1 and "changed since" in capsys.readouterr().err
+    assert data.ensure("toy") and data.get("toy") and len(compared) == 1
+    stamp = pack.stamp_path(path)
+    for spoil in (stamp.unlink, lambda: stamp.write_text("{"), lambda: stamp.write_bytes(b"\xff")):
+        spoil()
+        compared.clear()
+        assert data.ensure("toy") and data.ensure("toy") and len(compared) == 1
+    assert run("verify", "toy") is None and len(compared) == 2
+
+
+def test_a_pack_that_changed_is_compared_at_its_first_opening(prepared, toy, capsys):
+    path, compared = prepared
+    flip_a_byte(path)
+    for _ in range(2):  # it stays refused
+        with pytest.raises(UserError) as error:
+            data.ensure("toy")
+        one_line(error, path, "delete it")
+    assert len(compared) == 2 and run("list") is None and "damaged" in capsys.readouterr().out
+    assert run("get", "toy", "--mirror", str(toy.parent)) is None and "rebuilding" in capsys.readouterr().err
+    compared.clear()
+    assert data.ensure("toy") and not compared
+
+
+def test_verify_finds_what_size_and_time_do_not_tell(prepared):
+    path, compared = prepared
+    flip_a_byte(path, keep_time=True)
+    assert data.ensure("toy") and not compared
+    assert run("verify", "toy") == 2
+    with pytest.raises(UserError):  # and from then on every opening does
+        data.ensure("toy")
+
+
+def test_another_decoder_compares_again(prepared, monkeypatch):
+    _, compared = prepared
+    monkeypatch.setattr(pack, "decoder", lambda: "Pillow 99")
+    assert data.ensure("toy") and len(compared) == 1  # the same pixels
+    assert data.ensure("toy") and len(compared) == 1
+
+
+def test_a_stamp_that_cannot_be_written(prepared, monkeypatch):
+    path, compared = prepared
+    pack.stamp_path(path).unlink()
+
+    def refuse(*_):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(pack.os, "replace", refuse)
+    assert data.ensure("toy") and data.ensure("toy") and len(compared) == 2
+
+
+def test_pictures_in_batches(tmp_path, monkeypatch):
+    made = make_pack(tmp_path / "toy.npz", n=7)
+    monkeypatch.setattr(pack, "BATCH", 2)
+    assert torch.equal(made.decode(threads=3), torch.from_numpy(noise(7)).permute(0, 3, 1, 2))
+    made.verify(threads=3)
+
+
 def test_interruption_and_a_full_disk_leave_nothing_behind(toy, tmp_path, monkeypatch, capsys):
     def stop(error):
-        def unpack(path, folder):
+        def unpack(path, folder, pictures):
             (folder / "half").write_text("x")
             raise error
 
@@ -394,6 +473,7 @@ def test_what_a_killed_process_left_is_cleared(toy, tmp_path):
     (tmp_path / "root" / "prepared").mkdir(parents=True)
     (tmp_path / "root" / ".toy~killed").mkdir()
     (tmp_path / "root" / "prepared" / ".toy.npz.1.tmp").write_text("half")
+    (tmp_path / "root" / "prepared" / ".toy.verified.1.tmp").write_text("half")
     (tmp_path / "root" / ".toy-other~alive").mkdir()  # another set's
     data.get("toy", str(toy.parent))
     assert [p.name for p in leftovers(tmp_path)] == [".toy-other~alive"]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from common import readers
+from common import pack, readers
 from common.cli import UserError
 from common.data import unpack
 from common.pack import gather
@@ -343,7 +343,11 @@ def test_crop_archive_errors(tmp_path):
     table.write_text("\n".join(lines[:2] + lines[3:]))
     fails(image, "not listed")
     image.write_bytes(jpeg[: len(jpeg) // 2])
-    fails(image, "damaged")
+    with pytest.raises(UserError) as error:  # found where it is decoded, when the pack is written
+        pack.write(tmp_path / "lfpw.npz", *pack.gather(readers.lfpw(tmp_path)), {})
+    one_line(error, "lfpw/trainset/image_0002: damaged")
+    image.write_bytes(jpeg[:2])
+    fails(image, "not an image")
     Image.fromarray(photo(200, 256)).save(image)
     fails(image, "200x256")
     table.write_text("\n".join([lines[0], lines[1].rsplit(",", 1)[0], *lines[2:]]))
