@@ -12,10 +12,21 @@ import pytest
 from PIL import Image
 from test_arcface_readers import lfw_tree
 from test_data import REPOSITORY, noise, tar_of
+from test_hybrid_train import bird_tree, car_tree
 from test_readers import write_crops, write_pts_folder
-from test_readers_expression import write_folders
+from test_readers_attributes import write_celeba, write_fairface
+from test_readers_expression import write_affectnet, write_folders, write_rafdb
 
-from common import archive, data, pack, readers, readers_attributes, readers_expression, readers_recognition
+from common import (
+    archive,
+    data,
+    pack,
+    readers,
+    readers_attributes,
+    readers_classes,
+    readers_expression,
+    readers_recognition,
+)
 from common.cli import UserError
 
 
@@ -101,7 +112,8 @@ def utkface_tree(folder):
 
 def made(folder, write):
     folder.mkdir()
-    return write(folder) or folder
+    write(folder)
+    return folder
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -113,9 +125,28 @@ def made(folder, write):
         (readers_attributes.utkface, utkface_tree),
         (readers_expression.ferplus, lambda folder: made(folder, write_folders)),
         (readers_expression.ferplus, lambda folder: made(folder, lambda at: write_folders(at, end=".webp"))),
+        (readers_expression.rafdb, lambda folder: made(folder, write_rafdb)),
+        (readers_expression.affectnet, lambda folder: made(folder, write_affectnet)),
+        (readers_attributes.fairface, lambda folder: made(folder, write_fairface)),
+        (readers_attributes.celeba, lambda folder: made(folder, write_celeba)),
         (readers_recognition.lfw, lambda folder: made(folder, lfw_tree)),
+        (readers_classes.cub200, lambda folder: made(folder, bird_tree)),
+        (readers_classes.cars196, lambda folder: made(folder, car_tree)),
     ],
-    ids=["lfpw", "afw", "utkface", "ferplus", "ferplus webp", "lfw"],
+    ids=[
+        "lfpw",
+        "afw",
+        "utkface",
+        "ferplus",
+        "ferplus-webp",
+        "rafdb",
+        "affectnet",
+        "fairface",
+        "celeba",
+        "lfw",
+        "cub200",
+        "cars196",
+    ],
 )
 def test_readers_give_the_same_from_folder_and_archive(tmp_path, reader, write, kind):
     plain = write(tmp_path / "plain")
