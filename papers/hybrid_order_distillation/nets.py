@@ -199,13 +199,14 @@ class Learner(nn.Module):
     def forward(self, x):
         y = self.net(x)
         with torch.autocast(y.device.type, enabled=False):
-            projected = self.project(y.float())
+            wide = y.float()
+            projected = self.project(wide)
             logits = None
             if self.centres is not None:
                 logits = self.scale * F.linear(F.normalize(projected, dim=1), self.centres)
             elif self.classifier is not None and self.scale:
-                logits = self.scale * F.linear(F.normalize(y, dim=1), F.normalize(self.classifier.weight, dim=1))
+                logits = self.scale * F.linear(F.normalize(wide, dim=1), F.normalize(self.classifier.weight, dim=1))
             elif self.classifier is not None:
-                logits = self.classifier(y)
+                logits = self.classifier(wide)
         maps, self._maps = self._maps, None
         return Outputs(y, logits, projected, None if self.regressor is None else self.regressor(maps))
