@@ -143,6 +143,19 @@ def save_state(path, parts, **scalars):
         torch.save({"parts": state, "scalars": scalars, "rng": rng_state()}, temporary)
 
 
+def read_scalars(path):
+    """The scalars of a file of `save_state`, without reading its tensors. UserError when it is damaged."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)["scalars"]
+    except Exception as error:  # torch.load raises many kinds for a truncated file
+        raise _no_checkpoint(path, error) from None
+
+
+def _no_checkpoint(path, error):
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return UserError(f"{path}: cannot resume from this checkpoint ({reason}); delete it to start again")
+
+
 def load_state(path, parts):
     """Restore `parts` in place; returns the scalars. UserError when the file is damaged or does not fit."""
     try:
@@ -153,6 +166,5 @@ def load_state(path, parts):
             part.load_state_dict(saved["parts"][name])
         set_rng_state(saved["rng"])
     except Exception as error:  # torch.load raises many kinds for a truncated file
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path}: cannot resume from this checkpoint ({reason}); delete it to start again") from None
+        raise _no_checkpoint(path, error) from None
     return saved["scalars"]

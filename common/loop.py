@@ -69,15 +69,16 @@ class Steps:
 
     `parts` (name -> object with state_dict) is what a checkpoint holds. A checkpoint is written every `save_s`
     seconds and when the process is told to stop; `describe(step)` names a step's samples for the NaN report.
-    `identity` (a fingerprint of the settings) keeps a run from continuing another configuration's checkpoint.
+    `identity` (a fingerprint of the settings) keeps a run from continuing another configuration's checkpoint;
+    `precision` ("bf16" or "fp32") is kept for whoever continues it.
     Raises Interrupted after the save, UserError when a logged value stops being finite.
     """
 
     def __init__(self, folder, parts, total, batch, unit="samples", log_every=50, save_s=120, describe=None, label="",
-                 identity=""):  # fmt: skip
+                 identity="", precision=""):  # fmt: skip
         self.path, self.parts, self.total = Path(folder) / "checkpoint.pt", parts, total
         self.batch, self.unit, self.label, self.identity = batch, unit, label, identity
-        self.log_every, self.save_s, self.describe = log_every, save_s, describe
+        self.log_every, self.save_s, self.describe, self.precision = log_every, save_s, describe, precision
         self.history, self.seconds, self.first = [], 0.0, 0
         self._pending, self._stop = [], False
         if self.path.exists() and self.resume(self.path, parts) != identity:
@@ -88,7 +89,9 @@ class Steps:
         saved = checkpoint.load_state(path, parts)
         self.first, self.history, self.seconds = saved["step"], saved["history"], saved["seconds"]
         if parallel.is_main():
-            print(f"resuming {path.parent.name} at step {self.first} of {self.total}", file=sys.stderr)
+            other = saved.get("precision", self.precision)
+            note = f"; computed in {other} so far, from here on in {self.precision}" if other != self.precision else ""
+            print(f"resuming {path.parent.name} at step {self.first} of {self.total}{note}", file=sys.stderr)
         return saved.get("identity", "")
 
     def __iter__(self):
@@ -142,7 +145,7 @@ class Steps:
         self.seconds, self._since = self.seconds + now - self._since, now
         if parallel.is_main():
             scalars = dict(step=done, history=self.history, seconds=self.seconds, identity=self.identity)
-            checkpoint.save_state(path or self.path, parts or self.parts, **scalars)
+            checkpoint.save_state(path or self.path, parts or self.parts, precision=self.precision, **scalars)
         self._last_save = time.monotonic()
 
     def _save_if_due(self, done):

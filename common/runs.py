@@ -18,13 +18,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from common import checkpoint, parallel
+from common import checkpoint, parallel, precision
 from common.cli import MissingData, UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCAL = ROOT / "results" / "local"
 RECORDED = ROOT / "results"
 SCHEMA = 1
+FREE = {"seed", "precision"}  # settings that may be changed in a run that stands for its preset
 
 
 class Run:
@@ -36,9 +37,16 @@ class Run:
         self.overrides = {k: v for k, v in self.config.items() if v != preset[k]}
         self.folder = Path(root) / paper / name
         self.started = time.time()
+        self.precision = "fp32"
+
+    def settle(self, config, device, begun=None):
+        """`config` with the precision that this run computes in; see precision.settle."""
+        settled = precision.settle(config, self.folder, device, begun)
+        self.precision = settled.precision
+        return settled
 
     def finished(self):
-        """True when this folder holds a complete record of the same configuration.
+        """True when this folder holds a complete record of the same configuration, in whatever precision.
 
         UserError when it holds one of another configuration, so that nothing recorded is overwritten unasked.
         """
@@ -46,8 +54,8 @@ class Run:
         if not path.exists():
             return False
         old = checkpoint.read_json(path)["config"]
-        if old != self.config:
-            keys = sorted(k for k in old.keys() | self.config.keys() if old.get(k) != self.config.get(k))
+        changed = {k for k in old.keys() | self.config.keys() if old.get(k) != self.config.get(k)}
+        if keys := sorted(changed - {"precision"}):  # its words have changed: see precision_of
             raise UserError(f"{path}: records another configuration ({', '.join(keys)}); move or delete that folder")
         return True
 
@@ -61,6 +69,7 @@ class Run:
             "run": self.name,
             "config": self.config,
             "overrides": self.overrides,
+            "precision": self.precision,
             "data": data,
             "selection": selection,
             "metrics": {name: float(value) for name, value in metrics.items()},
@@ -90,9 +99,34 @@ def fingerprint(config):
 
 
 def run_name(config, base):
-    """Folder of a run: data, preset, row and seed, with a hash of the settings where they are not those of `base`."""
-    changed = "" if config == dataclasses.replace(base, seed=config.seed) else "-" + fingerprint(config)
+    """Folder of a run: data, preset, row and seed.
+
+    Where settings are not those of `base`, with a hash of them, or with the precision if only that was changed.
+    """
+    base, changed = dataclasses.replace(base, seed=config.seed), ""
+    if config != base:
+        forced = config == dataclasses.replace(base, precision=config.precision)
+        changed = "-" + (config.precision if forced else fingerprint(config))
     return f"{config.data}-{config.preset}-{config.row}-s{config.seed}{changed}"
+
+
+def precision_of(*records):
+    """What runs computed in: "bf16", "fp32", or "bf16+fp32" where they differ. Before `auto` their settings said it."""
+    return "+".join(sorted({r.get("precision", r["config"]["precision"]) for r in records}))
+
+
+def of_presets(records):
+    """The records with a preset's own settings, in their order: one for each data set, preset, row and seed.
+
+    A run in a forced precision stands where there is none without; of several, the newest.
+    """
+    best, rank = {}, lambda r: ("precision" not in r["overrides"], r["started"])
+    for record in (r for r in records if set(r["overrides"]) <= FREE):
+        config = record["config"]
+        key = record["data"]["name"], config["preset"], config["row"], config["seed"]
+        best[key] = max(best.get(key, record), record, key=rank)
+    chosen = {id(record) for record in best.values()}
+    return [r for r in records if id(r) in chosen]
 
 
 def newest_weights(paper, pattern="*", but=None):

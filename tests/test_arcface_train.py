@@ -13,7 +13,7 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 from test_arcface_readers import jpeg, record, write_set
 
-from common import checkpoint, claims, cli, data, runs, verification
+from common import checkpoint, claims, cli, data, precision, runs, verification
 from common import nets as common_nets
 from papers.arcface import config, evaluate, method, train, tune
 from papers.arcface import data as sets
@@ -339,6 +339,26 @@ def test_view_2_trains_ten_networks_into_one_record(lfw):
     assert written["weights"] is None and {p.name for p in folder.iterdir()} == {
         "run.json", "history.csv", "predictions.npz",
     }  # fmt: skip
+
+
+def test_networks_of_one_record_keep_the_precision_of_the_first(lfw, monkeypatch, capsys):
+    """Interrupted between two networks, when no checkpoint is left."""
+    words = ["--preset", "view2", *TINY, "--steps", "2", "--precision", "auto", "--out", str(lfw / "out")]
+    real, seen = train.one_task, []
+
+    def two_tasks(cfg, task, *rest):
+        seen.append(cfg.precision)
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        return real(cfg, task, *rest)
+
+    monkeypatch.setattr(train, "one_task", two_tasks)
+    monkeypatch.setattr(precision, "native", lambda device: False)
+    with pytest.raises(KeyboardInterrupt):
+        train.main(words)
+    monkeypatch.setattr(precision, "native", lambda device: True)
+    assert train.main(words)["precision"] == "fp32" and set(seen) == {"fp32"} and len(seen) == 11
+    assert "begun in fp32" in capsys.readouterr().err
 
 
 def test_cleaning_drops_wrong_labels(lfw):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from common import checkpoint, claims, cli, emotions, nets, pack, runs
+from common import checkpoint, claims, cli, emotions, nets, pack, precision, runs
 from common import data as registry
 from papers.face_attributes import assemble, config, evaluate, figures, method, predict, source, train, tune
 from papers.face_attributes import data as sets
@@ -79,7 +79,8 @@ def with_weights(path):
 # ---- Rows, records, resuming, processes
 
 
-def test_the_demo_from_trunk_to_prediction(faces, tmp_path, capsys):
+@pytest.mark.parametrize("name", ["fp32", "bf16", "auto"])
+def test_the_demo_from_trunk_to_prediction(faces, tmp_path, capsys, name):
     """Every kind of row in small: trunk, readout, starts, separate networks, the chosen pattern, one face predicted."""
     words = TINY[1:]  # the settings must be the same for all rows, so that they find each other
     base = dataclasses.replace(
@@ -90,9 +91,12 @@ def test_the_demo_from_trunk_to_prediction(faces, tmp_path, capsys):
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(config.PRESETS, "demo", base)
         patch.setattr(config, "TRUNK", dict(steps=5, views=0, cache_from=99))
-        run = lambda row: train.main(["--device", "cpu", "--preset", "demo", "--row", row, "--out", str(tmp_path)])
+        patch.setattr(precision, "native", lambda device: True)
+        words = ["--device", "cpu", "--preset", "demo", "--precision", name, "--out", str(tmp_path)]
+        run = lambda row: train.main([*words, "--row", row])
         rows = ("trunk", "probe2", "linear", "stage3", "stage1", "joint", "best", "chosen")
         found = {row: run(row) for row in rows}
+        assert {r["precision"] for r in found.values()} == {"fp32" if name == "fp32" else "bf16"}
         finish_the_demo(found, tmp_path, capsys)
 
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from test_arcface_train import lfw_tree
 
-from common import checkpoint, claims, cli, data, nets, runs
+from common import checkpoint, claims, cli, data, nets, precision, runs
 from papers.hybrid_order_distillation import config, evaluate, figures, method, train
 from papers.hybrid_order_distillation import data as sets
 from tests.conftest import REPOSITORY, one_line_error, python
@@ -109,6 +109,25 @@ def test_every_kind_of_row_trains_with_the_same_updates(people, tmp_path, monkey
     names = wanted.get(row.split("_")[0], {"order1", "order2", "order3"})
     assert all(found == names for found in counted)
     assert {"accuracy_pct", "accuracy_cross_pct", "accuracy_other_pct"} <= written["metrics"].keys()
+
+
+@pytest.mark.parametrize("row", ["alone", "kd", "fitnet", "assistant_123"])
+def test_every_kind_of_row_trains_in_bfloat16(people, tmp_path, row):
+    words = ["--precision", "bf16", *(["--views", "0"] if row == "fitnet" else [])]
+    assert start(tmp_path, row, *words)["precision"] == "bf16"
+
+
+def test_a_teacher_in_another_precision_is_used_and_said(people, tmp_path, monkeypatch, capsys):
+    """With precision auto; one that is forced trains its own."""
+    monkeypatch.setattr(precision, "native", lambda device: True)
+    first = start(tmp_path, "teacher", "--precision", "auto")
+    monkeypatch.setattr(precision, "native", lambda device: False)
+    capsys.readouterr()
+    again = start(tmp_path, "upsampled", "--precision", "auto")
+    one_line_error(capsys.readouterr().err, "teacher-", "trained in bf16")
+    assert (first["precision"], again["precision"]) == ("bf16", "fp32") and first["teacher"] == again["teacher"]
+    forced = start(tmp_path, "teacher", "--precision", "fp32")
+    assert forced["teacher"]["sha256"] != first["teacher"]["sha256"]
 
 
 def test_teacher_rows_are_tested_without_training(people, tmp_path):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from common import checkpoint, claims, cli, data, runs
+from common import checkpoint, claims, cli, data, precision, runs
 from papers.resup import config, evaluate, figures, method, nets, noise, train
 from papers.resup import data as sets
 from tests.conftest import REPOSITORY, one_line_error, python
@@ -149,6 +149,30 @@ def test_a_row_continues_from_the_warm_up_of_another_to_the_same_bits(faces, tmp
     assert one == other
     start(tmp_path / "shared", row, "--lr", "0.01")
     assert len(calls) == 8 + 12, "another learning rate is another warm-up"
+
+
+def test_a_warm_up_in_another_precision_is_used_and_said(faces, tmp_path, monkeypatch, capsys):
+    """With precision auto; one that is forced trains its own."""
+    monkeypatch.setattr(precision, "native", lambda device: True)
+    start(tmp_path, "ce_two", "--precision", "auto")
+    monkeypatch.setattr(precision, "native", lambda device: False)
+    real, calls = train.row_loss, []
+    monkeypatch.setattr(train, "row_loss", lambda *args: calls.append(1) or real(*args))
+    capsys.readouterr()
+    assert start(tmp_path, "resup", "--precision", "auto")["precision"] == "fp32"
+    said = [line for line in capsys.readouterr().err.splitlines() if "resuming" in line]
+    one_line_error("\n".join(said), "warmup-", "computed in bf16 so far", "in fp32")
+    assert len(calls) == 8, "one epoch of three is shared"
+    start(tmp_path, "resup")
+    assert len(calls) == 8 + 12 and "computed in" not in capsys.readouterr().err
+
+
+def test_weights_are_judged_in_the_precision_of_their_run(faces, tmp_path, monkeypatch):
+    for native, used in ((True, "bf16"), (False, "fp32")):
+        monkeypatch.setattr(precision, "native", lambda device, native=native: native)
+        start(tmp_path / used, "ce", "--precision", "auto")
+        _, cfg, _ = evaluate.load(only_run(tmp_path / used) / "model.safetensors", torch.device("cpu"))
+        assert cfg.precision == used
 
 
 def test_a_damaged_warm_up_is_one_line(faces, tmp_path):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from common import parallel, runs
+from common import parallel, precision, runs
 from common.cli import UserError
 from common.nets import GIVEN_SHA256
 from common.reproduce import Plan
@@ -62,7 +62,7 @@ class Config:
     weight_decay: float = 5e-4  # section 3.1; on everything, W included
     clip: float = 5.0  # largest norm of the network's gradient (insightface's torch script)
     averaging: float = 0.0  # decay of a running average of the weights, 0 is off (the paper has none)
-    precision: str = "fp32"  # or bf16 (autocast of the network; the head is float32 always)
+    precision: str = "fp32"  # of the network (the head is float32 always); bf16, auto: see common/precision.py
     scale: float = 64.0  # s
     strength: float = 1.0  # share of the row's margin: m2 = 0.5 * strength and so on (our way to shrink all alike)
     margin_warmup: float = 0.0  # share of the steps in which the margin grows linearly from zero
@@ -89,7 +89,7 @@ class Config:
 # paper, for every row alike and all our choice: by time, or by trials on held-out people of DevTrain (protocol "tune").
 LFW = dict(
     data="lfw", net="iresnet", units=(2, 2, 2, 2), widths=(32, 64, 128, 256), kaiming=True, features=256, dropout=0.4,
-    input_px=48, optimizer="adamw", lr=2e-3, weight_decay=0.05, drops=(), averaging=0.99, precision="bf16", scale=16.0,
+    input_px=48, optimizer="adamw", lr=2e-3, weight_decay=0.05, drops=(), averaging=0.99, precision="auto", scale=16.0,
     strength=0.6, margin_warmup=0.3, augment="light", min_images=2, protocol="view1",
 )  # fmt: skip
 SHORT = LFW | dict(batch=128, steps=600, warmup=30)
@@ -97,7 +97,7 @@ LONG = LFW | dict(input_px=64, batch=128, steps=900, warmup=45, joint_bayes=0.4)
 DEMO = dict(
     data="embedded", protocol="view1", net="iresnet", units=(1, 1, 1, 1), widths=(16, 32, 64, 128), kaiming=True,
     features=64, dropout=0.0, input_px=32, batch=64, steps=200, lr=0.1, drops=(), warmup=15, nesterov=True,
-    precision="bf16", scale=8.0, margin_warmup=0.3,
+    precision="auto", scale=8.0, margin_warmup=0.3,
 )  # fmt: skip
 NOISE_PCT = (10, 20, 30, 40)
 PRESETS = {
@@ -145,12 +145,13 @@ def preset(name, row="arcface", data=None):
 
 def check(cfg):
     """UserError for a setting that cannot work, before any data is read."""
+    precision.check(cfg.precision)
     iresnet = len(cfg.units) == len(cfg.widths) == 4 if cfg.net == "iresnet" else cfg.net in NETS
     limits = {
         "steps": cfg.steps >= 1, "batch": cfg.batch >= 2, "lr": cfg.lr > 0, "scale": cfg.scale > 0, "net": iresnet,
         "row": cfg.row in ROWS, "protocol": cfg.protocol in PROTOCOLS, "features": cfg.features >= 2,
         "optimizer": cfg.optimizer in ("sgd", "adamw"),
-        "precision": cfg.precision in ("fp32", "bf16"), "augment": cfg.augment in ("flip", "light", "strong"),
+        "augment": cfg.augment in ("flip", "light", "strong"),
         "averaging": 0 <= cfg.averaging < 1, "clip": cfg.clip > 0,
         "margin_warmup": 0 <= cfg.margin_warmup <= 1, "sample_rate": 0 < cfg.sample_rate <= 1,
         "noise": 0 <= cfg.noise < 1, "weight_decay": cfg.weight_decay >= 0, "min_images": cfg.min_images >= 1,

@@ -332,6 +332,7 @@ def record_together(cfg, device, out):
         if not (folder / "run.json").exists():
             raise MissingData(f"{folder}: not run yet; first run --row arcface --seed {seed} with these settings")
     records = [checkpoint.read_json(folder / "run.json") for folder in folders]
+    run.precision = runs.precision_of(*records)
     found = mean_distances([runs.read_predictions(folder / "predictions.npz") for folder in folders])
     return run.finish(
         metrics=measure(found),

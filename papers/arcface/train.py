@@ -12,7 +12,7 @@ import sys
 import numpy as np
 import torch
 
-from common import checkpoint, cli, loop, nets, parallel, runs
+from common import checkpoint, cli, loop, nets, parallel, precision, runs
 from papers.arcface import data, evaluate, method
 from papers.arcface.config import PAPER, build_head, build_net, check, margins_at, preset
 from papers.arcface.partial import ShardedHead
@@ -50,6 +50,8 @@ def train(cfg, device, out=runs.LOCAL, source=None):
     share = parallel.my_slice(cfg.batch)
     tasks, about = data.tasks(cfg, source)
     ready = {task.name for task in tasks if task.name and (run.folder / f"{task.name}.npz").exists()}
+    begun = next((checkpoint.read_json(run.folder / f"{name}.json").get("precision") for name in ready), None)
+    cfg = run.settle(cfg, device, begun)
     parallel.barrier()  # every process has looked before the first one writes
     net = None
     for task in tasks:
@@ -79,7 +81,7 @@ def one_task(cfg, task, run, share, device):
         arrays = [evaluate.predictions(net, test, device, bayes) for test in task.tests]
         runs.write_predictions(run.folder / f"{task.name or 'only'}.npz", {**found, **extra, **merged(arrays)})
         done = {"seconds": seconds + steps.seconds, "history": [{"task": task.name, **row} for row in steps.history]}
-        checkpoint.write_json(run.folder / f"{task.name or 'only'}.json", done)
+        checkpoint.write_json(run.folder / f"{task.name or 'only'}.json", done | {"precision": cfg.precision})
         for left in (steps.path, *folder.glob("shard*of*.pt")):
             left.unlink(missing_ok=True)
     return net
@@ -96,8 +98,8 @@ def fit(cfg, training, folder, label, share, device):
     optimizer = make_optimizer(cfg, both)
     network = parallel.wrap(net, device)
     parts = {"model": both, "optimizer": optimizer} | ({"average": average} if average else {})
-    named = dict(label=label, identity=runs.fingerprint(cfg), save_s=math.inf if sharded else 120)
-    steps = loop.Steps(folder, parts, cfg.steps, cfg.batch, "faces", **named)
+    named = dict(label=label, identity=runs.fingerprint(cfg), precision=cfg.precision)
+    steps = loop.Steps(folder, parts, cfg.steps, cfg.batch, "faces", save_s=math.inf if sharded else 120, **named)
     if sharded:
         keep_shards(steps, head)
     batches = data.batches(training, cfg, steps.first, share, device)
@@ -109,7 +111,7 @@ def fit(cfg, training, folder, label, share, device):
         if hasattr(head, "margins"):
             head.margins = margins_at(cfg, step)
         both.train()
-        with torch.autocast(device.type, torch.bfloat16, enabled=cfg.precision == "bf16"):
+        with precision.autocast(device, cfg.precision):
             embeddings = network(x.contiguous(memory_format=torch.channels_last))
         loss = head(embeddings, y)
         optimizer.zero_grad(set_to_none=True)

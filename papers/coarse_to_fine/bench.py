@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from common import faces as embedded
-from common import images, metrics
+from common import images, metrics, precision
 from papers.coarse_to_fine import data, train
 from papers.coarse_to_fine.config import Model, preset
 from papers.coarse_to_fine.crops import FaceCrops, Offsets, landmark_boxes
@@ -46,7 +46,7 @@ def stepper(cfg, markup, batch, device):
     optimizer = train.make_optimizer(cfg, model)
 
     def step():
-        with torch.autocast(device.type, torch.bfloat16, enabled=cfg.precision == "bf16"):
+        with precision.autocast(device, cfg.precision):
             outputs = model(batch.images.contiguous(memory_format=torch.channels_last))
         optimizer.zero_grad(set_to_none=True)
         model.loss(outputs, batch, (0.5, 0.5)).backward()

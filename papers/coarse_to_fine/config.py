@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from common import runs
+from common import precision, runs
 from common.cli import UserError
 from common.reproduce import Plan
 from papers.coarse_to_fine import method, variant
@@ -40,7 +40,7 @@ class Config:
     warmup: int = 500  # steps of linear warm-up; our choice
     averaging: float = 0.0  # decay of a running average of the weights, 0 is off (the paper has none)
     start_at_mean: bool = False  # final layers' biases start at the mean shape instead of zero (the paper: zero)
-    precision: str = "fp32"  # or bf16 (autocast)
+    precision: str = "fp32"  # or bf16 (autocast), or auto: see common/precision.py
     margin: float = 1.25  # box side over the landmarks' larger extent; not stated, our choice
     rotation_deg: float = 20.0  # +-; not stated, our choice
     shift: float = 0.1  # +-, share of the box side; not stated, our choice
@@ -59,10 +59,10 @@ class Config:
 
 
 # What the shortened schedules change, for every row alike and all our choice: AdamW with one cosine, averaged
-# weights, biases that start at the mean shape, bfloat16. Network, loss, stage weights and augmentation stay; stages
-# no longer restart from validated weights.
+# weights, biases that start at the mean shape, bfloat16 where it is native. Network, loss, stage weights and
+# augmentation stay; stages no longer restart from validated weights.
 QUICK = dict(
-    optimizer="adamw", lr=1e-3, weight_decay=0.05, averaging=0.999, start_at_mean=True, precision="bf16", warmup=200
+    optimizer="adamw", lr=1e-3, weight_decay=0.05, averaging=0.999, start_at_mean=True, precision="auto", warmup=200
 )
 # Chosen with a tenth of LFPW's training faces held out, to fit and to generalise sooner: a higher rate with more
 # decay, less jitter but changed colours and covered parts, a closer view of the same boxes (1.1 with shifts of 0.057
@@ -103,6 +103,7 @@ def preset(name, row="cft", data=None):
 
 def check(cfg):
     """UserError for a setting that cannot work, before any data is read."""
+    precision.check(cfg.precision)
     limits = {
         "steps": cfg.steps >= 1, "batch": cfg.batch >= 2, "lr": cfg.lr > 0,
         "crop": cfg.crop >= 32 and (cfg.row != "heatmap" or cfg.crop % 16 == 0),  # its maps are added across scales
@@ -110,7 +111,7 @@ def check(cfg):
         "val_share": 0 <= cfg.val_share < 1 and (cfg.optimizer == "adamw" or cfg.val_share > 0),
         "averaging": 0 <= cfg.averaging < 1 and (cfg.optimizer == "adamw" or not cfg.averaging),
         "margin": cfg.margin > 0, "first_stage": 0 < cfg.first_stage < 1,
-        "precision": cfg.precision in ("fp32", "bf16"), "optimizer": cfg.optimizer in ("sgd", "adamw"),
+        "optimizer": cfg.optimizer in ("sgd", "adamw"),
         "row": cfg.row in ROWS, "evaluate_every": cfg.evaluate_every >= 1, "weight_decay": cfg.weight_decay >= 0,
         "clip": cfg.clip > 0,
     }  # fmt: skip

@@ -8,7 +8,7 @@ import sys
 
 import torch
 
-from common import checkpoint, cli, images, loop, parallel, runs
+from common import checkpoint, cli, images, loop, parallel, precision, runs
 from papers.coarse_to_fine import data, evaluate, figures, method
 from papers.coarse_to_fine.config import PAPER, Model, check, preset
 from papers.coarse_to_fine.crops import FaceCrops
@@ -39,6 +39,7 @@ def train(cfg, device, out=runs.LOCAL):
     if run.finished():
         print(f"{run.name}: already recorded in {run.folder}; delete that folder to run it again", file=sys.stderr)
         return checkpoint.read_json(run.folder / "run.json")
+    cfg = run.settle(cfg, device)
     share = parallel.my_slice(cfg.batch)
     faces = data.load(cfg.data)
     fit, val, test = data.split(faces, cfg.val_share)
@@ -76,7 +77,7 @@ def fit_model(model, crops_of, watched_crops, column, cfg, run, share, device, d
     optimizer, best = make_optimizer(cfg, model), loop.Best(judged)
     network = parallel.wrap(model, device)
     parts = {"model": model, "optimizer": optimizer, "best": best, "average": average}
-    about = dict(label=run.name, identity=runs.fingerprint(cfg), describe=describe)
+    about = dict(label=run.name, identity=runs.fingerprint(cfg), precision=cfg.precision, describe=describe)
     steps = loop.Steps(run.folder, parts, cfg.steps, cfg.batch, "crops", **about)
     control = cfg.row if cfg.row in ("direct", "principal") else "cft"
     stages = method.schedule(method.stages(cfg.first_stage), cfg.steps, control)
@@ -90,7 +91,7 @@ def fit_model(model, crops_of, watched_crops, column, cfg, run, share, device, d
         for group in optimizer.param_groups:
             group["lr"] = rate_at(cfg, step, stage_lr) * group["rate"]
         model.train()
-        with torch.autocast(device.type, torch.bfloat16, enabled=cfg.precision == "bf16"):
+        with precision.autocast(device, cfg.precision):
             outputs = network(batch.images[share].contiguous(memory_format=torch.channels_last))
         loss = model.loss(outputs, batch.part(share), weights)
         optimizer.zero_grad(set_to_none=True)

@@ -100,6 +100,7 @@ def finished(cfg, out):
 def record(cfg, run, device, out, weights=None):
     """Write the record of `best` (separate networks) or `chosen` (the cheapest shared pattern within the margin)."""
     rows = finished(cfg, out)
+    run.precision = runs.precision_of(*rows.values())
     parts = data.load(cfg.data)
     net, stages = trunk(cfg, parts, out, weights)
     accuracy = {a: {row: r["validation"][a] for row, r in rows.items()} for a in data.attributes_of(parts)}
@@ -151,7 +152,8 @@ def save(cfg, run, source, rows, identity_net, stages, parts, device):
         torch.testing.assert_close(together[name], alone)
     path = run.folder / "model.safetensors"
     words = dict(
-        row=cfg.row, starts=json.dumps({n: b.start for n, b in branches.items()}), config=json.dumps(runs.as_dict(cfg)),
+        row=cfg.row, starts=json.dumps({n: b.start for n, b in branches.items()}),
+        config=json.dumps(runs.as_dict(cfg) | {"precision": run.precision}),
         attributes=json.dumps({n: dataclasses.asdict(a) for n, a in attributes.items()}),
         trunk=json.dumps(sizes_of(identity_net)),
         frozen=json.dumps({n: b.keep_statistics for n, b in branches.items()}),

@@ -8,6 +8,7 @@ import dataclasses
 import re
 from dataclasses import dataclass
 
+from common import precision
 from common.cli import UserError
 from common.nets import GIVEN_SHA256
 from common.reproduce import Plan
@@ -51,7 +52,7 @@ class Config:
     warmup: int = 100
     averaging: float = 0.99  # decay of a running average of the weights, 0 is off
     statistics: str = "batch"  # of a branch's BatchNorm: its own batches', or the trunk's "frozen" ones (then folded)
-    precision: str = "fp32"  # or bf16 (autocast)
+    precision: str = "fp32"  # or bf16 (autocast), or auto: see common/precision.py
     views: int = 0  # fixed augmented versions of each face; 0: a new one each pass
     cache_from: int = 99  # starts from this stage on read cached activations of the views (fp16, on disk)
     rotation_deg: float = 8.0  # +-
@@ -74,15 +75,13 @@ class Config:
 
     def name_of(self, row):
         """Folder of another row of the same run: same data, preset, seed and changed settings of training."""
-        from common.runs import fingerprint
+        from common.runs import run_name
 
         base = dataclasses.replace(preset(self.preset, self.row, self.data), seed=self.seed)
         choice = () if row == self.row else ("margin", "candidates")  # these choose among rows and train none
         changes = {k: v for k, v in self.changes(base).items() if k not in choice}
         mine = dataclasses.replace(preset(self.preset, row, self.data), seed=self.seed, **changes)
-        plain = dataclasses.replace(preset(self.preset, row, self.data), seed=self.seed)
-        changed = "" if mine == plain else "-" + fingerprint(mine)
-        return f"{self.data}-{self.preset}-{row}-s{self.seed}{changed}"
+        return run_name(mine, preset(self.preset, row, self.data))
 
     def changes(self, base):
         """Settings that differ from those of `base`, name -> value."""
@@ -108,7 +107,7 @@ DEMO = dict(
     statistics="frozen", views=2, cache_from=3, age_sigma=4.0, candidates=("linear", "stage5", "stage3", "stage2"),
 )  # fmt: skip
 PRESETS = {
-    "paper": Config(precision="bf16", batch=128, steps=6_000),
+    "paper": Config(batch=128, steps=6_000),
     "short": Config(preset="short", **SHORT),
     "few": Config(preset="few", labels=0.1, **SHORT),
     "demo": Config(preset="demo", **DEMO),
@@ -154,9 +153,10 @@ def preset(name, row="stage3", data=None):
 
 def check(cfg):
     """UserError for a setting that cannot work, before any data is read."""
+    precision.check(cfg.precision)
     limits = {
         "row": cfg.row in ROWS, "steps": cfg.steps >= 1, "batch": cfg.batch >= 2, "lr": cfg.lr > 0,
-        "statistics": cfg.statistics in ("batch", "frozen"), "precision": cfg.precision in ("fp32", "bf16"),
+        "statistics": cfg.statistics in ("batch", "frozen"),
         "averaging": 0 <= cfg.averaging < 1, "views": cfg.views >= 0, "labels": 0 < cfg.labels <= 1,
         "margin": cfg.margin >= 0, "grid": cfg.grid >= 1, "clip": cfg.clip > 0, "head_rate": cfg.head_rate > 0,
         "age_sigma": cfg.age_sigma >= 0, "weight_decay": cfg.weight_decay >= 0, "input_px": cfg.input_px >= 16,

@@ -7,11 +7,11 @@ absolute error of the predicted distribution's median. Records hold per-face hit
 import numpy as np
 import torch
 
-from common import cli, nets, parallel, verification
+from common import cli, nets, parallel, precision, verification
 from common import data as sets
 from common.metrics import Metric
 from papers.face_attributes import data, method
-from papers.face_attributes.source import Source, bfloat, label_of
+from papers.face_attributes.source import Source, label_of
 
 NAMES = ("age", "gender", "ethnicity", "emotion", "smiling", "hat", "young")
 PAIRS = [(a, b) for a in ("age", "emotion") for b in ("gender", "ethnicity")]  # shape S3
@@ -102,7 +102,7 @@ def scores(net, source, split, device):
         for rows in torch.arange(len(index)).split(128):
             x = source.inputs(number, rows, split=split)
             wanted = {a: label_of(part, a, index[rows]).to(device) >= 0 for a in net.branches}
-            with bfloat(source.cfg, device):
+            with precision.autocast(device, source.cfg.precision):
                 out = net(x, wanted, first=source.first)
             for name, score in out.items():
                 keep = wanted[name].cpu()

@@ -203,10 +203,3 @@ def fingerprint(stages):
         for name, value in stage.state_dict().items():
             digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-@contextlib.contextmanager
-def bfloat(cfg, device):
-    """Autocast where the settings ask for it."""
-    with torch.autocast(device.type, torch.bfloat16, enabled=cfg.precision == "bf16"):
-        yield

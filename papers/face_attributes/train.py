@@ -12,10 +12,10 @@ import sys
 import torch
 import torch.nn.functional as F
 
-from common import checkpoint, cli, images, loop, nets, parallel, runs
+from common import checkpoint, cli, images, loop, nets, parallel, precision, runs
 from papers.face_attributes import assemble, data, evaluate, method
 from papers.face_attributes.config import PAPER, check, preset, start_of
-from papers.face_attributes.source import Source, bfloat, fingerprint
+from papers.face_attributes.source import Source, fingerprint
 
 STANDARDISE_FACES = 512  # faces that the readout's mean and deviation come from (our choice)
 IDENTITY_SCALE = 16.0  # of the demo's identity network: softmax on cosines
@@ -46,13 +46,14 @@ def train(cfg, device, out=runs.LOCAL, weights=None):
     if run.finished():
         print(f"{run.name}: already recorded in {run.folder}; delete that folder to run it again", file=sys.stderr)
         return checkpoint.read_json(run.folder / "run.json")
-    if cfg.row == "trunk":
-        return train_trunk(cfg, run, device)
     if cfg.row in ("best", "chosen"):
         return assemble.record(cfg, run, device, out, weights) if parallel.is_main() else None
+    asked, cfg = cfg, run.settle(cfg, device)
+    if cfg.row == "trunk":
+        return train_trunk(cfg, run, device)
     share = parallel.my_slice(cfg.batch)
     parts = data.load(cfg.data)
-    identity_net, stages = assemble.trunk(cfg, parts, out, weights)
+    identity_net, stages = assemble.trunk(asked, parts, out, weights)
     before = fingerprint(stages)
     net, source = build(cfg, parts, stages, identity_net.pixels, device)
     print(f"{run.name}: " + ", ".join(f"{len(p.index('train'))} faces of {p.name}" for p in parts), file=sys.stderr)
@@ -124,7 +125,7 @@ def fit(cfg, net, source, run, share, device):
     network = net if plain else parallel.wrap(net, device)
     parts = {"model": learned, "optimizer": optimizer} | ({"average": average} if average else {})
     steps = loop.Steps(run.folder, parts, cfg.steps, cfg.batch * len(source.parts), "faces", label=run.name,
-                       identity=runs.fingerprint(cfg))  # fmt: skip
+                       identity=runs.fingerprint(cfg), precision=cfg.precision)  # fmt: skip
     known = data.attributes_of(source.parts)
     for step in steps:
         x, labels, counts = source.batch(step, share)
@@ -133,7 +134,7 @@ def fit(cfg, net, source, run, share, device):
         for group in optimizer.param_groups:
             group["lr"] = group["rate"] * rate_at(cfg, step)
         net.train()
-        with bfloat(cfg, device):
+        with precision.autocast(device, cfg.precision):
             scores = network(x, rows, first=source.first)
         scores = {name: score.float() for name, score in scores.items()}
         loss, each = method.joint_loss(scores, targets, counts, parallel.world())
@@ -230,7 +231,7 @@ def train_trunk(cfg, run, device):
     optimizer = torch.optim.AdamW(both.parameters(), cfg.lr, weight_decay=cfg.weight_decay, fused=True)
     network, share = parallel.wrap(Cosines(both), device), parallel.my_slice(cfg.batch)
     steps = loop.Steps(run.folder, {"model": both, "optimizer": optimizer}, cfg.steps, cfg.batch, "faces",
-                       label=run.name, identity=runs.fingerprint(cfg))  # fmt: skip
+                       label=run.name, identity=runs.fingerprint(cfg), precision=cfg.precision)  # fmt: skip
     for step in steps:
         index = torch.randint(len(faces), (cfg.batch,), generator=images.generator(cfg.seed, 3, step))
         flip = torch.rand(cfg.batch, generator=images.generator(cfg.seed, 4, step)) < 0.5
@@ -239,7 +240,9 @@ def train_trunk(cfg, run, device):
         for group in optimizer.param_groups:
             group["lr"] = rate_at(cfg, step)
         both.train()
-        loss = F.cross_entropy(network(nets.to_input(x, net.pixels)), identity[index][share].to(device))
+        with precision.autocast(device, cfg.precision):
+            cosines = network(nets.to_input(x, net.pixels))
+        loss = F.cross_entropy(cosines.float(), identity[index][share].to(device))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(both.parameters(), cfg.clip)

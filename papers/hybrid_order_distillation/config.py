@@ -3,7 +3,7 @@
 import dataclasses
 from dataclasses import dataclass
 
-from common import runs
+from common import precision, runs
 from common.cli import UserError
 from common.nets import GIVEN_SHA256
 from common.reproduce import Plan
@@ -89,7 +89,7 @@ class Config:
     weight_decay: float = 5e-4
     clip: float = 1e9  # largest norm of the gradient
     averaging: float = 0.0  # decay of a running average of the weights, 0 is off
-    precision: str = "fp32"  # or bf16 (autocast of the networks; losses are float32 always)
+    precision: str = "fp32"  # of the networks (losses are float32 always); bf16, auto: see common/precision.py
 
     @property
     def run_name(self):
@@ -112,7 +112,7 @@ FACES = dict(
 LFW = FACES | dict(
     data="lfw", weights=(1.0, 4.0, 8.0), teacher_sha256=GIVEN_SHA256, teacher_net="mobilefacenet",
     teacher_features=128, teacher_px=112, resolution=16, features=128, views=8, optimizer="adamw", lr=2e-3,
-    precision="bf16", weight_decay=1e-2,
+    precision="auto", weight_decay=1e-2,
 )  # fmt: skip
 QUARTER = LFW | dict(net="iresnet_quarter", input_px=64, steps=2_000, warmup=100)
 SAME = LFW | dict(net="mobilefacenet", input_px=112, steps=400, warmup=20, lr=5e-4, averaging=0.99, precision="fp32")
@@ -124,7 +124,7 @@ RETRIEVAL = dict(
     teacher_net="imagenet_resnet50", teacher_features=512, teacher_steps=4_000, net="imagenet_resnet18", features=128,
     teacher_px=224, input_px=224, resolution=224, weights=(1.0, 1.0, 2.0), normalise_source=True, task=0.0, scale=16.0,
     augment="crop", per_class=5, batch=125, steps=8_000, optimizer="adamw", lr=1e-4, drops=(0.5, 0.75),
-    weight_decay=1e-5, precision="bf16",
+    weight_decay=1e-5, precision="auto",
 )  # fmt: skip
 PRESETS = {
     "paper": Config(),
@@ -193,6 +193,7 @@ def row_settings(row, base):
 
 def check(cfg):
     """UserError for a setting that cannot work, before any data is read."""
+    precision.check(cfg.precision)
     limits = {
         "row": cfg.row in ROWS, "route": cfg.route in ROUTES, "start": cfg.start in ("source", "random"),
         "held_out": not cfg.held_out or cfg.kind == "verification",
@@ -202,7 +203,7 @@ def check(cfg):
         "other_operator": cfg.other_operator in OPERATORS, "augment": cfg.augment in ("pad4", "crop", "face"),
         "batch": cfg.batch >= 1, "steps": cfg.steps >= 2, "lr": cfg.lr > 0,
         "optimizer": cfg.optimizer in ("sgd", "adamw"),
-        "precision": cfg.precision in ("fp32", "bf16"), "averaging": 0 <= cfg.averaging < 1, "views": cfg.views >= 0,
+        "averaging": 0 <= cfg.averaging < 1, "views": cfg.views >= 0,
         "temperature": cfg.temperature > 0, "teacher_steps": cfg.teacher_steps >= 1, "resolution": cfg.resolution >= 1,
         "input_px": cfg.input_px >= 8, "teacher_px": cfg.teacher_px >= 8, "clip": cfg.clip > 0, "scale": cfg.scale >= 0,
         "per_class": cfg.per_class >= 0 and cfg.batch % max(1, cfg.per_class) == 0, "centre": cfg.centre >= 0,

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from common import checkpoint, cli, loop, nets, parallel, runs
+from common import checkpoint, cli, loop, nets, parallel, precision, runs
 from papers.hybrid_order_distillation import data, evaluate, method
 from papers.hybrid_order_distillation.config import PAPER, UNTRAINED, Config, check, preset
 from papers.hybrid_order_distillation.degrade import resize
@@ -44,11 +44,12 @@ def train(cfg, device, out=runs.LOCAL, teacher_file=None):
     if run.finished():
         print(f"{run.name}: already recorded in {run.folder}; delete that folder to run it again", file=sys.stderr)
         return checkpoint.read_json(run.folder / "run.json")
+    asked, cfg = cfg, run.settle(cfg, device)
     share = parallel.my_slice(cfg.batch)
     parallel.barrier()  # every process has looked before the first one writes
     whole = data.load(cfg.data, cfg.held_out)
     training = data.training_of(cfg, whole)
-    teacher = teacher_of(cfg, training, Path(out) / PAPER, share, device, teacher_file)
+    teacher = teacher_of(asked, training, Path(out) / PAPER, share, device, teacher_file)
     if cfg.row in UNTRAINED:
         student, logs = None, []
     else:
@@ -102,7 +103,10 @@ TEACHER_FIELDS = (
 
 
 def teacher_of(cfg, training, folder, share, device, path=None):
-    """The Source at high resolution: the given weights, or a network trained here once and kept under `folder`."""
+    """The Source at high resolution: the given weights, or a network trained here once and kept under `folder`.
+
+    `cfg` as asked for: with precision "auto" any machine takes the kept one, a forced precision has its own.
+    """
     if cfg.teacher_sha256:
         path = nets.given_weights(path, cfg.teacher_sha256, "--teacher")
         net = nets.load_mobilefacenet(path)
@@ -111,6 +115,7 @@ def teacher_of(cfg, training, folder, share, device, path=None):
     own = dataclasses.replace(Config(), **{name: getattr(cfg, name) for name in TEACHER_FIELDS})
     own = dataclasses.replace(own, row="teacher", orders=(), task=1.0, views=0, resolution=cfg.teacher_px)
     home = folder / f"teacher-{runs.fingerprint(own)}"
+    own = precision.settle(own, home, device)
     torch.manual_seed(own.seed)
     learner = Learner(student_net(own, own.teacher_net, own.teacher_features, own.teacher_px), classes=training.classes,
                       scale=own.scale)  # fmt: skip
@@ -122,11 +127,14 @@ def teacher_of(cfg, training, folder, share, device, path=None):
         if parallel.is_main():
             checkpoint.save_weights(kept, learner, trained_on=cfg.data)
             runs.write_history(home / "history.csv", steps.history)
-            checkpoint.write_json(about, {"seconds": steps.seconds, "sha256": checkpoint.sha256(kept)})
+            words = {"seconds": steps.seconds, "sha256": checkpoint.sha256(kept), "precision": own.precision}
+            checkpoint.write_json(about, words)
             steps.path.unlink(missing_ok=True)
         parallel.barrier()
     checkpoint.load_weights(kept, learner)
     words = checkpoint.read_json(about)
+    if words.get("precision", own.precision) != own.precision and parallel.is_main():
+        print(f"{home}: this teacher was trained in {words['precision']}", file=sys.stderr)
     return Source(learner, own.teacher_px, device, words["sha256"], words["seconds"])
 
 
@@ -234,7 +242,8 @@ def fit(cfg, learner, source, training, folder, total, resolution, px, label, sh
     average = loop.averaged(learner, cfg.averaging) if cfg.averaging else None
     optimizer = make_optimizer(cfg, learner)
     parts = {"model": learner, "optimizer": optimizer} | ({"average": average} if average else {})
-    steps = loop.Steps(folder, parts, total, cfg.batch, "images", label=label, identity=runs.fingerprint(cfg))
+    about = dict(label=label, identity=runs.fingerprint(cfg), precision=cfg.precision)
+    steps = loop.Steps(folder, parts, total, cfg.batch, "images", **about)
     feed = data.Feed(training, cfg, resolution, px, total, device) if steps.first < total else None
     network = parallel.wrap(learner, device)
     taught = source is not None and bool(cfg.orders or cfg.kd or cfg.hint or cfg.centre)
@@ -244,7 +253,7 @@ def fit(cfg, learner, source, training, folder, total, resolution, px, label, sh
         set_rate(cfg, optimizer, step, total)
         learner.train()
         x = nets.to_input(batch.seen, learner.net.pixels).contiguous(memory_format=torch.channels_last)
-        with torch.autocast(device.type, torch.bfloat16, enabled=cfg.precision == "bf16"):
+        with precision.autocast(device, cfg.precision):
             said = network(x)
         losses = losses_of(cfg, learner, said, target, source, batch)
         loss = sum(losses.values())

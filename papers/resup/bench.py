@@ -4,6 +4,7 @@ import dataclasses
 
 import torch
 
+from common import precision
 from papers.resup import data, method, train
 from papers.resup.config import build_twins, preset
 
@@ -46,7 +47,7 @@ def training(row, device):
     def step(step=STEPS):  # the first one of the second epoch
         index = data.index(cfg, len(pictures), step)
         views = data.views(pictures, cfg, index, step, slice(None))
-        with torch.autocast(device.type, torch.bfloat16):
+        with precision.autocast(device, cfg.precision):
             logits = twins(views)
         loss = train.row_loss(cfg, logits, given[index], index[0], judges, 1, flip)
         optimizer.zero_grad(set_to_none=True)

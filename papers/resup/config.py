@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from common import runs
+from common import precision, runs
 from common.cli import MissingData, UserError
 from common.reproduce import Plan
 from papers.resup import nets, noise
@@ -63,7 +63,7 @@ class Config:
     momentum: float = 0.9  # sgd
     weight_decay: float = 0.0
     clip: float = 10.0  # largest norm of each network's gradient (our guard, rarely reached)
-    precision: str = "fp32"  # or bf16 (autocast of the networks)
+    precision: str = "fp32"  # or bf16 (autocast of the networks), or auto: see common/precision.py
     judge_view: str = "augmented"  # images that the mixture is fitted on (released code); "clean" is ours
     weights_from: str = "step"  # similarity of the training pass (released code); "epoch": of the judges' last pass
     forget_ramp: int = 10  # Co-teaching: epochs until it drops the noise rate (Han et al., T_k)
@@ -106,7 +106,7 @@ BY_ROW = {
 SHORT = dict(
     data="ferplus", init=("scratch", "scratch"), stem="small2", width=32, input_px=48, augment="flip", apart=True,
     batch=64, epochs=24, warmup=11, optimizer="sgd", lr=0.05, drops=(10, 18), lr_warmup=1, weight_decay=5e-4,
-    precision="bf16",
+    precision="auto",
 )  # fmt: skip
 # Our recipe for accuracy: augmentation that leaves little to learn by heart, and a second half started anew.
 STRONG = SHORT | dict(augment="strong", drops=(), restart=True, warmup=12, epochs=26, flip_test=True)
@@ -155,6 +155,7 @@ def preset(name, row="resup", data=None):
 def check(cfg):
     """UserError for a setting that cannot work, before any data is read."""
     noise.check_rate(cfg.noise)
+    precision.check(cfg.precision)
     limits = {
         "row": cfg.row in ROWS, "data": cfg.data in DATA, "nets": cfg.nets in (1, 2), "batch": cfg.batch >= 2,
         "weighting": cfg.weighting in WEIGHTING and (cfg.nets == 2 or cfg.weighting in ("none", "own")),
@@ -166,7 +167,7 @@ def check(cfg):
         "augment": cfg.augment in ("paper", "strong", "flip"),
         "epochs": cfg.epochs >= 1, "warmup": cfg.warmup >= 1, "optimizer": cfg.optimizer in ("adam", "adamw", "sgd"),
         "lr": cfg.lr > 0, "weight_decay": cfg.weight_decay >= 0, "clip": cfg.clip > 0, "lr_warmup": cfg.lr_warmup >= 0,
-        "precision": cfg.precision in ("fp32", "bf16"), "judge_view": cfg.judge_view in ("augmented", "clean"),
+        "judge_view": cfg.judge_view in ("augmented", "clean"),
         "restart": not (cfg.restart and cfg.drops),
         "test_scales": len(cfg.test_scales) >= 1 and all(0 < s <= 2 for s in cfg.test_scales),
         "weights_from": cfg.weights_from in ("step", "epoch"), "averaging": 0 <= cfg.averaging < 1,

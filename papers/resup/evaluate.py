@@ -10,7 +10,7 @@ import dataclasses
 import numpy as np
 import torch
 
-from common import checkpoint, cli, images, parallel
+from common import checkpoint, cli, images, parallel, precision
 from common.metrics import Metric
 from papers.resup import data
 from papers.resup.config import ROWS, build_net, preset
@@ -154,7 +154,7 @@ def forward(twins, pixels, cfg):
     n = len(pixels)
     if parallel.compiling() and n < CHUNK:  # another size would be compiled anew
         pixels = torch.cat([pixels, pixels[-1:].expand(CHUNK - n, -1, -1, -1)])
-    with torch.autocast(pixels.device.type, torch.bfloat16, enabled=cfg.precision == "bf16"):
+    with precision.autocast(pixels.device, cfg.precision):
         return twins([pixels] * len(twins.members)).float()[:, :n]
 
 

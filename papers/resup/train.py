@@ -12,7 +12,7 @@ import sys
 import numpy as np
 import torch
 
-from common import checkpoint, cli, loop, parallel, runs
+from common import checkpoint, cli, loop, parallel, precision, runs
 from papers.resup import data, evaluate, method
 from papers.resup.config import PAPER, build_twins, check, preset
 
@@ -41,6 +41,7 @@ def train(cfg, device, out=runs.LOCAL, files=("", "")):
     if run.finished():
         print(f"{run.name}: already recorded in {run.folder}; delete that folder to run it again", file=sys.stderr)
         return checkpoint.read_json(run.folder / "run.json")
+    asked, cfg = cfg, run.settle(cfg, device)
     share = parallel.my_slice(cfg.batch)
     faces = data.load(cfg.data, cfg.rule)
     training, valid, test = data.parts(faces, cfg)
@@ -50,7 +51,7 @@ def train(cfg, device, out=runs.LOCAL, files=("", "")):
         file=sys.stderr,
     )
     twins = build_twins(cfg, len(faces.classes), files).to(device, memory_format=torch.channels_last)
-    warm = warm_up_file(cfg, run, faces.fingerprint, files)
+    warm = warm_up_file(asked, run, faces.fingerprint, files)
     judges, steps, best = fit(cfg, twins, training, valid, run, share, device, warm)
     if not parallel.is_main():
         return None
@@ -69,6 +70,7 @@ def warm_up_file(cfg, run, fingerprint, files):
     """Where the state at the warm-up's end lies: rows of two networks differ only later, so a seed needs it once.
 
     Its name changes with every other setting, the data, the starting weights and the source. None: nothing to share.
+    `cfg` as asked for: with precision "auto" a seed's rows share it on any machine, a forced one has its own.
     """
     if cfg.nets < 2 or cfg.warmup >= cfg.epochs:
         return None
@@ -96,7 +98,7 @@ def fit(cfg, twins, training, valid, run, share, device, warm=None):
     shared = {"model": twins, "optimizer": optimizer, "best": best}  # what the warm-up's end consists of
     parts = shared | {"judges": judges} | ({"average": average} if average else {})
     named = lambda step: ", ".join(str(i) for i in data.index(cfg, n, step).unique().tolist())
-    about = dict(label=run.name, identity=runs.fingerprint(cfg), describe=named)
+    about = dict(label=run.name, identity=runs.fingerprint(cfg), precision=cfg.precision, describe=named)
     steps = loop.Steps(run.folder, parts, cfg.epochs * per_epoch, cfg.batch * cfg.nets, "faces", **about)
     pictures, given = training.images.to(device), torch.from_numpy(training.given).to(device)
     flip = torch.from_numpy(training.flip).to(device)
@@ -113,7 +115,7 @@ def fit(cfg, twins, training, valid, run, share, device, warm=None):
         labels = given[index[:, share]]
         set_rate(cfg, optimizer, step / per_epoch)
         twins.train()
-        with torch.autocast(device.type, torch.bfloat16, enabled=cfg.precision == "bf16"):
+        with precision.autocast(device, cfg.precision):
             logits = network(views)
         loss = row_loss(cfg, logits, labels, index[0, share], judges, epoch, flip)
         optimizer.zero_grad(set_to_none=True)
