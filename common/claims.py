@@ -74,8 +74,22 @@ def cells(paper, records=None):
     return found
 
 
+def in_each_precision(paper):
+    """{"bf16": Cell, "fp32": Cell} of the paper's contrast marked `precision_check`, each from runs in that one alone.
+
+    Empty unless runs answer it in both.
+    """
+    records, known = runs.recorded(paper), metrics_of(paper)
+    found = {}
+    for claim in (c for c in read(paper).get("contrast", []) if c.get("precision_check")):
+        for name in ("bf16", "fp32"):
+            same = [r for r in records if runs.precision_of(r) == name]
+            found[name] = _fill(Cell(paper, "contrast", claim, known[claim["metric"]]), same)
+    return found if all(cell.records for cell in found.values()) else {}
+
+
 def matching(records, claim, row, metric):
-    """Records of a claim's data, preset and row, one per seed, with nothing but the seed changed.
+    """Records of a claim's data, preset and row, one per seed, with nothing but seed and precision changed.
 
     A run that was recorded before the claim's metric existed answers if its predictions give it. A claim with
     `one_network` is about a frozen network: other seeds measure it again without repeating the experiment, so the first
@@ -84,9 +98,9 @@ def matching(records, claim, row, metric):
     fits = [
         r for r in records
         if r["data"]["name"] == claim["data"] and r["config"]["preset"] == claim["preset"]
-        and r["config"]["row"] == row and set(r["overrides"]) <= {"seed"} and _answers(r, metric)
+        and r["config"]["row"] == row and set(r["overrides"]) <= runs.FREE and _answers(r, metric)
     ]  # fmt: skip
-    fits = sorted(fits, key=lambda r: r["config"]["seed"])
+    fits = sorted(runs.of_presets(fits), key=lambda r: r["config"]["seed"])
     return fits[:1] if claim.get("one_network") else fits  # measured on what no seed changes
 
 

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from common import checkpoint
+from common import checkpoint, runs
 
 
 def comparable(records):
     """The records with a preset's own settings: those with a user's answer no cell and stand in no picture."""
-    return [r for r in records if set(r["overrides"]) <= {"seed"}]
+    return runs.of_presets(records)
 
 
 def draw_groups(records, folder, overview):

@@ -122,6 +122,17 @@ def summary_block(all_cells):
     return table + (f"\nFurther cells on real data in the cards: {'; '.join(notes)}.\n" if notes else "")
 
 
+def precision_block(papers):
+    """One sentence: the contrasts that claims mark to be checked in both precisions, and what the runs give."""
+    parts = []
+    for paper in papers:
+        if cells := claims.in_each_precision(paper):
+            what, seeds = cells["bf16"].claim["what"], " / ".join(str(len(c.records)) for c in cells.values())
+            gains = " / ".join(f"{value(c)} {c.status}" for c in cells.values())
+            parts.append(f"{paper.replace('_', '-')}, {what}: {gains} ({seeds} seeds)")
+    return f"One contrast per paper's demo, in bf16 / fp32: {'; '.join(parts)}." if parts else ""
+
+
 def insert(text, name, block, path):
     """`text` with the part between the markers of `name` replaced. UserError when the markers are missing."""
     begin, end = BEGIN.format(name=name), END.format(name=name)
@@ -139,7 +150,8 @@ def generated(root=runs.ROOT, *, cells=None):
         path = Path(root, "papers", paper, "README.md")
         files[path] = insert(path.read_text(), "results", paper_block(paper, found), path)
     path = Path(root, "README.md")
-    files[path] = insert(path.read_text(), "results", summary_block(every), path)
+    text = insert(path.read_text(), "results", summary_block(every), path)
+    files[path] = insert(text, "precision", precision_block(cells), path)
     files[Path(root, "results", "index.html")] = page(every)
     return files
 
@@ -224,6 +236,7 @@ def explain(record, metric, side):
     lines = {
         metric.name: f"{metric.value(predictions):.4f} ({record['selection']} weights)",
         "changed": record["overrides"] or "nothing: the preset's own settings",
+        "precision": runs.precision_of(record) + (", forced" if "precision" in record["overrides"] else ""),
         "commit": f"{source['commit']}{' with uncommitted changes' if source['dirty'] else ''}; sources {same}",
         "machine": f"{env['device']}, {env['threads']} threads, torch {env['torch']}, Python {env['python']}"
         f"{', compiled' if env.get('compiled') else ''}",

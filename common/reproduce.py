@@ -117,7 +117,7 @@ def show(paper, preset, name, out):
     for line in lines if len(lines) > 1 else []:
         print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
     for record in mine:
-        if set(record["overrides"]) - {"seed"}:
+        if set(record["overrides"]) - runs.FREE:
             values = ", ".join(f"{k} {v:.2f}" for k, v in list(record["metrics"].items())[:3])
             print(f"own settings, answers no cell: {record['run']}: {values}")
     figures = import_module(f"papers.{paper}.figures").draw(mine, Path(out) / paper / "figures")

@@ -16,6 +16,7 @@ from tests.conftest import REPOSITORY, one_line_error
 
 PAPER = "coarse_to_fine"
 README = "# A card\n\n<!-- generated: results -->\n<!-- end of results -->\n\nThe end.\n"
+FRONT = README.replace("The end.", "<!-- generated: precision -->\n<!-- end of precision -->\n\nThe end.")
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def root(tmp_path, monkeypatch):
     folder.mkdir(parents=True)
     shutil.copy(REPOSITORY / "papers" / PAPER / "claims.toml", folder)
     (folder / "README.md").write_text(README)
-    (tmp_path / "README.md").write_text(README)
+    (tmp_path / "README.md").write_text(FRONT)
     monkeypatch.setattr(runs, "ROOT", tmp_path)
     monkeypatch.setattr(runs, "RECORDED", tmp_path / "results")
     for function in (claims.papers, claims.read, report.generated):
@@ -37,6 +38,7 @@ def root(tmp_path, monkeypatch):
 def put(root, row, error_px, seed=0, data="cofw", preset="short", trained=True, **overrides):
     """Write a complete record whose faces all have about this mean error over a distance of 100 pixels."""
     settings = runs.as_dict(config.preset(preset, row, data)) | {"seed": seed} | overrides
+    used = "bf16" if settings["precision"] == "auto" else settings["precision"]
     rng = np.random.default_rng(0)  # the same faces for every run
     noise = rng.uniform(0.9, 1.1, (60, 29)) * error_px
     name = f"{data}-{preset}-{row}-s{seed}" + "".join(f"-{k}" for k in overrides)
@@ -51,6 +53,7 @@ def put(root, row, error_px, seed=0, data="cofw", preset="short", trained=True, 
     runs.write_history(folder / "history.csv", [{"step": 1, "loss": 2.0}])
     record = {
         "paper": PAPER, "run": name, "config": settings, "overrides": overrides | ({"seed": seed} if seed else {}),
+        "precision": used,
         "data": {"name": data, "fingerprint": "f" * 64, "test_faces": 60, "boxes": "official"}, "selection": "last",
         "metrics": evaluate.measure(predictions), "weights": {"file": "model.safetensors", "sha256": "a" * 64},
         "predictions_sha256": checkpoint.sha256(folder / "predictions.npz"), "started": "2026-01-01T00:00:00Z",
@@ -148,6 +151,33 @@ def test_a_changed_setting_keeps_a_run_out_of_the_claim(root):
     put(root, "cft", 3.0, 0, batch=128)
     put(root, "cft", 6.3, 1)
     assert [r["config"]["seed"] for r in cell("cofw-nme-short").records] == [0, 1]
+
+
+def test_a_run_in_a_forced_precision_answers_where_there_is_no_other(root, capsys):
+    put(root, "cft", 6.3, 0, precision="fp32")
+    put(root, "cft", 3.0, 1, precision="fp32")
+    put(root, "cft", 6.4, 1)
+    found = cell("cofw-nme-short")
+    assert [r["run"] for r in found.records] == ["cofw-short-cft-s0-precision", "cofw-short-cft-s1"]
+    assert found.interval.mean == pytest.approx(6.35, abs=0.1)
+    fresh(root)
+    report.verify()
+    report.main(["why", f"{PAPER}.cofw-nme-short"])
+    said = [line.split(maxsplit=1)[1] for line in capsys.readouterr().out.splitlines() if "  precision " in line]
+    assert said == ["fp32, forced", "bf16"]
+
+
+def test_the_front_page_holds_a_contrast_in_either_precision(root):
+    for seed in range(3):
+        put(root, "cft", 5 + 0.01 * seed, seed, "embedded", "demo")
+    put(root, "mean-shape", 20, 0, "embedded", "demo", trained=False)
+    block = lambda: report.generated()[root / "README.md"].split("generated: precision -->")[1].split("<!--")[0].strip()
+    assert block() == "", "nothing was run in fp32"
+    put(root, "cft", 8, 1, "embedded", "demo", precision="fp32")
+    put(root, "mean-shape", 20, 0, "embedded", "demo", trained=False, precision="fp32")
+    assert block().startswith("One contrast per paper's demo, in bf16 / fp32: coarse-to-fine, CFT beats the mean shape")
+    assert ": 15.01 [" in block() and " supported / 12.01 [" in block() and " inconclusive (3 / 1 seeds)." in block()
+    assert len(cell("embedded-learns").records) == 3 and cell("embedded-learns").interval.mean > 14, "as before"
 
 
 def test_tables_hold_what_the_cells_say(root):
