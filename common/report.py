@@ -301,4 +301,4 @@ def main(argv):
 
 if __name__ == "__main__":
     sys.path.insert(0, str(runs.ROOT))
-    cli.entry(main)
+    cli.entry(main, about=__doc__)

@@ -1,30 +1,15 @@
 """`make reproduce-<paper>`: choose a preset, train and evaluate its rows, print published beside recorded and yours.
 
-A paper describes its plan in `papers/<paper>/config.py`: PLAN, preset -> Plan.
+A paper describes its plan in `papers/<paper>/config.py`: PLAN, preset -> common.plan.Plan.
 """
 
 import os
 import sys
 import time
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
 from common import claims, cli, data, report, runs
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a preset runs by default: the first data set of `data` that is here, its rows, its seeds.
-
-    "a+b" needs both sets.
-    """
-
-    data: tuple[str, ...]
-    rows: tuple[str, ...]
-    seeds: tuple[int, ...]
-    takes: str  # expected time, for the user
-    needs_gpu: bool = False
 
 
 def main(argv):
@@ -126,4 +111,4 @@ def show(paper, preset, name, out):
 
 if __name__ == "__main__":
     sys.path.insert(0, str(runs.ROOT))
-    cli.entry(main)
+    cli.entry(main, about=__doc__)

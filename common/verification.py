@@ -83,6 +83,11 @@ def squared_distances(left, right):
 # ---- Verification
 
 
+def angles_deg(distance):
+    """Angles of pairs in degrees from squared distances 2 - 2 cos."""
+    return np.degrees(np.arccos(np.clip(1 - np.asarray(distance, np.float64) / 2, -1, 1)))
+
+
 def contiguous_folds(n_pairs, folds=10):
     """Fold (P,) of each pair when the list is cut into equal runs: scikit-learn's KFold without shuffling."""
     if n_pairs < folds:

@@ -8,7 +8,7 @@ import torch
 from common import parallel, runs
 from common.cli import UserError
 from common.nets import GIVEN_SHA256
-from common.reproduce import Plan
+from common.plan import Plan
 from papers.arcface import method
 from papers.arcface.nets import NETS, IResNet, make_net
 from papers.arcface.partial import ShardedHead

@@ -14,7 +14,8 @@ import torch
 
 from common.cli import UserError
 from common.pack import open_image
-from common.readers_recognition import ALIGNED_PX, aligned, five_points, identity_files
+from common.readers import identity_files
+from common.readers_recognition import ALIGNED_PX, aligned, five_points
 
 MAGIC = 0xCED7230A  # starts every RecordIO part
 FETCH = "fetch the file again"

@@ -7,7 +7,7 @@ import torch
 
 from common import runs
 from common.cli import UserError
-from common.reproduce import Plan
+from common.plan import Plan
 from papers.coarse_to_fine import method, variant
 
 PAPER = "coarse_to_fine"

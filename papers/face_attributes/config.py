@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from common.cli import UserError
 from common.nets import GIVEN_SHA256
-from common.reproduce import Plan
+from common.plan import Plan
 
 PAPER = "face_attributes"
 STAGES = 5  # of a trunk with the cuts of method.CUTS

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from common import runs
 from common.cli import UserError
 from common.nets import GIVEN_SHA256
-from common.reproduce import Plan
+from common.plan import Plan
 from papers.hybrid_order_distillation.degrade import OPERATORS
 from papers.hybrid_order_distillation.nets import NETS
 

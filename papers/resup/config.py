@@ -7,7 +7,7 @@ import torch
 
 from common import runs
 from common.cli import MissingData, UserError
-from common.reproduce import Plan
+from common.plan import Plan
 from papers.resup import nets, noise
 
 PAPER = "resup"
