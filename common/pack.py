@@ -16,10 +16,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from common.checkpoint import atomic
 from common.cli import UserError
+from common.progress import progress
 
 REMEDY = "delete it and prepare the set again (`python -m common.data get NAME`)"
 FORMAT = 1  # raised when the file's layout changes; older packs are then rebuilt
@@ -116,7 +116,7 @@ def gather(samples, title="", total=None):
     A sample (None, arrays) adds arrays of the whole set, such as a list of pairs.
     """
     encoded, rows, whole = [], [], {}
-    for image, row in tqdm(samples, desc=title, total=total, disable=None, leave=False, unit="img"):
+    for image, row in progress(samples, title, "images", total):
         if image is None:
             whole.update(row)
             continue
@@ -238,10 +238,10 @@ def _map_member(path, info):
 
 
 def _in_threads(work, jobs, threads, title):
-    """[work(job) for job in jobs] in `threads` threads, with a progress bar on a terminal."""
+    """[work(job) for job in jobs] in `threads` threads, with a sign of life."""
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
         done = pool.map(work, jobs)
-        return list(tqdm(done, desc=title, total=len(jobs), disable=None, leave=False, unit="img"))
+        return list(progress(done, title, "images", len(jobs)))
 
 
 def _short(error):

@@ -10,6 +10,7 @@ from importlib import import_module
 from pathlib import Path
 
 from common import claims, cli, data, report, runs
+from common.progress import phase
 
 
 def main(argv):
@@ -31,7 +32,8 @@ def main(argv):
         for row in rows.split() or plan.rows:
             options = ["--preset", preset, "--row", row, "--data", name, "--seed", str(seed), "--out", str(out)]
             train.main([*options, *rest])
-    show(paper, preset, name, out)
+    with phase("table and pictures"):
+        show(paper, preset, name, out)
     print(f"\ndone in {time.time() - started:.0f} s")
 
 
