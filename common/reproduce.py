@@ -24,8 +24,11 @@ def main(argv):
     seeds, rest = cli.take_option(rest, "seeds", "")
     chosen, rest = cli.take_option(rest, "data")
     out, rest = cli.take_option(rest, "out", runs.LOCAL)
-    plans = import_module(f"papers.{paper}.config").PLAN
+    settings = import_module(f"papers.{paper}.config")
+    plans = settings.PLAN
     preset, name = choose(plans, wanted, chosen)
+    if plans[preset].reference_s and not (rows or seeds or rest or has_gpu()):
+        print(f"  {expected(plans[preset], settings.PRESETS[preset].precision)}")
     plan, started = plans[preset], time.time()
     train = import_module(f"papers.{paper}.train")
     for seed in numbers(seeds) or plan.seeds:
@@ -35,6 +38,25 @@ def main(argv):
     with phase("table and pictures"):
         show(paper, preset, name, out)
     print(f"\ndone in {time.time() - started:.0f} s")
+
+
+def expected(plan, precision):
+    """How long a plan takes on this machine, from a probe of a quarter of a second."""
+    import torch
+
+    from common.probe import gflops
+
+    fp32 = gflops(torch.float32)
+    bf16 = 0.0 if precision == "fp32" else gflops(torch.bfloat16)
+    rate = f"{fp32:.0f} GFLOP/s" + (f", {bf16:.0f} in bf16" if bf16 > fp32 else "")
+    return f"about {duration(plan.seconds(fp32, bf16))} on this machine ({torch.get_num_threads()} threads, {rate})"
+
+
+def duration(seconds):
+    """`50 seconds`, `3 minutes`, `2.5 hours`."""
+    if seconds < 90:
+        return f"{max(10, round(seconds, -1)):.0f} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
 
 
 def against(mine, recorded):
@@ -77,7 +99,7 @@ def choose(plans, wanted, name):
         elif wanted == "auto" and plans[preset].needs_gpu and not has_gpu():
             passed_over.append(f"preset {preset} is sized for a GPU; PRESET={preset} runs it on the CPU all the same")
         else:
-            print(f"preset {preset} on {here[0]}: {plans[preset].takes}")
+            print(f"preset {preset} on {here[0]}" + (f": {plans[preset].takes}" if plans[preset].takes else ""))
             print("".join(f"  richer, but not chosen: {line}\n" for line in passed_over), end="")
             return preset, here[0]
     raise cli.MissingData(passed_over[-1])

@@ -180,7 +180,9 @@ def test_auto_takes_the_richest_preset_that_is_possible(monkeypatch, capsys):
     monkeypatch.setattr(reproduce.data, "available", lambda name: False)
     assert reproduce.choose(PLAN, "auto", None) == ("demo", "embedded")
     said = capsys.readouterr().out
-    assert "preset paper needs cofw or 300w" in said and "make data-cofw" in said and "minutes" in said
+    assert (
+        "preset paper needs cofw or 300w" in said and "make data-cofw" in said and "preset demo on embedded\n" in said
+    )
     monkeypatch.setattr(reproduce.data, "available", lambda name: name == "lfpw")
     assert reproduce.choose(PLAN, "auto", None) == ("short", "lfpw")
     monkeypatch.setattr(reproduce.data, "available", lambda name: True)

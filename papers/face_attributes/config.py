@@ -122,7 +122,7 @@ BY_ROW = {
 PLAN = {
     "demo": Plan(
         ("embedded",), ("trunk", "probe2", "probe4", "linear", "stage5", "stage3", "stage2", "best", "chosen"), (0,),
-        "2 minutes on two CPU cores",
+        reference_s=84.0,
     ),
     "short": Plan(
         ("utkface+ferplus",),
