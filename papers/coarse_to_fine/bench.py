@@ -8,11 +8,21 @@ import torch
 
 from common import faces as embedded
 from common import images, metrics
-from papers.coarse_to_fine import data, train
+from common import points as markups
+from papers.coarse_to_fine import data, method, train
 from papers.coarse_to_fine.config import Model, preset
 from papers.coarse_to_fine.crops import FaceCrops, Offsets, landmark_boxes
 
 BATCH, ROUND = 64, 20
+
+
+def networks():
+    """(what, network, input) for the step's share of the machine's rate."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    cfg = preset("short", "cft", "embedded")
+    net = method.CFTNet(29, markups.COFW29.principal, cfg.crop).to(device, memory_format=torch.channels_last)
+    x = 255 * torch.rand(BATCH, 3, cfg.crop, cfg.crop, device=device)
+    yield f"CFT, {BATCH} crops", net, x.contiguous(memory_format=torch.channels_last)
 
 
 def comparisons():

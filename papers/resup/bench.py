@@ -10,6 +10,15 @@ from papers.resup.config import build_twins, preset
 CLASSES, FACES, BATCH, STEPS = 8, 4096, 64, 4
 
 
+def networks():
+    """(what, network, input) for the step's share of the machine's rate."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    cfg = preset("strong", "ce_two")
+    net = build_twins(cfg, CLASSES).members[0].to(device, memory_format=torch.channels_last)
+    x = torch.randn(BATCH, 3, cfg.input_px, cfg.input_px, device=device)
+    yield f"one of two networks, {BATCH} faces", net, x.contiguous(memory_format=torch.channels_last)
+
+
 def comparisons():
     """(what, name, run, other name, other run) for common.bench."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
