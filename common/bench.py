@@ -13,6 +13,7 @@ import contextlib
 import csv
 import ctypes
 import datetime
+import functools
 import gc
 import math
 import os
@@ -173,6 +174,7 @@ def shares(what, net, x, rates):
     return rows
 
 
+@functools.cache
 def matrix_rates(device):
     """Precision -> GFLOP/s of matrix products: float32, and bfloat16 where it is faster."""
     rates = {name: probe.gflops(dtype, device, 0.3) for name, dtype in

@@ -37,7 +37,7 @@ def comparisons():
         what = f"head, {classes:,} people, {BATCH} faces"
         sampled, dense = bytes_of(classes, RATE), bytes_of(classes, 1)
         if 10 * spent > LIMITS["comparison_s"]:
-            print(f"  {what}: left out, it would take about {30 * spent:.0f} s (--record takes them)")
+            print(f"  {what}: left out, it would take {10 * spent:.0f} s or more (--record takes it)")
             continue
         if not fits(sampled, device):
             print(f"  {what}: left out, not enough free memory")

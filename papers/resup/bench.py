@@ -4,6 +4,7 @@ import dataclasses
 
 import torch
 
+from common.bench import matrix_rates
 from papers.resup import data, method, train
 from papers.resup.config import build_twins, preset
 
@@ -45,12 +46,12 @@ def training(row, device):
     part = data.Part(pictures, labels, labels)
     judges = torch.nn.ModuleList([method.Judge(len(pictures), CLASSES) for _ in twins.members]).to(device)
     flip = torch.rand(len(pictures), device=device) < 0.3
-    optimizer = train.make_optimizer(cfg, twins)
+    optimizer, fast = train.make_optimizer(cfg, twins), "bf16" in matrix_rates(device.type)
 
     def step(step=STEPS):  # the first one of the second epoch
         index = data.index(cfg, len(pictures), step)
         views = data.views(pictures, cfg, index, step, slice(None))
-        with torch.autocast(device.type, torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16, enabled=fast):
             logits = twins(views)
         loss = train.row_loss(cfg, logits, given[index], index[0], judges, 1, flip)
         optimizer.zero_grad(set_to_none=True)
