@@ -260,7 +260,7 @@ def main(argv):
     from common import cli
     from common.checkpoint import atomic
     from common.pack import open_image
-    from common.readers_recognition import identity_files
+    from common.readers import identity_files
 
     weights, argv = cli.take_option(argv, "mtcnn")
     target, argv = cli.take_option(argv, "to", "landmarks.csv")
@@ -289,4 +289,4 @@ def main(argv):
 if __name__ == "__main__":
     from common import cli
 
-    cli.entry(main)
+    cli.entry(main, about=__doc__)

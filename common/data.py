@@ -556,4 +556,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    cli.entry(main)
+    cli.entry(main, about=__doc__)

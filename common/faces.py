@@ -31,6 +31,7 @@ from types import SimpleNamespace
 import torch
 
 from common.points import COFW29, five_points
+from common.progress import progress
 
 EXPRESSIONS = ("neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt")
 OCCLUDERS = ("none", "hand", "glasses", "mask", "hair")
@@ -1390,7 +1391,8 @@ def render(factors, size=64, grey=False, device=None, chunk=None):
     f, back = f[order], order.argsort()
     on_cpu = f.scale.device.type == "cpu"
     chunk = chunk or max(1, (1 << 16 if on_cpu else 1 << 22) // size**2)  # the CPU's chunk should fit its cache
-    parts = [_render_block(f[i : i + BLOCK], size, grey, chunk) for i in range(0, len(f), BLOCK)]
+    starts = progress(range(0, len(f), BLOCK), "drawing faces", "blocks")
+    parts = [_render_block(f[i : i + BLOCK], size, grey, chunk) for i in starts]
     images, points, occluded = (torch.cat(column)[back] for column in zip(*parts, strict=True))
     low, high = points.amin(1), points.amax(1)
     extent = high - low

@@ -14,10 +14,10 @@ import time
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from common import checkpoint, parallel
 from common.cli import Interrupted, UserError
+from common.progress import Meter
 
 
 class Best:
@@ -95,22 +95,26 @@ class Steps:
         return saved.get("identity", "")
 
     def __iter__(self):
-        self._bar = self._make_bar()
         restore = self._catch_signals()
         self._since, self._last_save = time.perf_counter(), time.monotonic()
         try:
-            for step in range(self.first, self.total):
-                self.step = step
-                yield step
-                done = step + 1
-                self._bar.update(self.batch)
-                if done % self.log_every == 0 or done == self.total:
-                    self.flush()
-                self._save_if_due(done)
+            label = f"{self.label} step".lstrip()
+            with Meter(label, self.total, self.unit, self.first, self.batch, keep=True) as self._meter:
+                yield from self._count()
+                if self._meter.speaks and self.total > self.first:
+                    self._meter.say()
         finally:
             self.seconds += time.perf_counter() - self._since
             restore()
-            self._bar.close()
+
+    def _count(self):
+        for step in range(self.first, self.total):
+            self.step = step
+            yield step
+            self._meter.add()
+            if (step + 1) % self.log_every == 0 or step + 1 == self.total:
+                self.flush()
+            self._save_if_due(step + 1)
 
     def log(self, **values):
         """Keep this step's values (tensors stay on the device until the next flush)."""
@@ -136,7 +140,7 @@ class Steps:
         row = {"step": self.step + 1, **{n: float(v.mean()) for n, v in table.items()}}
         self._pending = []
         self.history.append(row)
-        self._show(row)
+        self._meter.remark("  ".join(f"{k} {v:.4g}" for k, v in row.items() if k != "step"))
 
     def save(self, done, path=None, parts=None):
         """Write the checkpoint (or such a file of some parts) from which step number `done` is the next."""
@@ -183,27 +187,3 @@ class Steps:
         for number in old:
             signal.signal(number, request)
         return restore
-
-    def _make_bar(self):
-        quiet = not (parallel.is_main() and sys.stderr.isatty())
-        return tqdm(
-            total=self.total * self.batch, initial=self.first * self.batch, unit=self.unit, desc=self.label,
-            unit_scale=True, disable=quiet, dynamic_ncols=True,
-        )  # fmt: skip
-
-    def _show(self, row):
-        """One line per tenth of the run when nobody watches a terminal; the bar's tail otherwise."""
-        values = "  ".join(f"{k} {v:.4g}" for k, v in row.items() if k != "step")
-        self._bar.set_postfix_str(values, refresh=False)
-        every = max(self.log_every, self.total // 10)
-        if not parallel.is_main() or sys.stderr.isatty() or (row["step"] % every and row["step"] != self.total):
-            return
-        spent = self.seconds + time.perf_counter() - self._since
-        rate = row["step"] * self.batch / max(spent, 1e-9)
-        left = (self.total - row["step"]) * self.batch / max(rate, 1e-9)
-        head = f"{self.label} step {row['step']}/{self.total}"
-        print(f"{head}  {values}  {rate:.0f} {self.unit}/s  {_clock(left)} left", file=sys.stderr)
-
-
-def _clock(seconds):
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"

@@ -8,7 +8,10 @@ from common import checkpoint, cli, runs
 
 
 def execute(path, timeout_s=600):
-    """The executed notebook as a nbformat node. UserError naming the notebook and the error of its first bad cell."""
+    """The executed notebook as a nbformat node, without what went to stderr: progress, which differs each time.
+
+    UserError naming the notebook and the error of its first bad cell.
+    """
     import nbformat
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError
@@ -23,6 +26,9 @@ def execute(path, timeout_s=600):
     except CellExecutionError as error:
         first = (error.evalue.splitlines() or [""])[0]
         raise cli.UserError(f"{path}: a cell failed: {error.ename}: {first}") from None
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
     notebook.metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     return notebook
 
@@ -43,4 +49,4 @@ def main(argv):
 
 if __name__ == "__main__":
     sys.path.insert(0, str(runs.ROOT))
-    cli.entry(main)
+    cli.entry(main, about=__doc__)

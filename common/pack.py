@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import hashlib
 import io
+import itertools
 import json
 import os
 import struct
@@ -18,10 +19,10 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from common.archive import place
 from common.cli import UserError
+from common.progress import progress
 
 REMEDY = "delete it and prepare the set again (`python -m common.data get NAME`)"
 FORMAT = 1  # raised when the file's layout changes; older packs are then rebuilt
@@ -155,7 +156,7 @@ def gather(samples, title="", total=None):
     A sample (None, arrays) adds arrays of the whole set, such as a list of pairs.
     """
     encoded, rows, whole = [], [], {}
-    for image, row in tqdm(samples, desc=title, total=total, disable=None, leave=False, unit="img"):
+    for image, row in progress(samples, title, "images", total):
         if image is None:
             whole.update(row)
             continue
@@ -298,18 +299,14 @@ def _map_member(path, info):
 
 
 def _in_threads(work, jobs, threads, title):
-    """[work(job) for job in jobs] in `threads` threads, with a progress bar on a terminal.
+    """[work(job) for job in jobs] in `threads` threads, with a sign of life.
 
     A thread takes BATCH jobs at a time: handing over one costs as much as decoding a small image.
     """
-    results = []
     batches = (jobs[i : i + BATCH] for i in range(0, len(jobs), BATCH))
-    bar = tqdm(desc=title, total=len(jobs), disable=None, leave=False, unit="img")
-    with bar, concurrent.futures.ThreadPoolExecutor(threads) as pool:
-        for done in pool.map(lambda batch: [work(job) for job in batch], batches):
-            results += done
-            bar.update(len(done))
-    return results
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        done = pool.map(lambda batch: [work(job) for job in batch], batches)
+        return list(progress(itertools.chain.from_iterable(done), title, "images", len(jobs)))
 
 
 def _short(error):

@@ -24,6 +24,7 @@ from common.pack import image_header, open_image
 CROP = 256  # side of a stored crop, px
 MARGIN = 1.6  # the crop's side over the larger side of the face: room for rotation, shift and scale
 SPLITS = ("train", "test")
+IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -360,6 +361,23 @@ def _row(points, box, occluded, split, subset, name, scale):
 
 def _bad(source, what):
     return UserError(f"{source}: {what}; restore it from its archive")
+
+
+def identity_files(folder):
+    """(path, name, identity) of a tree <identity>/<image>, identities numbered in sorted order.
+
+    Raises UserError for a folder without identities and for an identity without an image.
+    """
+    folder = place(folder)
+    people = sorted(entry for entry in folder.iterdir() if entry.is_dir()) if folder.is_dir() else []
+    if not people:
+        raise UserError(f"{folder}: holds no identity folders; expected <identity>/<image>.jpg")
+    for identity, person in enumerate(people):
+        files = sorted(file for file in person.iterdir() if file.suffix.lower() in IMAGES)
+        if not files:
+            raise UserError(f"{person}: an identity with no image; add its images or remove the folder")
+        for file in files:
+            yield file, f"{person.name}/{file.name}", identity
 
 
 def folder_with(folder, *patterns):

@@ -11,30 +11,11 @@ import numpy as np
 import torch
 
 from common import align, verification
-from common.archive import place
 from common.cli import UserError
 from common.pack import open_image
-from common.readers import folder_with
+from common.readers import folder_with, identity_files
 
-IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
 ALIGNED_PX = 112
-
-
-def identity_files(folder):
-    """(path, name, identity) of a tree <identity>/<image>, identities numbered in sorted order.
-
-    Raises UserError for a folder without identities and for an identity without an image.
-    """
-    folder = place(folder)
-    people = sorted(entry for entry in folder.iterdir() if entry.is_dir()) if folder.is_dir() else []
-    if not people:
-        raise UserError(f"{folder}: holds no identity folders; expected <identity>/<image>.jpg")
-    for identity, person in enumerate(people):
-        files = sorted(file for file in person.iterdir() if file.suffix.lower() in IMAGES)
-        if not files:
-            raise UserError(f"{person}: an identity with no image; add its images or remove the folder")
-        for file in files:
-            yield file, f"{person.name}/{file.name}", identity
 
 
 def identity_folder(folder):

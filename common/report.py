@@ -85,7 +85,7 @@ def paper_block(paper, cells):
         f"samples alone. A gain is positive when the first-named side is better. `make why CELL={paper}.<claim>` "
         "explains a cell, `make verify` recomputes all of them.\n"
     )
-    return "\n".join([*filter(None, blocks), note, *pictures, *speed_block(paper)])
+    return "\n".join([*filter(None, blocks), note, *pictures, *speed_block(paper), *outside_block(paper)])
 
 
 def speed_block(paper):
@@ -101,6 +101,19 @@ def speed_block(paper):
     return [
         f"{table}\n`make bench` of {one['date']}: {one['device']}, {one['threads']} threads, torch {one['torch']}.\n"
     ]
+
+
+def outside_block(paper):
+    """The comparisons of results/outside.csv with code that `make bench` cannot run, if there are any: [Markdown]."""
+    path = Path(runs.RECORDED, "outside.csv")
+    rows = list(csv.DictReader(path.read_text().splitlines())) if path.exists() else []
+    rows = [r for r in rows if r["paper"] == paper]
+    if not rows:
+        return []
+    head = ("speed, measured outside", "against", "commit", "times faster", "times smaller", "conditions")
+    keys = ("what", "peer", "commit", "faster", "smaller", "conditions")
+    lines = [head, ["---"] * len(head), *([r[key] or "—" for key in keys] for r in rows)]
+    return ["".join("| " + " | ".join(line) + " |\n" for line in lines)]
 
 
 def summary_block(all_cells):
@@ -314,4 +327,4 @@ def main(argv):
 
 if __name__ == "__main__":
     sys.path.insert(0, str(runs.ROOT))
-    cli.entry(main)
+    cli.entry(main, about=__doc__)

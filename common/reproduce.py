@@ -1,30 +1,16 @@
 """`make reproduce-<paper>`: choose a preset, train and evaluate its rows, print published beside recorded and yours.
 
-A paper describes its plan in `papers/<paper>/config.py`: PLAN, preset -> Plan.
+A paper describes its plan in `papers/<paper>/config.py`: PLAN, preset -> common.plan.Plan.
 """
 
 import os
 import sys
 import time
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
 from common import claims, cli, data, report, runs
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a preset runs by default: the first data set of `data` that is here, its rows, its seeds.
-
-    "a+b" needs both sets.
-    """
-
-    data: tuple[str, ...]
-    rows: tuple[str, ...]
-    seeds: tuple[int, ...]
-    takes: str  # expected time, for the user
-    needs_gpu: bool = False
+from common.progress import phase
 
 
 def main(argv):
@@ -38,16 +24,40 @@ def main(argv):
     seeds, rest = cli.take_option(rest, "seeds", "")
     chosen, rest = cli.take_option(rest, "data")
     out, rest = cli.take_option(rest, "out", runs.LOCAL)
-    plans = import_module(f"papers.{paper}.config").PLAN
+    settings = import_module(f"papers.{paper}.config")
+    plans = settings.PLAN
     preset, name = choose(plans, wanted, chosen)
+    if plans[preset].reference_s and not (rows or seeds or rest or has_gpu()):
+        print(f"  {expected(plans[preset], settings.PRESETS[preset].precision)}")
     plan, started = plans[preset], time.time()
     train = import_module(f"papers.{paper}.train")
     for seed in numbers(seeds) or plan.seeds:
         for row in rows.split() or plan.rows:
             options = ["--preset", preset, "--row", row, "--data", name, "--seed", str(seed), "--out", str(out)]
             train.main([*options, *rest])
-    show(paper, preset, name, out)
+    with phase("table and pictures"):
+        show(paper, preset, name, out)
     print(f"\ndone in {time.time() - started:.0f} s")
+
+
+def expected(plan, wanted):
+    """How long a plan takes on this machine, from a probe of a quarter of a second, in the `wanted` precision."""
+    import torch
+
+    from common import precision
+    from common.probe import gflops
+
+    fp32, native = gflops(torch.float32), precision.choose(wanted, torch.device("cpu")) == "bf16"
+    bf16 = gflops(torch.bfloat16) if native else 0.0
+    rate = f"{fp32:.0f} GFLOP/s" + (f", {bf16:.0f} in bf16" if native else "")
+    return f"about {duration(plan.seconds(fp32, bf16))} on this machine ({torch.get_num_threads()} threads, {rate})"
+
+
+def duration(seconds):
+    """`50 seconds`, `3 minutes`, `2.5 hours`."""
+    if seconds < 90:
+        return f"{max(10, round(seconds, -1)):.0f} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
 
 
 def against(mine, recorded):
@@ -90,7 +100,7 @@ def choose(plans, wanted, name):
         elif wanted == "auto" and plans[preset].needs_gpu and not has_gpu():
             passed_over.append(f"preset {preset} is sized for a GPU; PRESET={preset} runs it on the CPU all the same")
         else:
-            print(f"preset {preset} on {here[0]}: {plans[preset].takes}")
+            print(f"preset {preset} on {here[0]}" + (f": {plans[preset].takes}" if plans[preset].takes else ""))
             print("".join(f"  richer, but not chosen: {line}\n" for line in passed_over), end="")
             return preset, here[0]
     raise cli.MissingData(passed_over[-1])
@@ -126,4 +136,4 @@ def show(paper, preset, name, out):
 
 if __name__ == "__main__":
     sys.path.insert(0, str(runs.ROOT))
-    cli.entry(main)
+    cli.entry(main, about=__doc__)

@@ -237,6 +237,13 @@ def write_history(path, rows):
         pd.DataFrame(rows).to_csv(temporary, index=False, float_format="%.6g")
 
 
+def read_history(folder):
+    """A run's history as a data frame, one row per logged step."""
+    import pandas as pd
+
+    return pd.read_csv(Path(folder) / "history.csv")
+
+
 def recorded(paper, root=RECORDED):
     """All complete records of a paper under `root`, sorted by name, each with its `folder`."""
     found = []

@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from common.cli import MissingData, UserError
 from common.images import generator
+from common.progress import progress
 
 ACCURACY_THRESHOLDS = np.arange(0, 4, 0.01)  # of squared distance; a step is 0.005 in cosine
 FAR_THRESHOLDS = np.arange(0, 4, 0.001)
@@ -53,7 +53,7 @@ def embed(network, images, to_input, batch=256, device="cpu", flip=True, unit=Tr
     UserError as `unit_rows` does.
     """
     rows = []
-    for start in tqdm(range(0, len(images), batch), desc="embeddings", unit="batch", disable=None, leave=False):
+    for start in progress(range(0, len(images), batch), "embeddings", "batches"):
         x = to_input(torch.as_tensor(images[start : start + batch]).to(device))
         y = network(x).float()
         rows.append((y + network(x.flip(3)).float() if flip else y).cpu())
@@ -81,6 +81,11 @@ def squared_distances(left, right):
 
 
 # ---- Verification
+
+
+def angles_deg(distance):
+    """Angles of pairs in degrees from squared distances 2 - 2 cos."""
+    return np.degrees(np.arccos(np.clip(1 - np.asarray(distance, np.float64) / 2, -1, 1)))
 
 
 def contiguous_folds(n_pairs, folds=10):

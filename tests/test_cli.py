@@ -180,7 +180,9 @@ def test_auto_takes_the_richest_preset_that_is_possible(monkeypatch, capsys):
     monkeypatch.setattr(reproduce.data, "available", lambda name: False)
     assert reproduce.choose(PLAN, "auto", None) == ("demo", "embedded")
     said = capsys.readouterr().out
-    assert "preset paper needs cofw or 300w" in said and "make data-cofw" in said and "minutes" in said
+    assert (
+        "preset paper needs cofw or 300w" in said and "make data-cofw" in said and "preset demo on embedded\n" in said
+    )
     monkeypatch.setattr(reproduce.data, "available", lambda name: name == "lfpw")
     assert reproduce.choose(PLAN, "auto", None) == ("short", "lfpw")
     monkeypatch.setattr(reproduce.data, "available", lambda name: True)
@@ -198,3 +200,11 @@ def test_help_lists_every_setting_with_its_source(capsys):
     assert not stop.value.code
     for word in ("--batch", "--rotation-deg", "released solver", "our choice"):
         assert word in said
+
+
+def test_help_prints_what_a_command_is_about_and_does_nothing(capsys):
+    called = []
+    cli.entry(called.append, ["FILE", "--help"], about="One line.\n")
+    assert capsys.readouterr().out == "One line.\n" and not called
+    cli.entry(called.append, ["FILE"], about="One line.\n")
+    assert called == [["FILE"]] and not capsys.readouterr().out

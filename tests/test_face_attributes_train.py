@@ -13,7 +13,7 @@ from PIL import Image
 
 from common import checkpoint, claims, cli, emotions, nets, pack, precision, runs
 from common import data as registry
-from papers.face_attributes import assemble, config, evaluate, figures, method, predict, source, train, tune
+from papers.face_attributes import config, evaluate, figures, method, predict, shared, source, train, tune
 from papers.face_attributes import data as sets
 from tests.conftest import REPOSITORY, one_line_error, python
 
@@ -130,7 +130,7 @@ def look_at_one_face(tmp_path, chosen, capsys):
     weights = folder(tmp_path, "chosen") / "model.safetensors"
     part = sets.load("embedded")[0]
     index = part.index("test")
-    net, cfg, attributes, pixels = assemble.load_shared(weights, torch.device("cpu"))
+    net, cfg, attributes, pixels = shared.load_shared(weights, torch.device("cpu"))
     reader = source.Source(dataclasses.replace(cfg, views=0), [part], list(net.trunk), pixels, 1, torch.device("cpu"))
     arrays, _ = evaluate.results(evaluate.scores(net, reader, "test", torch.device("cpu")), [part])
     for name in attributes:

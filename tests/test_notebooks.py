@@ -32,6 +32,13 @@ def test_committed_notebook_shows_the_present_results(path):
     assert shown == report.headlines(path.parent.name), f"make notebooks ARGS={path.relative_to(ROOT)}"
 
 
+def test_progress_does_not_stay_in_a_notebook(tmp_path):
+    code = "import sys; print('result'); print('12 faces/s', file=sys.stderr)"
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)]), tmp_path / "one.ipynb")
+    (cell,) = notebooks.execute(tmp_path / "one.ipynb").cells
+    assert [output.text for output in cell.outputs] == ["result\n"]
+
+
 def test_a_failing_cell_is_one_line(tmp_path):
     bad = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1 / 0")])
     nbformat.write(bad, tmp_path / "bad.ipynb")

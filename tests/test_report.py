@@ -209,6 +209,8 @@ def test_a_recorded_benchmark_stands_in_the_card(root, monkeypatch, capsys):
     found = [("cropping", "batched", lambda: calls.append(1), "one by one", lambda: calls.append(2)),
              ("a step", "ours", lambda: None, "", None)]  # fmt: skip
     monkeypatch.setattr(bench, "import_module", lambda name: SimpleNamespace(comparisons=lambda: found))
+    monkeypatch.setattr(bench, "LIMITS", dict(bench.LIMITS))
+    monkeypatch.setattr(bench.probe, "gflops", lambda dtype, device, seconds: 50.0)
     bench.main([PAPER])
     assert not (root / "results" / PAPER / "bench.csv").exists() and calls.count(1) == calls.count(2) > 1
     bench.main([PAPER, "--record"])
@@ -366,3 +368,63 @@ def test_claims_that_cannot_be_read_are_one_line(root):
     with pytest.raises(cli.UserError) as error:
         claims.read("no_paper")
     one_line_error(error, "no such paper", PAPER)
+
+
+def test_speed_measured_outside_stands_in_the_card(root):
+    rows = f"{PAPER},a head,a peer,release,1.5,,one thread\nanother,a step,somebody,release,2,3,two threads\n"
+    (root / "results").mkdir(exist_ok=True)
+    (root / "results" / "outside.csv").write_text("paper,what,peer,commit,faster,smaller,conditions\n" + rows)
+    fresh(root)
+    card = (root / "papers" / PAPER / "README.md").read_text()
+    assert "| a head | a peer | release | 1.5 | — | one thread |\n" in card and "somebody" not in card
+
+
+# The benchmark's limits
+
+
+def test_slow_comparisons_get_fewer_rounds(monkeypatch):
+    monkeypatch.setattr(bench, "LIMITS", {"comparison_s": 3.0, "all_s": 170.0})
+    assert [bench.affordable(9, seconds) for seconds in (0.0, 0.1, 0.5, 1.4, 60.0)] == [9, 9, 6, 2, 1]
+    calls = []
+    monkeypatch.setattr(bench, "timed", lambda run: (run(), 1.0)[1])
+    assert bench.compare(lambda: calls.append(1), lambda: calls.append(2)) == (1.0, 1.0, 1.0)
+    assert calls == [1, 2] * 2, "a warm-up and the one round that fits"
+    bench.LIMITS["comparison_s"] = math.inf
+    assert bench.affordable(9, 60.0) == 9
+
+
+def test_comparisons_without_time_are_named(monkeypatch, capsys):
+    found = [(f"work {k}", "ours", lambda: None, "", None) for k in range(3)]
+    monkeypatch.setattr(bench, "import_module", lambda name: SimpleNamespace(comparisons=lambda: found))
+    assert len(bench.measure(PAPER, {"fp32": 50.0})) == 3
+    capsys.readouterr()
+    assert bench.measure(PAPER, {"fp32": 50.0}, until=0.0) == []
+    assert "work 0, and what follows it: left out" in capsys.readouterr().out
+
+
+def test_a_step_is_a_share_of_the_matrix_products_rate(monkeypatch, capsys):
+    net = torch.nn.Conv2d(4, 6, 3, groups=2, bias=False)
+    monkeypatch.setattr(bench, "seconds_alone", lambda make: (make()(), 0.004)[1])
+    x = torch.zeros(2, 4, 5, 5)
+    gflop = (
+        3 * 2e-9 * 2 * 6 * 2 * 3 * 3 * 3 * 3
+    )  # three passes: 2 images, 6 channels of 2 inputs, 3x3 taps at 3x3 places
+    (row,) = bench.shares("a layer", net, x, {"fp32": gflop / 0.001})
+    assert row[1:] == ("fp32", "4.0", "as matrix products", "1.0", "0.25") and row[0].startswith(
+        "training step of a layer"
+    )
+    assert "25 % of" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "paper", ["arcface", "coarse_to_fine", "face_attributes", "hybrid_order_distillation", "resup"]
+)
+def test_every_paper_names_the_network_of_its_step(paper, monkeypatch):
+    from importlib import import_module
+
+    module = import_module(f"papers.{paper}.bench")
+    monkeypatch.setattr(module, "BATCH", 2)
+    for what, net, x in module.networks():
+        assert "2 " in what and len(x) == 2
+        with torch.no_grad():
+            net.eval()(x)

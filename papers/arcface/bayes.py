@@ -11,7 +11,6 @@ divided between them is a setting, chosen on held-out people (protocol "tune").
 """
 
 import numpy as np
-from scipy import linalg, special
 
 from common.cli import UserError
 
@@ -25,6 +24,8 @@ class JointBayes:
     """
 
     def __init__(self, embeddings, labels, share, shrinkage=SHRINKAGE):
+        from scipy import linalg
+
         if np.bincount(labels).max() < 2:
             raise UserError("--joint-bayes: nobody in the training part has two images; leave it out for this set")
         x = np.asarray(embeddings, np.float64)
@@ -52,7 +53,9 @@ class JointBayes:
 
     def distance(self, left, right):
         """The ratio as a number in [0, 4], small for one person, which the thresholds for squared distances can cut."""
-        return 4 * special.expit(-self.log_ratio(left, right) / self.spread)
+        from scipy.special import expit
+
+        return 4 * expit(-self.log_ratio(left, right) / self.spread)
 
 
 def _shape(covariance, shrinkage):

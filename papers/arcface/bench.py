@@ -5,15 +5,16 @@ import functools
 import importlib.util
 import struct
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from common import align, faces
-from common.bench import available, peak_mib, seconds_alone
+from common.bench import LIMITS, available, peak_mib, seconds_alone
 from papers.arcface import data, readers
-from papers.arcface.config import preset
+from papers.arcface.config import build_net, preset
 from papers.arcface.method import MARGINS, MarginHead
 from papers.arcface.partial import ShardedHead
 from papers.arcface.readers import MAGIC
@@ -24,24 +25,37 @@ RATE = 0.1
 RECORDS = 30_000
 
 
+def networks():
+    """(what, network, input) for the step's share of the machine's rate."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    cfg = preset("short")
+    x = torch.randn(BATCH, 3, cfg.input_px, cfg.input_px, device=device).contiguous(memory_format=torch.channels_last)
+    yield f"the short preset's network, {BATCH} faces", build_net(cfg).to(device, memory_format=torch.channels_last), x
+
+
 def comparisons():
     """(what, name, run, other name, other run) for common.bench; a None other is a plain time."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     x = torch.randn(BATCH, FEATURES, device=device)
+    spent = 0.0
     for classes in CLASSES:
         y = torch.randint(classes, (BATCH,), device=device)
         what = f"head, {classes:,} people, {BATCH} faces"
         sampled, dense = bytes_of(classes, RATE), bytes_of(classes, 1)
+        if 10 * spent > LIMITS["comparison_s"]:
+            print(f"  {what}: left out, it would take {10 * spent:.0f} s or more (--record takes it)")
+            continue
         if not fits(sampled, device):
             print(f"  {what}: left out, not enough free memory")
             continue
         kinds = {f"sampled {RATE:g}": sharded_step}
         if fits(dense, device):
             kinds["dense"] = dense_step
-        named = []
+        named, started = [], time.perf_counter()
         for name, make in kinds.items():
             used = peak_mib(functools.partial(once, make, classes, x, y, device), device, classes == CLASSES[0])
             named.append(f"{name}, {used:.0f} MiB")
+        spent = time.perf_counter() - started  # ten times the people need ten times as long
         together = fits(sampled + dense, device)
         made = (functools.partial(make, classes, x, y, device) for make in kinds.values())
         steps = [make() if together else seconds_alone(make) for make in made]

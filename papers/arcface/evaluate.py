@@ -19,7 +19,7 @@ from common import checkpoint, cli, nets, parallel, runs, verification
 from common.cli import MissingData, UserError
 from common.metrics import Metric
 from common.nets import GIVEN_FILE, GIVEN_SHA256
-from papers.arcface import data
+from papers.arcface import data, figures
 from papers.arcface.bayes import JointBayes
 from papers.arcface.config import PAPER, preset
 from papers.arcface.nets import load_net
@@ -42,13 +42,13 @@ def _tar(keys, far):
 
 
 def _gap(p):
-    angle, same = angles_deg(p["distance"]), p["same"].astype(bool)
+    angle, same = verification.angles_deg(p["distance"]), p["same"].astype(bool)
     return angle[~same].mean() - angle[same].mean()
 
 
 def _separation(p):
     """Difference of the two kinds' mean angles over their joint standard deviation (d')."""
-    angle, same = angles_deg(p["distance"]), p["same"].astype(bool)
+    angle, same = verification.angles_deg(p["distance"]), p["same"].astype(bool)
     return _gap(p) / np.sqrt((angle[same].var() + angle[~same].var()) / 2)
 
 
@@ -77,11 +77,6 @@ def _drop(what, limit_deg=75.0):
         return 100 * (dropped & wrong).sum() / max(1, (dropped if what == "precision" else wrong).sum())
 
     return statistic
-
-
-def angles_deg(distance):
-    """Angles of pairs in degrees from squared distances 2 - 2 cos."""
-    return np.degrees(np.arccos(np.clip(1 - np.asarray(distance, np.float64) / 2, -1, 1)))
 
 
 def _verification_metrics():
@@ -249,9 +244,7 @@ def main(argv):
     result = verification.verify(found["distance"], found["same"], found["fold"])
     print(f"  folds {' '.join(f'{v:.2f}' for v in result.fold_accuracy_pct)}, standard deviation {result.std_pct:.2f}")
     if picture:
-        from papers.arcface.figures import verification_picture
-
-        verification_picture(found, picture, f"{Path(path).name} on {about}")
+        figures.verification_picture(found, picture, f"{Path(path).name} on {about}")
         print(f"  {picture}: ROC curve and angles")
 
 
@@ -358,4 +351,4 @@ def mean_distances(parts):
 
 
 if __name__ == "__main__":
-    cli.entry(main)
+    cli.entry(main, about=__doc__)

@@ -1,11 +1,9 @@
 """Pictures of the results, drawn from records alone: ROC curves, angle histograms, training curves."""
 
 import numpy as np
-import pandas as pd
 
 from common import figures, runs, verification
 from papers.arcface.config import COMPARED, ROWS, Config
-from papers.arcface.evaluate import angles_deg
 
 COLOURS = {
     "softmax": "#999999", "norm_softmax": "#4477aa", "sphereface": "#aa7744", "cosface": "#228833",
@@ -75,7 +73,7 @@ def histograms(axes, predictions, named):
     ]
     grid = np.arange(0, 141, 4)
     for row in shown[:1] + shown[-1:] if len(shown) > 2 else shown:
-        angle = np.concatenate([angles_deg(p["distance"]) for p in predictions[row]])
+        angle = np.concatenate([verification.angles_deg(p["distance"]) for p in predictions[row]])
         same = np.concatenate([p["same"].astype(bool) for p in predictions[row]])
         axes.hist(angle[same], grid, density=True, color=COLOURS[row], alpha=0.35, label=f"{named[row]}: same")
         axes.hist(angle[~same], grid, density=True, color=COLOURS[row], histtype="step", lw=1.4, label="different")
@@ -84,7 +82,7 @@ def histograms(axes, predictions, named):
 def learning(axes, row, records):
     """Mean angle between a training face and its own centre, one thin line per network."""
     for record in records:
-        history = pd.read_csv(record["folder"] / "history.csv")
+        history = runs.read_history(record["folder"])
         if "theta_deg" not in history or not history["theta_deg"].abs().max() > 0:
             continue  # the triplet loss has no centres
         for _, part in history.groupby("task", dropna=False):

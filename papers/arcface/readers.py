@@ -16,7 +16,8 @@ import torch
 
 from common.cli import UserError
 from common.pack import open_image
-from common.readers_recognition import ALIGNED_PX, aligned, five_points, identity_files
+from common.readers import identity_files
+from common.readers_recognition import ALIGNED_PX, aligned, five_points
 
 MAGIC = 0xCED7230A  # starts every RecordIO part
 HEADER_WORDS = 10  # magic, length, flag, label, id (2), id2 (2) and the first two labels of a vector: 4 bytes each

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from common import checkpoint, cli, loop, nets, parallel, precision, runs
+from common.progress import phase
 from papers.arcface import data, evaluate, method
 from papers.arcface.config import PAPER, build_head, build_net, check, margins_at, preset
 from papers.arcface.partial import ShardedHead
@@ -59,7 +60,8 @@ def train(cfg, device, out=runs.LOCAL, source=None):
             net = one_task(cfg, task, run, share, device)
     if not parallel.is_main():
         return None
-    return record(run, cfg, net, tasks, about, device)
+    with phase(f"{run.name}: computing results"):
+        return record(run, cfg, net, tasks, about, device)
 
 
 def one_task(cfg, task, run, share, device):
@@ -74,11 +76,13 @@ def one_task(cfg, task, run, share, device):
     label = f"{run.name} {task.name}".strip()
     net, head, steps = fit(cfg, training, folder, label, share, device)
     if parallel.is_main():
-        found = evaluate.angles_of_training(net, head, training, device)
-        if cfg.row == "subcenter":
-            extra["subcenter_angle_deg"] = subcenter_cleaning(cfg, net, head, training, device).angle_deg.cpu().numpy()
-        bayes = evaluate.joint_bayes(net, training, cfg.joint_bayes, device) if cfg.joint_bayes else None
-        arrays = [evaluate.predictions(net, test, device, bayes) for test in task.tests]
+        with phase(f"{label}: testing"):
+            found = evaluate.angles_of_training(net, head, training, device)
+            if cfg.row == "subcenter":
+                cleaning = subcenter_cleaning(cfg, net, head, training, device)
+                extra["subcenter_angle_deg"] = cleaning.angle_deg.cpu().numpy()
+            bayes = evaluate.joint_bayes(net, training, cfg.joint_bayes, device) if cfg.joint_bayes else None
+            arrays = [evaluate.predictions(net, test, device, bayes) for test in task.tests]
         runs.write_predictions(run.folder / f"{task.name or 'only'}.npz", {**found, **extra, **merged(arrays)})
         done = {"seconds": seconds + steps.seconds, "history": [{"task": task.name, **row} for row in steps.history]}
         checkpoint.write_json(run.folder / f"{task.name or 'only'}.json", done | {"precision": cfg.precision})
@@ -204,7 +208,8 @@ def subcenter_cleaning(cfg, net, head, training, device):
     """The Cleaning of the training faces by a head with three centres."""
     embeddings = evaluate.embed_training(net, training, device, cfg.workers)
     labels = torch.from_numpy(training.labels)
-    return method.clean_by_subcenters(embeddings, labels, head.weight.detach().cpu().float(), head.centers)
+    with phase("cleaning by sub-centres"):
+        return method.clean_by_subcenters(embeddings, labels, head.weight.detach().cpu().float(), head.centers)
 
 
 # ---- Record

@@ -9,8 +9,6 @@ continues; `--table FILE` keeps the table (committed: results/arcface/tuning.csv
 import dataclasses
 from pathlib import Path
 
-import pandas as pd
-
 from common import cli, parallel, runs
 from papers.arcface import method, train
 from papers.arcface.config import COMPARED, check, preset
@@ -22,6 +20,8 @@ GRID |= {"softmax": ("lr", (0.001, 0.002, 0.004)), "triplet": ("triplet_margin",
 
 
 def main(argv):
+    import pandas as pd
+
     name, argv = cli.take_option(argv, "preset", "short")
     rows, argv = cli.take_option(argv, "rows", " ".join(COMPARED))
     share, argv = cli.take_option(argv, "share", "0.5")
@@ -61,4 +61,4 @@ def with_best(frame):
 
 
 if __name__ == "__main__":
-    cli.entry(main)
+    cli.entry(main, about=__doc__)

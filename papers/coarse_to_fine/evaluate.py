@@ -166,4 +166,4 @@ def load(path, device):
 
 
 if __name__ == "__main__":
-    cli.entry(main)
+    cli.entry(main, about=__doc__)

@@ -1,7 +1,6 @@
 """Pictures of the results, drawn from records alone (and, for embedded faces, from a model just trained)."""
 
 import numpy as np
-import pandas as pd
 
 from common import figures, metrics, runs
 from papers.coarse_to_fine.config import ROWS
@@ -75,7 +74,7 @@ def learning(axes, row, records):
     if row == "principal":
         return  # its 17 or 56 other points are never trained, so this curve means nothing
     for record in records:
-        history = pd.read_csv(record["folder"] / "history.csv") if record["seconds"] else pd.DataFrame()
+        history = runs.read_history(record["folder"]) if record["seconds"] else ()
         for column, of in (("val_nme_pct", "validation faces"), ("train_nme_pct", "training faces")):
             if column in history:
                 points = history.dropna(subset=[column])

@@ -84,4 +84,4 @@ def draw(photo, points, box, path):
 
 
 if __name__ == "__main__":
-    cli.entry(main)
+    cli.entry(main, about=__doc__)

@@ -9,6 +9,7 @@ import sys
 import torch
 
 from common import checkpoint, cli, images, loop, parallel, precision, runs
+from common.progress import phase
 from papers.coarse_to_fine import data, evaluate, figures, method
 from papers.coarse_to_fine.config import PAPER, Model, check, preset
 from papers.coarse_to_fine.crops import FaceCrops
@@ -52,9 +53,10 @@ def train(cfg, device, out=runs.LOCAL):
 
     torch.manual_seed(cfg.seed)
     model = Model(cfg, faces.markup).to(device, memory_format=torch.channels_last)
-    model.look_at(crops.training(resample(fit, MEAN_FACES), images.generator(cfg.seed, 3), cfg, offsets))
     watched, column = (val, "val_nme_pct") if len(val) else (fit[:WATCHED], "train_nme_pct")
-    watched_crops, test_crops = crops.testing(watched, cfg, offsets), crops.testing(test, cfg, offsets)
+    with phase(f"{run.name}: cutting crops"):
+        model.look_at(crops.training(resample(fit, MEAN_FACES), images.generator(cfg.seed, 3), cfg, offsets))
+        watched_crops, test_crops = crops.testing(watched, cfg, offsets), crops.testing(test, cfg, offsets)
     print(
         f"{run.name}: {len(fit)} training, {len(val)} validation, {len(test)} test faces on {device}", file=sys.stderr
     )
@@ -64,7 +66,8 @@ def train(cfg, device, out=runs.LOCAL):
         steps, best = fit_model(model, crops_of, watched_crops, column, cfg, run, share, device, named)
     if not parallel.is_main():
         return None
-    return record(run, cfg, faces, model, best, test, test_crops, crops.reduction, steps, device)
+    with phase(f"{run.name}: testing"):
+        return record(run, cfg, faces, model, best, test, test_crops, crops.reduction, steps, device)
 
 
 def fit_model(model, crops_of, watched_crops, column, cfg, run, share, device, describe=None):

@@ -1,8 +1,6 @@
 """Trunks from weights files, and networks put together from trained rows: the chosen pattern and separate networks."""
 
 import copy
-import dataclasses
-import json
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +8,8 @@ import torch
 
 from common import checkpoint, nets, runs
 from common.cli import MissingData, UserError
-from papers.face_attributes import data, evaluate, method
-from papers.face_attributes.config import DEPTHS, PAPER, Config
+from papers.face_attributes import data, evaluate, method, shared
+from papers.face_attributes.config import DEPTHS, PAPER
 
 # ---- Trunks
 
@@ -118,7 +116,7 @@ def record(cfg, run, device, out, weights=None):
         found = runs.read_predictions(rows[row]["folder"] / "predictions.npz")
         arrays |= {k: v for k, v in found.items() if k.startswith(f"{name}_")}
     arrays["gflop"] = np.full(len(next(iter(arrays.values()))), flop / 1e9, np.float32)
-    made = save(cfg, run, source, rows, net, stages, parts, device) if cfg.row == "chosen" else None
+    made = shared.save(cfg, run, source, rows, net, stages, parts, device) if cfg.row == "chosen" else None
     used = [rows[row] for row in set(source.values())]
     return run.finish(
         metrics=evaluate.measure(arrays), predictions=arrays, history=[{"step": 0}], data=rows["linear"]["data"],
@@ -135,73 +133,3 @@ def costs_of(stages, cfg, parts):
     with torch.no_grad():
         width = torch.nn.Sequential(*copies(stages))(torch.zeros(1, 3, cfg.input_px, cfg.input_px)).shape[1]
     return per_stage, {name: width * attribute.scores for name, attribute in data.attributes_of(parts).items()}
-
-
-# ---- The shared network as one file
-
-
-def save(cfg, run, source, rows, identity_net, stages, parts, device):
-    """Put trunk and chosen branches into one network, check it against the rows' own branches, write its weights."""
-    attributes = data.attributes_of(parts)
-    branches = {name: one_branch(rows[row], name, stages, attributes[name]) for name, row in source.items()}
-    net = method.SharedNet(stages, branches).to(device).eval()
-    x = nets.to_input(data.pictures(parts[0], parts[0].index("test")[:8], cfg, device), identity_net.pixels)
-    together = net(x)
-    for name, branch in branches.items():
-        alone = method.SharedNet(stages, {name: branch}).eval()(x)[name]
-        torch.testing.assert_close(together[name], alone)
-    path = run.folder / "model.safetensors"
-    words = dict(
-        row=cfg.row, starts=json.dumps({n: b.start for n, b in branches.items()}),
-        config=json.dumps(runs.as_dict(cfg) | {"precision": run.precision}),
-        attributes=json.dumps({n: dataclasses.asdict(a) for n, a in attributes.items()}),
-        trunk=json.dumps(sizes_of(identity_net)),
-        frozen=json.dumps({n: b.keep_statistics for n, b in branches.items()}),
-    )  # fmt: skip
-    return {"file": path.name, "sha256": checkpoint.save_weights(path, net, **words)}
-
-
-def sizes_of(net):
-    """The options that make a network of this architecture again; empty for the given MobileFaceNet."""
-    if isinstance(net, nets.MobileFaceNetReLU):
-        return {}
-    layers = [getattr(net, f"layer{k}") for k in (1, 2, 3, 4)]
-    return {"units": [len(layer) for layer in layers], "widths": [layer[0].conv2.out_channels for layer in layers],
-            "features": net.fc.out_features, "input_px": net.input_px}  # fmt: skip
-
-
-def one_branch(row, name, stages, attribute):
-    """The trained branch of one attribute from a row's weights."""
-    tensors, words = checkpoint.read_weights(row["folder"] / "model.safetensors")
-    mine = {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")}
-    start = json.loads(words["starts"])[name]
-    branch = method.Branch(stages, start, attribute.scores, len(mine["mean"]))
-    if row["config"]["statistics"] == "frozen":
-        method.fold(branch)
-    branch.load_state_dict(mine)
-    return branch
-
-
-def load_shared(path, device):
-    """(SharedNet, its Config, name -> Attribute, pixel rule) of a `chosen` row's weights. UserError for other files."""
-    tensors, words = checkpoint.read_weights(path)
-    if words.get("row") != "chosen":
-        raise UserError(f"{path}: no shared attribute network (its metadata names no chosen pattern); train one")
-    settings = json.loads(words["config"])
-    cfg = Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()})
-    attributes = {
-        n: data.Attribute(a["name"], tuple(a["classes"]), a["years"])
-        for n, a in json.loads(words["attributes"]).items()
-    }
-    sizes = json.loads(words["trunk"])
-    net = nets.IResNet(**sizes) if sizes else nets.MobileFaceNetReLU()
-    stages = method.split(net.eval(), cfg.cuts)
-    frozen, branches = json.loads(words["frozen"]), {}
-    for name, start in json.loads(words["starts"]).items():
-        width = len(tensors[f"branches.{name}.mean"])
-        branches[name] = method.Branch(stages, start, attributes[name].scores, width)
-        if frozen[name]:
-            method.fold(branches[name])
-    shared = method.SharedNet(stages, branches)
-    checkpoint.load_weights(path, shared)
-    return shared.to(device).eval(), cfg, attributes, net.pixels

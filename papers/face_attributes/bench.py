@@ -12,6 +12,14 @@ BATCH = 32
 PATTERN = {"age": (4, 101), "gender": (6, 2), "ethnicity": (6, 5), "emotion": (3, 8)}
 
 
+def networks():
+    """(what, network, input) for the step's share of the machine's rate: a branch on given activations."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    branch = method.fold(method.Branch(method.split(nets.MobileFaceNetReLU().eval()), 3, 8, 128))
+    x = torch.randn(BATCH, 64, 28, 28, device=device).contiguous(memory_format=torch.channels_last)
+    yield f"a branch from stage 3, {BATCH} faces", branch.to(device, memory_format=torch.channels_last), x
+
+
 def comparisons():
     """(what, name, run, other name, other run) for common.bench; a None other is a plain time."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -10,7 +10,7 @@ import torch
 from common import cli, nets, parallel, precision, verification
 from common import data as sets
 from common.metrics import Metric
-from papers.face_attributes import data, method
+from papers.face_attributes import data, method, shared
 from papers.face_attributes.source import Source, label_of
 
 NAMES = ("age", "gender", "ethnicity", "emotion", "smiling", "hat", "young")
@@ -236,15 +236,13 @@ def resized(faces, px):
 
 
 def main(argv):
-    from papers.face_attributes.assemble import load_shared
-
     device_name, argv = cli.take_option(argv, "device", "auto")
     path, argv = cli.take_option(argv, "weights")
     name, argv = cli.take_option(argv, "data", "utkface+ferplus")
     if path is None or argv:
         raise cli.UserError("usage: python -m papers.face_attributes.evaluate --weights FILE --data NAME")
     device = parallel.start(device_name)
-    net, cfg, attributes, pixels = load_shared(path, device)
+    net, cfg, attributes, pixels = shared.load_shared(path, device)
     parts = data.load(name)
     given = data.attributes_of(parts)
     differ = [a for a in given if attributes.get(a) != given[a]]
@@ -266,4 +264,4 @@ def show_groups(tables):
 
 
 if __name__ == "__main__":
-    cli.entry(main)
+    cli.entry(main, about=__doc__)

@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-from torch.utils.flop_counter import FlopCounterMode
 
 from common.cli import UserError
 from common.nets import IResNet, MobileFaceNetReLU
@@ -241,6 +240,8 @@ def expected_median(probability):
 @torch.no_grad()
 def macs(module, *inputs):
     """Multiply-adds of convolutions and matrix products for `inputs`: half of torch's flop counter's flops."""
+    from torch.utils.flop_counter import FlopCounterMode  # imported late: it loads the compiler triton
+
     with FlopCounterMode(display=False) as counter:
         module(*inputs)
     return counter.get_total_flops() // 2

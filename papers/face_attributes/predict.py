@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from common import align, checkpoint, cli, images, nets, pack, parallel, runs
-from papers.face_attributes import assemble, data, evaluate, method
+from papers.face_attributes import assemble, data, evaluate, method, shared
 from papers.face_attributes.config import PAPER
 
 STATEMENT = (
@@ -30,7 +30,7 @@ def main(argv):
     if not paths or any(p.startswith("--") for p in paths):
         raise cli.UserError("usage: python -m papers.face_attributes.predict IMAGE ... [--weights FILE] "
                             f"[--frame {'|'.join(frames())}] [--mtcnn FOLDER] [--out FOLDER]")  # fmt: skip
-    net, cfg, attributes, pixels = assemble.load_shared(
+    net, cfg, attributes, pixels = shared.load_shared(
         weights or runs.newest_weights(PAPER, "*-chosen-*"), parallel.start(device_name)
     )
     frame = frame or cfg.data.split("+")[0]
@@ -110,4 +110,4 @@ def computation(net, cfg):
 
 
 if __name__ == "__main__":
-    cli.entry(main)
+    cli.entry(main, about=__doc__)

@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from common import checkpoint, images, nets, parallel
 from common import data as sets
 from common.cli import UserError
+from common.progress import progress
 from papers.face_attributes import data, method
 
 CHUNK = 64
@@ -168,7 +168,7 @@ class Source:
         with contextlib.ExitStack() as stack:
             names = {kind: stack.enter_context(checkpoint.atomic(path)) for kind, path in paths.items()}
             out = {k: np.lib.format.open_memmap(n, "w+", np.float16, shapes[k]) for k, n in names.items()}
-            for rows in tqdm(torch.arange(len(index)).split(CHUNK), desc=title, disable=None, leave=False):
+            for rows in progress(torch.arange(len(index)).split(CHUNK), title, "batches"):
                 for kind, array in work(rows).items():
                     out[kind][rows.numpy()] = array
             for array in out.values():

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from common import checkpoint, cli, images, loop, nets, parallel, precision, runs
+from common.progress import phase
 from papers.face_attributes import assemble, data, evaluate, method
 from papers.face_attributes.config import PAPER, check, preset, start_of
 from papers.face_attributes.source import Source, fingerprint
@@ -47,7 +48,8 @@ def train(cfg, device, out=runs.LOCAL, weights=None):
         print(f"{run.name}: already recorded in {run.folder}; delete that folder to run it again", file=sys.stderr)
         return checkpoint.read_json(run.folder / "run.json")
     if cfg.row in ("best", "chosen"):
-        return assemble.record(cfg, run, device, out, weights) if parallel.is_main() else None
+        with phase(f"{run.name}: putting rows together"):
+            return assemble.record(cfg, run, device, out, weights) if parallel.is_main() else None
     asked, cfg = cfg, run.settle(cfg, device)
     if cfg.row == "trunk":
         return train_trunk(cfg, run, device)
@@ -55,12 +57,14 @@ def train(cfg, device, out=runs.LOCAL, weights=None):
     parts = data.load(cfg.data)
     identity_net, stages = assemble.trunk(asked, parts, out, weights)
     before = fingerprint(stages)
-    net, source = build(cfg, parts, stages, identity_net.pixels, device)
+    with phase(f"{run.name}: preparing branches"):
+        net, source = build(cfg, parts, stages, identity_net.pixels, device)
     print(f"{run.name}: " + ", ".join(f"{len(p.index('train'))} faces of {p.name}" for p in parts), file=sys.stderr)
     steps = fit(cfg, net, source, run, share, device)
     if not parallel.is_main():
         return None
-    return record(run, cfg, net, source, stages, before, steps, device)
+    with phase(f"{run.name}: testing"):
+        return record(run, cfg, net, source, stages, before, steps, device)
 
 
 # ---- Branches
@@ -251,7 +255,8 @@ def train_trunk(cfg, run, device):
     if not parallel.is_main():
         return None
     stages = method.split(net.eval(), cfg.cuts)
-    arrays = evaluate.identity_arrays(cfg, stages, net.pixels, device, len(stages), cfg.data, verify=True)
+    with phase(f"{run.name}: testing"):
+        arrays = evaluate.identity_arrays(cfg, stages, net.pixels, device, len(stages), cfg.data, verify=True)
     path = run.folder / "model.safetensors"
     digest = checkpoint.save_weights(path, net, row=cfg.row, trained_on=cfg.data, config=runs.fingerprint(cfg))
     about = {"name": cfg.data, "people": int(identity.max()) + 1, "training_faces": len(faces)}

@@ -10,8 +10,6 @@ wins goes into config.SCHEDULE by hand. Runs are kept below results/local/tune, 
 import dataclasses
 from pathlib import Path
 
-import pandas as pd
-
 from common import cli, parallel, runs
 from papers.face_attributes import train
 from papers.face_attributes.config import check, preset
@@ -20,6 +18,8 @@ SEED = 100
 
 
 def main(argv):
+    import pandas as pd
+
     name, argv = cli.take_option(argv, "preset", "short")
     rows, argv = cli.take_option(argv, "rows", "linear stage5 stage4 stage3")
     rates, argv = cli.take_option(argv, "rates", "2e-4 5e-4 1e-3")
@@ -55,4 +55,4 @@ def judged(name, row, rate, share, device, out, weights):
 
 
 if __name__ == "__main__":
-    cli.entry(main)
+    cli.entry(main, about=__doc__)

@@ -14,6 +14,15 @@ from papers.hybrid_order_distillation.nets import macs, make_net, parameters
 BATCH = 32
 
 
+def networks():
+    """(what, network, input) for the step's share of the machine's rate."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    cfg = preset("short")
+    net = make_net(cfg.net, cfg.features, cfg.input_px).to(device, memory_format=torch.channels_last)
+    x = torch.randn(BATCH, 3, cfg.input_px, cfg.input_px, device=device)
+    yield f"the short preset's student, {BATCH} faces", net, x.contiguous(memory_format=torch.channels_last)
+
+
 def comparisons():
     """(what, name, run, other name, other run) for common.bench; a None other is a plain time."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

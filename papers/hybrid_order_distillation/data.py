@@ -8,11 +8,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from tqdm import tqdm
 
 from common import checkpoint, images, people, verification
 from common import data as sets
 from common.cli import UserError
+from common.progress import progress
 from papers.hybrid_order_distillation.degrade import degrade, resize
 
 # Pictures of `people` persons train, pictures of `test_people` others test. Synthetic: see common/faces.py.
@@ -185,7 +185,7 @@ class Feed:
         count = len(self.training)
         kept = torch.empty(self.cfg.views, count, 3, r, r, dtype=torch.uint8)
         for v in range(self.cfg.views):
-            for part in tqdm(torch.arange(count).split(256), desc=f"view {v}", disable=None, leave=False):
+            for part in progress(torch.arange(count).split(256), f"view {v}", "batches"):
                 kept[v, part] = resize(self._high(part, self.numbers[v, part]).cpu(), r, self.cfg.operator)
         return kept
 
@@ -251,7 +251,7 @@ def view_outputs(network, training, cfg, folder, device, chunk=128):
     for v in range(cfg.views):
         path = Path(folder) / f"view{v}.npy" if folder else None
         if path is None or not path.exists():
-            parts = tqdm(torch.arange(len(training)).split(chunk), desc=f"teacher, view {v}", disable=None, leave=False)
+            parts = progress(torch.arange(len(training)).split(chunk), f"teacher, view {v}", "batches")
             made = torch.cat([
                 network(augmented(training.images[i].to(device), numbers[v, i], cfg.augment, cfg.teacher_px)).cpu()
                 for i in parts

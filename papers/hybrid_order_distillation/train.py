@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from common import checkpoint, cli, loop, nets, parallel, precision, runs
+from common.progress import phase, progress
 from papers.hybrid_order_distillation import data, evaluate, method
 from papers.hybrid_order_distillation.config import PAPER, UNTRAINED, Config, check, preset
 from papers.hybrid_order_distillation.degrade import resize
@@ -54,7 +55,8 @@ def train(cfg, device, out=runs.LOCAL, teacher_file=None):
         student, logs = None, []
     else:
         student, logs = distil(cfg, teacher, training, run, share, device)
-    return record(run, cfg, teacher, student, logs, training, whole, device) if parallel.is_main() else None
+    with phase(f"{run.name}: testing"):
+        return record(run, cfg, teacher, student, logs, training, whole, device) if parallel.is_main() else None
 
 
 # ---- The teacher, and what any source says about a batch
@@ -228,7 +230,8 @@ def hint_maps(source, pictures):
 
 def class_centres(source, training, cfg):
     """(C, d) mean unit embedding of each class: for faces the teacher's own classifier is not known (our stand-in)."""
-    rows = [source(data.plain(part.to(source.device), cfg)).embedding.cpu() for part in training.images.split(128)]
+    parts = progress(training.images.split(128), "class centres", "batches")
+    rows = [source(data.plain(part.to(source.device), cfg)).embedding.cpu() for part in parts]
     total = torch.zeros(training.classes, rows[0].shape[1])
     return F.normalize(total.index_add_(0, training.labels, F.normalize(torch.cat(rows), dim=1)), dim=1)
 

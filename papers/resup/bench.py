@@ -12,6 +12,15 @@ CLASSES, FACES, BATCH, STEPS = 8, 4096, 64, 4
 SAMPLES = 25_060  # training faces of FERPlus
 
 
+def networks():
+    """(what, network, input) for the step's share of the machine's rate."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    cfg = preset("strong", "ce_two")
+    net = build_twins(cfg, CLASSES).members[0].to(device, memory_format=torch.channels_last)
+    x = torch.randn(BATCH, 3, cfg.input_px, cfg.input_px, device=device)
+    yield f"one of two networks, {BATCH} faces", net, x.contiguous(memory_format=torch.channels_last)
+
+
 def comparisons():
     """(what, name, run, other name, other run) for common.bench."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -42,12 +51,12 @@ def training(row, device):
     part = data.Part(pictures, labels, labels)
     judges = torch.nn.ModuleList([method.Judge(len(pictures), CLASSES) for _ in twins.members]).to(device)
     flip = torch.rand(len(pictures), device=device) < 0.3
-    optimizer = train.make_optimizer(cfg, twins)
+    optimizer, chosen = train.make_optimizer(cfg, twins), precision.choose("auto", device)
 
     def step(step=STEPS):  # the first one of the second epoch
         index = data.index(cfg, len(pictures), step)
         views = data.views(pictures, cfg, index, step, slice(None))
-        with precision.autocast(device, cfg.precision):
+        with precision.autocast(device, chosen):
             logits = twins(views)
         loss = train.row_loss(cfg, logits, given[index], index[0], judges, 1, flip)
         optimizer.zero_grad(set_to_none=True)

@@ -7,7 +7,7 @@ import torch
 
 from common import precision, runs
 from common.cli import MissingData, UserError
-from common.reproduce import Plan
+from common.plan import Plan
 from papers.resup import nets, noise
 
 PAPER = "resup"
@@ -131,7 +131,7 @@ HOURS = "about 45 minutes for the first row of a seed on a CPU core with COMPILE
 LONG_HOURS = "over an hour for a row on a CPU core with COMPILE=1"
 # What `make reproduce-resup` runs of a preset when nothing else is asked for.
 PLAN = {
-    "demo": Plan(("embedded",), ("ce", "resup"), (0,), "under three minutes on two CPU cores"),
+    "demo": Plan(("embedded",), ("ce", "resup"), (0,), reference_s=150.0),
     "short": Plan(("ferplus",), ("ce_two", "resup"), (0,), HOURS),
     **{f"noise{p}": Plan(("ferplus",), ("ce_two", "resup"), (0,), HOURS) for p in LEVELS},
     "real": Plan(("ferplus",), ("ce_two", "resup"), (0,), HOURS),

@@ -4,7 +4,6 @@ import tomllib
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from common import figures, runs, stats
 from papers.resup.config import LEVELS, ROWS
@@ -129,7 +128,7 @@ def interval_of(metric, records):
 
 def history(record):
     """The epochs' rows of a run's history."""
-    table = pd.read_csv(record["folder"] / "history.csv")
+    table = runs.read_history(record["folder"])
     return table.dropna(subset=["epoch"])
 
 

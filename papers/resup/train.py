@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from common import checkpoint, cli, loop, parallel, precision, runs
+from common.progress import phase
 from papers.resup import data, evaluate, method
 from papers.resup.config import PAPER, build_twins, check, preset
 
@@ -55,9 +56,10 @@ def train(cfg, device, out=runs.LOCAL, files=("", "")):
     judges, steps, best = fit(cfg, twins, training, valid, run, share, device, warm)
     if not parallel.is_main():
         return None
-    if not cfg.judged:  # what the noise model would have said of the row's last networks
-        judge(cfg, judges, twins.eval(), training, cfg.epochs, device)
-    return record(run, cfg, faces, twins, judges, best, (training, valid, test), files, steps, device, warm)
+    with phase(f"{run.name}: testing"):
+        if not cfg.judged:  # what the noise model would have said of the row's last networks
+            judge(cfg, judges, twins.eval(), training, cfg.epochs, device)
+        return record(run, cfg, faces, twins, judges, best, (training, valid, test), files, steps, device, warm)
 
 
 AFTER_WARMUP = (
@@ -108,7 +110,8 @@ def fit(cfg, twins, training, valid, run, share, device, warm=None):
         if average:
             judged.load_state_dict(twins.state_dict())
         if cfg.judged:
-            steps.note(**judge(cfg, judges, seen.eval(), training, cfg.warmup - 1, device))
+            with phase(f"{run.name}: fitting the noise model"):
+                steps.note(**judge(cfg, judges, seen.eval(), training, cfg.warmup - 1, device))
     for step in steps:
         epoch, index = step // per_epoch, data.index(cfg, n, step).to(device)
         views = data.views(pictures, cfg, index, step, share)
