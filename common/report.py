@@ -9,6 +9,7 @@ import sys
 import time
 from html import escape
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 from common import checkpoint, claims, cli, runs, stats
@@ -73,11 +74,10 @@ def headlines(paper):
 
 
 def paper_block(paper, cells):
-    """The generated part of a paper's card; its figures.py may add a table of its own by `comparison(records)`."""
+    """The generated part of a paper's card; its tables.py, if any, adds one of its own by `comparison(records)`."""
     blocks = [tables(cells, kind) for kind in HEADS]
-    own = import_module(f"papers.{paper}.figures")
-    if hasattr(own, "comparison"):
-        blocks.append(own.comparison(runs.recorded(paper)))
+    if find_spec(f"papers.{paper}.tables"):
+        blocks.append(import_module(f"papers.{paper}.tables").comparison(runs.recorded(paper)))
     figures = sorted(Path(runs.RECORDED, paper, "figures").glob("*.png"))
     pictures = [f"![{f.stem}](../../results/{paper}/figures/{f.name})\n" for f in figures]
     note = (

@@ -5,7 +5,7 @@ import pandas as pd
 
 from common import figures, runs, verification
 from papers.arcface.config import COMPARED, ROWS, Config
-from papers.arcface.evaluate import angles_deg
+from papers.arcface.metrics import angles_deg
 
 COLOURS = {
     "softmax": "#999999", "norm_softmax": "#4477aa", "sphereface": "#aa7744", "cosface": "#228833",
