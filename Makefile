@@ -37,8 +37,8 @@ reproduce-all: $(VENV)/.ready ## every paper in turn
 test: $(VENV)/.ready ## the whole test suite (no network, no GPU, no data set needed)
 	@$(PY) -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
-verify: $(VENV)/.ready ## recompute every number of every table from the committed predictions
-	@$(PY) -m common.report verify
+verify: $(VENV)/.ready ## recompute every number of every table from the predictions (PAPER=<one>, ARGS=-v for each cell)
+	@$(PY) -m common.report verify $(if $(PAPER),--paper $(PAPER)) $(ARGS)
 
 report: $(VENV)/.ready ## rewrite tables, figures and results/index.html from claims and records
 	@$(PY) -m common.report write

@@ -9,7 +9,6 @@ import random
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from common.cli import UserError
 
@@ -113,6 +112,8 @@ def read_weights(path):
 
 def rng_state():
     """State of every global generator that a training step could draw from."""
+    import torch  # here and below: hashes and JSON are read without it
+
     state = {"torch": torch.get_rng_state(), "python": repr(random.getstate())}
     kind, keys, position, has_gauss, cached = np.random.get_state()
     state["numpy"] = [kind, keys.tolist(), int(position), int(has_gauss), float(cached)]
@@ -123,6 +124,8 @@ def rng_state():
 
 def set_rng_state(state):
     import ast
+
+    import torch
 
     torch.set_rng_state(state["torch"].cpu())
     random.setstate(ast.literal_eval(state["python"]))
@@ -138,6 +141,8 @@ def save_state(path, parts, **scalars):
     The weights of `parts`, plain `scalars` (step, best value, history) and all generator states go into one
     file that `torch.load(weights_only=True)` can read, so no code is ever unpickled.
     """
+    import torch
+
     state = {name: part.state_dict() for name, part in parts.items()}
     with atomic(path) as temporary:
         torch.save({"parts": state, "scalars": scalars, "rng": rng_state()}, temporary)
@@ -145,6 +150,8 @@ def save_state(path, parts, **scalars):
 
 def read_scalars(path):
     """The scalars of a file of `save_state`, without reading its tensors. UserError when it is damaged."""
+    import torch
+
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)["scalars"]
     except Exception as error:  # torch.load raises many kinds for a truncated file
@@ -158,6 +165,8 @@ def _no_checkpoint(path, error):
 
 def load_state(path, parts):
     """Restore `parts` in place; returns the scalars. UserError when the file is damaged or does not fit."""
+    import torch
+
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
         if saved["parts"].keys() != parts.keys():

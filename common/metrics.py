@@ -1,7 +1,7 @@
-"""Alignment metrics, computed from per-point errors so that they can be recomputed from a committed record.
+"""What a metric is, and those of alignment: computed from arrays that can be recomputed from a committed record.
 
 A metric is described once (name with unit and normaliser, direction, how to get one number per sample) and used
-by evaluation, report and verification alike.
+by evaluation, report and verification alike. NumPy alone: to recompute a table takes no PyTorch.
 """
 
 from collections.abc import Callable
@@ -14,8 +14,11 @@ import numpy as np
 class Metric:
     """A metric that is the mean over test samples of `per_sample(predictions)`, an (N,) array.
 
-    `statistic(predictions)` replaces the mean where a metric is none (its interval then comes from resampling
-    the samples). `lower_is_better` belongs to the metric, not to the claim.
+    Where a metric is no mean, its interval comes from resampling the samples, and one of two replaces `per_sample`:
+    `ratio(predictions)`, two (N,) arrays whose sums are divided, or `statistic(predictions)`, the value itself. Beside
+    `statistic`, `resampled(predictions, counts)` may give the values (R,) of R resamples at once, in which sample i
+    stands counts[i, r] times, (N, R): the numbers that `statistic` gives on each of them, sooner.
+    `lower_is_better` belongs to the metric, not to the claim.
     """
 
     name: str
@@ -24,6 +27,8 @@ class Metric:
     per_sample: Callable[[dict], np.ndarray] | None = None
     statistic: Callable[[dict], float] | None = None
     needs: tuple[str, ...] = ()
+    ratio: Callable[[dict], tuple[np.ndarray, np.ndarray]] | None = None
+    resampled: Callable[[dict, np.ndarray], np.ndarray] | None = None
 
     def available(self, predictions):
         return all(key in predictions for key in self.needs)
@@ -32,7 +37,92 @@ class Metric:
         """The metric of one run, a float."""
         if self.statistic is not None:
             return float(self.statistic(predictions))
+        if self.ratio is not None:
+            above, below = (np.sum(part, dtype=np.float64) for part in self.ratio(predictions))
+            return float(above / below)
         return float(np.mean(self.per_sample(predictions), dtype=np.float64))
+
+    def on_resamples(self, predictions, counts):
+        """The metric (R,) on R resamples, in which sample i stands counts[i, r] times, (N, R). Not for plain means."""
+        if self.resampled is not None:
+            return self.resampled(predictions, counts)
+        if self.ratio is not None:
+            above, below = self.ratio(predictions)
+            return sums(above, counts) / sums(below, counts)
+        samples = np.arange(len(counts))
+        return np.array([self.statistic(self._drawn(predictions, np.repeat(samples, c))) for c in counts.T])
+
+    def _drawn(self, predictions, index):
+        return {**predictions, **{key: predictions[key][index] for key in self.needs}}
+
+
+# ---- Sums and ranks, of one set of samples or of many resamples
+
+
+def sums(values, counts):
+    """Sums (R,), float64, of values (N,) over R resamples in which sample i stands counts[i, r] times, (N, R)."""
+    # einsum rather than @: it needs no float copy of the counts, and no threads of BLAS that wait for each other.
+    return np.einsum("n,nr->r", np.asarray(values, np.float64), counts)
+
+
+def sums_by(group, counts, values=None):
+    """Sums (K, R) of values (N,), by default ones, over the samples of each group (N,) of 0..K-1; else as `sums`."""
+    values = np.ones(len(group)) if values is None else values
+    return np.stack([sums(values[group == k], counts[group == k]) for k in range(int(group.max(initial=0)) + 1)])
+
+
+def running_sums(rows):
+    """Sums (N + 1, R), int32, of the first 0, 1, ..., N rows of small integers (N, R)."""
+    totals = np.zeros((len(rows) + 1, rows.shape[1]), np.int32)
+    np.cumsum(rows, axis=0, out=totals[1:])
+    return totals
+
+
+def area_under_roc(score, positive):
+    """Area under the ROC curve, 0..1: the chance that a positive has the higher score; ties count half.
+
+    score (N,), positive (N,) bool. NaN without positives or without negatives, and when a score is NaN.
+    """
+    score, positive = np.asarray(score, np.float64), np.asarray(positive, bool)
+    n, m = int(positive.sum()), int((~positive).sum())
+    if not (n and m) or np.isnan(score).any():
+        return np.nan
+    _, place, count = np.unique(score, return_inverse=True, return_counts=True)
+    rank = (np.cumsum(count) - (count - 1) / 2)[place]  # from 1; equal scores share the mean of their ranks
+    return float((rank[positive].sum() - n * (n + 1) / 2) / (n * m))
+
+
+def area_under_roc_resampled(score, positive, counts):
+    """`area_under_roc` (R,) of R resamples in which sample i stands counts[i, r] times, (N, R), by ranking once.
+
+    No score may be NaN.
+    """
+    score, positive = np.asarray(score, np.float64), np.asarray(positive, bool)  # float16 sorts slowly
+
+    def ordered(kind):
+        index = np.flatnonzero(kind)
+        index = index[np.argsort(score[index], kind="stable")]
+        return score[index], counts[index]
+
+    (values, ours), (ranked, others) = ordered(positive), ordered(~positive)
+    first = np.flatnonzero(np.diff(values, prepend=-np.inf))  # of each value, with all positives that have it
+    ours, others = np.add.reduceat(ours, first, axis=0, dtype=np.int32), running_sums(others)
+    below, up_to = (others[np.searchsorted(ranked, values[first], side)] for side in ("left", "right"))
+    won = np.einsum("vr,vr->r", ours, below + up_to, dtype=np.int64) / 2
+    pairs = ours.sum(0, dtype=np.int64) * others[-1]
+    return np.divide(won, pairs, out=np.full(len(won), np.nan), where=pairs > 0)
+
+
+def area_metric(name, label, of, needs):
+    """Metric in percent: the area under the ROC curve of of(predictions), (score (N,), positive (N,) bool)."""
+    return Metric(
+        name, label, False, needs=needs,
+        statistic=lambda p: 100 * area_under_roc(*of(p)),
+        resampled=lambda p, counts: 100 * area_under_roc_resampled(*of(p), counts),
+    )  # fmt: skip
+
+
+# ---- Alignment
 
 
 def point_errors_px(predicted, truth):

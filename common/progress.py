@@ -11,13 +11,12 @@ alone: nothing waits for a device.
 """
 
 import contextlib
+import os
 import sys
 import threading
 import time
 
 from tqdm import tqdm
-
-from common import parallel
 
 FIRST_S, THEN_S, LEAST_S = 5, 30, 1  # seconds of silence before a first line, a later one, and between any two
 LOOK_S = 1.0  # how often the thread looks
@@ -51,7 +50,7 @@ class Meter:
     def __init__(self, label, total=None, unit="", done=0, batch=1, bar=True, keep=False):
         self.label, self.total, self.unit, self.done, self.batch = label, total, unit, done, batch
         self.note, self.first, self._tenth = "", done, None
-        main = parallel.is_main()
+        main = os.environ.get("RANK", "0") == "0"
         terminal = sys.stderr.isatty()
         self.speaks = main and not (terminal and bar)
         self._bar = tqdm(

@@ -1,19 +1,25 @@
 """Tables, verification and provenance: `python -m common.report write | verify | why <paper>.<claim>`.
 
 Everything is drawn from `claims.toml` and the committed records; the text between the markers of a README is
-written here and nowhere else.
+written here and nowhere else. `verify` and `why` load neither PyTorch nor a paper's networks: `metrics.py` of a paper,
+and `tables.py` if it has one, import NumPy alone.
 """
 
 import csv
+import difflib
+import heapq
 import sys
 import time
+from collections import Counter
 from html import escape
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 from common import checkpoint, claims, cli, runs, stats
 
 BEGIN, END = "<!-- generated: {name} -->", "<!-- end of {name} -->"
+USAGE = "usage: python -m common.report write | verify [-v] [--paper <paper>] | why <paper>.<claim>"
 BENCH = ("what", "ours", "ours_ms", "other", "other_ms", "ratio")  # columns of bench.csv that a card shows
 HEADS = {
     "level": ("published cell", "published", "ours [90 % interval]", "seeds", "test boxes, protocol", "status"),
@@ -66,18 +72,17 @@ def table(cells, kind):
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
-def headlines(paper):
+def headlines(paper, cells=None):
     """Markdown of a paper's headline cells that runs answer, for its notebook; the card has every cell."""
-    shown = [c for c in claims.cells(paper) if c.claim.get("headline") and c.interval]
+    shown = [c for c in cells or claims.cells(paper) if c.claim.get("headline") and c.interval]
     return "\n".join(filter(None, (table([c for c in shown if c.kind == kind], kind) for kind in HEADS)))
 
 
 def paper_block(paper, cells):
-    """The generated part of a paper's card; its figures.py may add a table of its own by `comparison(records)`."""
+    """The generated part of a paper's card; its tables.py, if any, adds one of its own by `comparison(records)`."""
     blocks = [tables(cells, kind) for kind in HEADS]
-    own = import_module(f"papers.{paper}.figures")
-    if hasattr(own, "comparison"):
-        blocks.append(own.comparison(runs.recorded(paper)))
+    if find_spec(f"papers.{paper}.tables"):
+        blocks.append(import_module(f"papers.{paper}.tables").comparison(runs.recorded(paper)))
     figures = sorted(Path(runs.RECORDED, paper, "figures").glob("*.png"))
     pictures = [f"![{f.stem}](../../results/{paper}/figures/{f.name})\n" for f in figures]
     note = (
@@ -158,14 +163,20 @@ def insert(text, name, block, path):
 def generated(root=runs.ROOT, *, cells=None):
     """Every generated text file, path -> content, from the papers' `cells` (paper -> list; by default computed)."""
     cells = {paper: claims.cells(paper) for paper in claims.papers()} if cells is None else cells
-    files, every = {}, [cell for found in cells.values() for cell in found]
-    for paper, found in cells.items():
-        path = Path(root, "papers", paper, "README.md")
-        files[path] = insert(path.read_text(), "results", paper_block(paper, found), path)
+    files, every = cards(cells, root), [cell for found in cells.values() for cell in found]
     path = Path(root, "README.md")
     text = insert(path.read_text(), "results", summary_block(every), path)
     files[path] = insert(text, "precision", precision_block(cells), path)
     files[Path(root, "results", "index.html")] = page(every)
+    return files
+
+
+def cards(cells, root):
+    """The papers' cards, path -> content, from their `cells` (paper -> list)."""
+    files = {}
+    for paper, found in cells.items():
+        path = Path(root, "papers", paper, "README.md")
+        files[path] = insert(path.read_text(), "results", paper_block(paper, found), path)
     return files
 
 
@@ -180,33 +191,56 @@ def write():
         print(f"wrote {path.relative_to(runs.ROOT)}")
 
 
-def verify():
-    """Recompute every metric of every committed record and every cell; raise UserError at the first difference."""
-    started, checked, cells = time.perf_counter(), 0, {}
-    for paper in claims.papers():
-        for record in runs.recorded(paper):
-            checked += check_record(paper, record)
-        cells[paper] = claims.cells(paper)
-        for cell in cells[paper]:
+def verify(paper=None, verbose=False):
+    """Recompute every metric of every committed record and every cell; raise UserError at the first difference.
+
+    `paper`: that one and its card alone, not the files that all papers share. `verbose` prints each cell.
+    """
+    started, values, cells = time.perf_counter(), {}, {}
+    for name in [paper] if paper else claims.papers():
+        records, evidence = runs.recorded(name), claims.Evidence()
+        values[name] = sum(check_record(name, record, evidence) for record in records)
+        cells[name] = claims.cells(name, records, evidence)
+        for cell in cells[name] if verbose else ():
             print(f"{cell.status:14s} {cell.name:44s} {published(cell):>12s}  ours {value(cell)}")
-    fresh = generated(cells=cells)
+    fresh = cards(cells, runs.ROOT) if paper else generated(cells=cells)
     stale = [str(p.relative_to(runs.ROOT)) for p, text in fresh.items() if not p.exists() or p.read_text() != text]
     if stale:
         raise cli.UserError(f"stale: {', '.join(stale)}; run `make report` and commit the result")
-    print(f"verified: {checked} metric values recomputed from predictions, all tables fresh, "
-          f"{time.perf_counter() - started:.1f} s")  # fmt: skip
+    tables = f"{paper}'s tables fresh (those of all papers not compared)" if paper else "all tables fresh"
+    print(f"{summary(cells, values)}\nverified: {sum(values.values())} metric values recomputed from predictions, "
+          f"{tables}, {time.perf_counter() - started:.1f} s")  # fmt: skip
+
+
+def summary(cells, values):
+    """Text: how many cells of each paper have each status, and how many of its metric values were recomputed.
+
+    `cells`: paper -> Cells, `values`: paper -> number.
+    """
+    counts = {paper: Counter(cell.status for cell in found) for paper, found in cells.items()}
+    every = sorted((c for found in cells.values() for c in found), key=lambda c: list(HEADS).index(c.kind))
+    lines = [("cells", *(paper.replace("_", "-") for paper in cells), "all")]
+    for status in dict.fromkeys(cell.status for cell in every):
+        numbers = [counts[paper][status] for paper in cells]
+        lines.append((status, *numbers, sum(numbers)))
+    lines.append(("together", *map(len, cells.values()), len(every)))
+    lines.append(("metric values", *values.values(), sum(values.values())))
+    widths = [max(len(str(line[k])) for line in lines) for k in range(len(lines[0]))]
+    first, *others = widths
+    aligned = lambda line: "  ".join(f"{text!s:>{width}s}" for text, width in zip(line[1:], others, strict=True))
+    return "\n".join(f"{line[0]:{first}s}  {aligned(line)}" for line in lines)
 
 
 def published(cell):
     return f"published {cell.claim['published']}" if cell.kind == "level" else ""
 
 
-def check_record(paper, record):
+def check_record(paper, record, evidence):
     """Recompute a record's metrics from its predictions; returns how many. UserError when anything differs."""
     path = record["folder"] / "predictions.npz"
     if not path.exists() or checkpoint.sha256(path) != record["predictions_sha256"]:
         raise cli.UserError(f"{path}: missing or not the file that run.json names; restore it from git")
-    predictions, known = runs.read_predictions(path), claims.metrics_of(paper)
+    predictions, known = evidence.predictions(record), claims.metrics_of(paper)
     for name, recorded in record["metrics"].items():
         if name not in known or not known[name].available(predictions):
             raise cli.UserError(f"{record['folder'] / 'run.json'}: {name} cannot be computed from its predictions")
@@ -216,15 +250,27 @@ def check_record(paper, record):
     return len(record["metrics"])
 
 
+def named(name):
+    """(paper, claim's id) of a cell's name. UserError with the nearest names where no claim has it."""
+    known = claims.names()
+    if not name.strip():
+        raise cli.UserError(f"usage: make why CELL=<paper>.<claim>, for example CELL={known[0]}")
+    paper, dot, claim_id = name.partition(".")
+    name = f"{paper.replace('-', '_')}{dot}{claim_id}"
+    if name not in known:
+        raise cli.UserError(f"no cell {name!r}; the nearest names are {', '.join(nearest(name, known))}")
+    return name.split(".", 1)
+
+
+def nearest(name, known, count=3):
+    """The `count` names of `known` that are most like `name`, which may also be a claim's id without its paper."""
+    likeness = lambda text: difflib.SequenceMatcher(None, name, text).ratio()
+    return heapq.nlargest(count, known, key=lambda full: max(likeness(full), likeness(full.partition(".")[2])))
+
+
 def why(name):
     """Print the chain cell -> claim -> runs -> settings, source, environment, data, predictions."""
-    paper, _, claim_id = name.partition(".")
-    paper = paper.replace("-", "_")
-    known = claims.cells(paper) if paper in claims.papers() else []
-    cell = next((c for c in known if c.claim["id"] == claim_id), None)
-    if cell is None:
-        options = [c.name for p in claims.papers() for c in claims.cells(p)]
-        raise cli.UserError(f"no cell {name!r}; CELL is one of {', '.join(options)}")
+    cell = claims.cell(*named(name))
     print(f"{cell.name}: {cell.claim['what']}\n  kind      {cell.kind}\n  metric    {cell.metric.label}")
     for key in ("published", "source", "selection", "n_runs", "tolerance", "tolerance_reason", "boxes"):
         if key in cell.claim:
@@ -319,10 +365,25 @@ def record_item(record):
 
 
 def main(argv):
-    commands = {"write": write, "verify": verify, "why": why}
-    if not argv or argv[0] not in commands or len(argv) != (2 if argv[0] == "why" else 1):
-        raise cli.UserError("usage: python -m common.report write | verify | why <paper>.<claim>")
-    commands[argv[0]](*argv[1:])
+    command, rest = (argv[0], argv[1:]) if argv else ("", [])
+    if command == "write" and not rest:
+        write()
+    elif command == "verify":
+        verify(*verify_options(rest))
+    elif command == "why" and len(rest) == 1:
+        why(rest[0])
+    else:
+        raise cli.UserError(USAGE)
+
+
+def verify_options(argv):
+    """(paper or None, whether to print each cell) of the words after `verify`."""
+    paper, rest = cli.take_option(argv, "paper")
+    if set(rest) - {"-v"}:
+        raise cli.UserError(USAGE)
+    if paper is not None and paper.replace("-", "_") not in claims.papers():
+        raise cli.UserError(f"no paper {paper!r}; known are {', '.join(claims.papers())}")
+    return paper and paper.replace("-", "_"), bool(rest)
 
 
 if __name__ == "__main__":

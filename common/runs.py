@@ -16,9 +16,8 @@ import time
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from common import checkpoint, parallel, precision
+from common import checkpoint
 from common.cli import MissingData, UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -41,6 +40,8 @@ class Run:
 
     def settle(self, config, device, begun=None):
         """`config` with the precision that this run computes in; see precision.settle."""
+        from common import precision  # loads PyTorch, which records are read without
+
         settled = precision.settle(config, self.folder, device, begun)
         self.precision = settled.precision
         return settled
@@ -180,7 +181,10 @@ def _dirty():
 
 def environment(device):
     """Versions and hardware."""
+    import torch
     import torchvision
+
+    from common import parallel
 
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return {
@@ -207,6 +211,8 @@ def cpu_name():
 
 def peak_memory_mib():
     """Largest resident set of this process so far, and of the GPU when one was used."""
+    import torch
+
     unit = 2**20 if sys.platform == "darwin" else 2**10  # macOS counts bytes, Linux kibibytes
     peak = {"host": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit)}
     if torch.cuda.is_available() and torch.cuda.is_initialized():

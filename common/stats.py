@@ -4,13 +4,15 @@ Two things vary: the trained model (seeds) and the faces that happen to be in th
 added in quadrature. With one seed only the second is known, and the tables say so.
 """
 
+import functools
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import stats as distributions
 
 LEVEL_CONFIDENCE = 0.90  # two one-sided 5 % tests: the usual level for showing equivalence
 CONTRAST_CONFIDENCE = 0.95
+DRAWS = 400  # resamples of the test samples
+BLOCK = 2**22  # numbers of resamples handled at once
 
 
 @dataclass(frozen=True)
@@ -28,23 +30,46 @@ class Interval:
         return (self.high - self.low) / 2
 
 
-def level(metric, runs, confidence=LEVEL_CONFIDENCE):
-    """Interval of a metric over runs; `runs` is a list of predictions (dicts of arrays over the same samples)."""
+class Bootstrap:
+    """Metrics of runs on resamples of their test samples, each computed once.
+
+    Sets of as many samples get the same draws, whatever the metric: runs over the same samples are compared in pairs.
+    """
+
+    def __init__(self):
+        self._known = {}
+
+    def values(self, metric, run):
+        """The metric (DRAWS,) of a run's predictions on every resample."""
+        key = metric, id(run)
+        if key not in self._known:
+            blocks = _resamples(_count(metric, run))
+            values = np.concatenate([metric.on_resamples(run, counts) for counts in blocks])
+            self._known[key] = values, run  # the run is kept, so that no other gets its id
+        return self._known[key][0]
+
+
+def level(metric, runs, confidence=LEVEL_CONFIDENCE, bootstrap=None):
+    """Interval of a metric over runs; `runs` is a list of predictions (dicts of arrays over the same samples).
+
+    A Bootstrap that several intervals share spares them the resamples of runs that they have in common.
+    """
     values = np.array([metric.value(run) for run in runs])
-    found = _interval(values, _sampling_error(metric, runs), _count(metric, runs[0]), confidence)
+    error = _sampling_error(metric, runs, (), bootstrap or Bootstrap())
+    found = _interval(values, error, _count(metric, runs[0]), confidence)
     return replace(found, low=max(0.0, found.low))  # errors, rates and areas cannot be negative
 
 
-def contrast(metric, runs_a, runs_b, confidence=CONTRAST_CONFIDENCE):
+def contrast(metric, runs_a, runs_b, confidence=CONTRAST_CONFIDENCE, bootstrap=None):
     """Interval of the gain of `a` over `b` (positive means a is better), runs and samples paired in order.
 
-    Raises ValueError unless both sides have the same number of runs.
+    `bootstrap` as in `level`. Raises ValueError unless both sides have the same number of runs.
     """
     if len(runs_a) != len(runs_b):
         raise ValueError("a paired contrast needs as many runs on each side")
     sign = -1.0 if metric.lower_is_better else 1.0
     gains = np.array([sign * (metric.value(a) - metric.value(b)) for a, b in zip(runs_a, runs_b, strict=True)])
-    error = _sampling_error(metric, runs_a, runs_b)
+    error = _sampling_error(metric, runs_a, runs_b, bootstrap or Bootstrap())
     return _interval(gains, error, _count(metric, runs_a[0]), confidence)
 
 
@@ -77,38 +102,47 @@ def contrast_status(interval, margin=0.0, within=None):
 
 
 def _interval(values, sampling_error, n_samples, confidence):
+    from scipy.special import ndtri, stdtrit  # quantiles; scipy.stats calls these two and takes a second to load
+
     n, tail = len(values), 0.5 + confidence / 2
-    between = distributions.t.ppf(tail, n - 1) * values.std(ddof=1) / np.sqrt(n) if n > 1 else 0.0
-    within = distributions.norm.ppf(tail) * sampling_error
+    between = stdtrit(n - 1, tail) * values.std(ddof=1) / np.sqrt(n) if n > 1 else 0.0
+    within = ndtri(tail) * sampling_error
     half, mean = float(np.hypot(between, within)), float(values.mean())
     return Interval(mean, mean - half, mean + half, n, n_samples)
 
 
-def _sampling_error(metric, runs_a, runs_b=None):
-    """Standard error, over test samples, of the metric (or of the paired difference) averaged over runs."""
-    if metric.statistic is not None:
-        return _bootstrap_error(metric, runs_a, runs_b)
-    samples = np.mean([metric.per_sample(run) for run in runs_a], axis=0)
-    if runs_b is not None:
-        samples = samples - np.mean([metric.per_sample(run) for run in runs_b], axis=0)
+def _sampling_error(metric, runs_a, runs_b, bootstrap):
+    """Standard error, over test samples, of the metric averaged over runs, or of the paired difference if runs_b."""
+    if metric.per_sample is None:
+        values = _difference(lambda run: bootstrap.values(metric, run), runs_a, runs_b)
+        return float(np.std(values, ddof=1))
+    samples = _difference(metric.per_sample, runs_a, runs_b)
     return float(samples.std(ddof=1) / np.sqrt(len(samples)))
 
 
-def _bootstrap_error(metric, runs_a, runs_b, draws=400):
+def _difference(of, runs_a, runs_b):
+    """Mean of of(run), an array, over runs_a, less that over runs_b if there are any."""
+    mean = np.mean([of(run) for run in runs_a], axis=0)
+    return mean - np.mean([of(run) for run in runs_b], axis=0) if runs_b else mean
+
+
+def _resamples(n):
+    """DRAWS resamples of n samples in blocks: how often sample i stands in resample r, (n, R) uint8."""
+    return _small_resamples(n) if n * DRAWS <= 4 * BLOCK else _drawn(n)
+
+
+@functools.lru_cache(maxsize=8)  # of 16 MiB at most; larger sets are drawn anew each time
+def _small_resamples(n):
+    return tuple(_drawn(n))
+
+
+def _drawn(n):
     rng = np.random.default_rng(0)
-    n = _count(metric, runs_a[0])
-    results = []
-    for _ in range(draws):
-        index = rng.integers(0, n, n)
-        value = np.mean([metric.statistic(_take(run, index, metric)) for run in runs_a])
-        if runs_b is not None:
-            value -= np.mean([metric.statistic(_take(run, index, metric)) for run in runs_b])
-        results.append(value)
-    return float(np.std(results, ddof=1))
-
-
-def _take(run, index, metric):
-    return {**run, **{key: run[key][index] for key in metric.needs}}
+    width = max(1, BLOCK // n)
+    for start in range(0, DRAWS, width):
+        columns = range(start, min(start + width, DRAWS))
+        counts = [np.bincount(rng.integers(0, n, n), minlength=n) for _ in columns]
+        yield np.stack(counts, axis=1, dtype=np.uint8, casting="unsafe")  # nothing is drawn 256 times
 
 
 def _count(metric, run):

@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
 from common.cli import MissingData, UserError
-from common.images import generator
+from common.metrics import Metric, running_sums
 from common.progress import progress
 
 ACCURACY_THRESHOLDS = np.arange(0, 4, 0.01)  # of squared distance; a step is 0.005 in cosine
@@ -44,7 +43,6 @@ class Verification(NamedTuple):
 # ---- Embedding and distances
 
 
-@torch.no_grad()
 def embed(network, images, to_input, batch=256, device="cpu", flip=True, unit=True):
     """Unit embeddings (N, d), float64 numpy, of uint8 images (N, 3, H, W).
 
@@ -52,11 +50,14 @@ def embed(network, images, to_input, batch=256, device="cpu", flip=True, unit=Tr
     `flip` the embedding of the mirror image is added before normalising; without `unit` nothing is normalised. Raises
     UserError as `unit_rows` does.
     """
+    import torch  # recomputing a record's accuracy does without
+
     rows = []
-    for start in progress(range(0, len(images), batch), "embeddings", "batches"):
-        x = to_input(torch.as_tensor(images[start : start + batch]).to(device))
-        y = network(x).float()
-        rows.append((y + network(x.flip(3)).float() if flip else y).cpu())
+    with torch.no_grad():
+        for start in progress(range(0, len(images), batch), "embeddings", "batches"):
+            x = to_input(torch.as_tensor(images[start : start + batch]).to(device))
+            y = network(x).float()
+            rows.append((y + network(x.flip(3)).float() if flip else y).cpu())
     found = torch.cat(rows).numpy().astype(np.float64)
     directions = unit_rows(found)
     return directions if unit else found
@@ -111,6 +112,10 @@ def hold_out(identity, train, count=3000, seed=2007):
 
     For tuning, which must not see the people of the test: train on `train & ~test`.
     """
+    import torch
+
+    from common.images import generator
+
     people = np.unique(identity[train])
     order = torch.randperm(len(people), generator=generator(seed)).numpy()
     test = train & np.isin(identity, people[order[: len(people) // 5]])
@@ -143,6 +148,38 @@ def verify(distance, same, fold=None, both=True):
     correct = (distance < threshold[fold]) == same
     accuracy = 100 * np.bincount(fold, correct) / np.maximum(1, n_same + n_other)
     return Verification(float(accuracy.mean()), float(accuracy.std()), accuracy, threshold, correct)
+
+
+def accuracy_resampled(distance, same, fold, counts):
+    """Share of pairs that `verify` judges rightly in R resamples, (R,), each with thresholds learned anew.
+
+    counts (P, R): how often each pair stands in a resample. A fold may be empty there.
+    """
+    distance, same, fold = _checked(distance, same, fold, both=False)
+    rank = np.searchsorted(ACCURACY_THRESHOLDS, distance, side="right")  # accepted by thresholds[t] iff t >= rank
+    steps = np.union1d(0, rank[rank < len(ACCURACY_THRESHOLDS)])  # between them no decision changes
+    change = counts * np.where(same, 1, -1).astype(np.int32)[:, None]  # to the right decisions, once a pair is accepted
+    gains = []  # of each fold, over accepting nothing: (steps, R)
+    for number in range(fold.max() + 1):
+        own = np.flatnonzero(fold == number)
+        own = own[np.argsort(rank[own], kind="stable")]
+        gains.append(running_sums(change[own])[np.searchsorted(rank[own], steps, side="right")])
+    total, draw = sum(gains), np.arange(counts.shape[1])
+    right = counts[~same].sum(0, dtype=np.int64) + sum(gain[(total - gain).argmax(0), draw] for gain in gains)
+    return right / counts.sum(0, dtype=np.int64)
+
+
+def accuracy_metric(name, label, keys):
+    """Metric in percent: the share of pairs that `verify` judges rightly, of the arrays `keys` (distance, same, fold).
+
+    It is the mean over the folds when these are of one size, as in every list here.
+    """
+    arrays = lambda p: (p[key] for key in keys)
+    return Metric(
+        name, label, False, needs=keys,
+        statistic=lambda p: 100 * verify(*arrays(p), both=False).correct.mean(),
+        resampled=lambda p, counts: 100 * accuracy_resampled(*arrays(p), counts),
+    )  # fmt: skip
 
 
 class TarAtFar(NamedTuple):
@@ -196,10 +233,10 @@ def _accepted(distance, same, fold, thresholds):
     folds = fold.max() + 1
     # A pair is accepted by thresholds[t] iff distance < thresholds[t] iff t >= rank.
     rank = np.searchsorted(thresholds, distance, side="right")
-    counts = np.zeros((2, folds, len(thresholds) + 1), int)
-    np.add.at(counts, (same.astype(int), fold, rank), 1)
-    totals, accepted = counts.sum(2), counts.cumsum(2)[:, :, :-1]
-    return accepted[1], accepted[0], totals[1], totals[0]
+    shape = 2, folds, len(thresholds) + 1
+    accepted = np.bincount((same * folds + fold) * shape[2] + rank, minlength=np.prod(shape)).reshape(shape)
+    accepted.cumsum(2, out=accepted)  # in place: fresh memory costs more than the sum
+    return accepted[1, :, :-1], accepted[0, :, :-1], accepted[1, :, -1], accepted[0, :, -1]
 
 
 # ---- LFW's protocol files: pairs.txt, pairsDevTrain.txt, pairsDevTest.txt, people*.txt

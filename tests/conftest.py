@@ -62,6 +62,14 @@ def is_loopback(host):
 
 
 @pytest.fixture(scope="session")
+def committed_cells():
+    """Paper -> its cells, computed once from the committed records. Read-only."""
+    from common import claims
+
+    return {paper: claims.cells(paper) for paper in claims.papers()}
+
+
+@pytest.fixture(scope="session")
 def drawn_faces():
     """An AlignmentSet of 160 embedded faces of 64 pixels: 120 train, 40 test. Read-only."""
     from papers.coarse_to_fine import data

@@ -224,11 +224,40 @@ def test_a_recorded_benchmark_stands_in_the_card(root, monkeypatch, capsys):
 
 
 def test_verify_passes_on_fresh_files_and_counts(root, capsys):
+    folder = put(root, "cft", 6.3)
+    fresh(root)
+    count = len(checkpoint.read_json(folder / "run.json")["metrics"])
+    report.main(["verify"])
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].split() == ["cells", "coarse-to-fine", "all"] and len({len(line) for line in said[:-1]}) == 1
+    rows = {line.rsplit(maxsplit=2)[0]: line.split()[-2:] for line in said[1:-1]}
+    assert rows == {
+        "replicated": ["1", "1"], "not run": ["1", "1"], "data missing": ["21", "21"], "together": ["23", "23"],
+        "metric values": [str(count), str(count)],
+    }  # fmt: skip
+    assert f"verified: {count} metric values recomputed" in said[-1] and "all tables fresh" in said[-1]
+    report.main(["verify", "-v"])
+    assert "published 6.33  ours 6.3" in capsys.readouterr().out
+
+
+def test_verify_of_one_paper_leaves_the_shared_files_alone(root, capsys):
     put(root, "cft", 6.3)
     fresh(root)
-    report.main(["verify"])
-    said = capsys.readouterr().out
-    assert "replicated" in said and "published 6.33" in said and "metric values recomputed" in said
+    for name in ("README.md", "results/index.html"):
+        (root / name).write_text((root / name).read_text().replace("6.33", "6.30"))
+    for name in (PAPER, "coarse-to-fine"):
+        report.main(["verify", "--paper", name])
+        assert f"{PAPER}'s tables fresh" in capsys.readouterr().out
+    with pytest.raises(cli.UserError, match="stale"):
+        report.main(["verify"])
+    card = root / "papers" / PAPER / "README.md"
+    card.write_text(card.read_text().replace("6.33", "6.30"))
+    with pytest.raises(cli.UserError) as error:
+        report.main(["verify", "--paper", PAPER])
+    one_line_error(error, "stale", card.relative_to(root))
+    with pytest.raises(cli.UserError) as error:
+        report.main(["verify", "--paper", "coarse"])
+    one_line_error(error, "'coarse'", PAPER)
 
 
 def tampered(root, change):
@@ -327,17 +356,50 @@ def test_why_prints_the_chain(root, capsys):
             assert word in said, word
 
 
-def test_why_without_a_run_and_of_nothing(root, capsys):
+def test_why_without_a_run(root, capsys):
     report.main(["why", f"{PAPER}.cofw-nme"])
     assert "no committed run has data 'cofw' and preset 'paper'" in capsys.readouterr().out
-    for name in ("coarse_to_fine.nothing", "nothing", ""):
-        with pytest.raises(cli.UserError) as error:
-            report.main(["why", name])
-        one_line_error(error, "CELL is one of", f"{PAPER}.cofw-nme")
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("coarse-to-fine.lfpw-ctf", "lfpw-cft"),
+        ("cofw_nme", "cofw-nme"),
+        ("lfpw-heatmap", "lfpw-heatmap"),
+        ("coarse_to_fin.ibug-nme", "ibug-nme"),
+    ],
+)
+def test_why_of_a_wrong_name_offers_the_nearest_at_once(root, monkeypatch, name, near):
+    nothing(monkeypatch)
+    with pytest.raises(cli.UserError) as error:
+        report.main(["why", name])
+    one_line_error(error, "no cell", name.replace("-to-", "_to_"))
+    offered = str(error.value).split("nearest names are ")[1].split(", ")
+    assert offered[0] == f"{PAPER}.{near}" and len(offered) == 3
+
+
+def test_a_claims_id_is_found_without_its_paper():
+    known = ["ab.demo-cf", "a_paper_with_a_long_name.demo-cft", "ab.lfw"]
+    assert report.nearest("demo-cft", known, 2) == ["a_paper_with_a_long_name.demo-cft", "ab.demo-cf"]
+
+
+@pytest.mark.parametrize("name", ["", " "])
+def test_why_of_no_name_shows_how(root, monkeypatch, name):
+    nothing(monkeypatch)
+    with pytest.raises(cli.UserError) as error:
+        report.main(["why", name])
+    one_line_error(error, "usage: make why CELL=<paper>.<claim>", f"CELL={PAPER}.cofw-nme")
+
+
+def nothing(monkeypatch):
+    """Fail if a cell is computed or a record read."""
+    for module, name in ((claims, "cells"), (claims, "cell"), (runs, "recorded"), (runs, "read_predictions")):
+        monkeypatch.setattr(module, name, lambda *words, name=name: pytest.fail(f"{name} was called"))
 
 
 def test_usage_is_one_line(root):
-    for words in ([], ["wright"], ["why"], ["verify", "x"]):
+    for words in ([], ["wright"], ["why"], ["verify", "x"], ["verify", "--v"], ["write", "-v"]):
         with pytest.raises(cli.UserError) as error:
             report.main(words)
         one_line_error(error, "usage")

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from common import checkpoint, claims, cli, data, precision, runs
-from papers.resup import config, evaluate, figures, method, nets, noise, train
+from papers.resup import config, evaluate, figures, method, nets, noise, tables, train
 from papers.resup import data as sets
 from tests.conftest import REPOSITORY, one_line_error, python
 
@@ -598,7 +598,7 @@ def test_figures_are_drawn_from_records_alone(faces, tmp_path):
         (found,) = figures.by_level(three).values()
         assert {rate: len(some) for rate, some in found.items()} == {20: 1, 30: 1}
         assert "noise-levels.png" in [path.name for path in figures.draw(three, tmp_path / record["config"]["row"])]
-    lines = figures.comparison(ferplus).splitlines()
+    lines = tables.comparison(ferplus).splitlines()
     assert any(line.startswith("| EAC") and "| 85.44 | MS-Celeb-1M" in line for line in lines)
     ours = [line for line in lines if "| ours: from scratch" in line]
     assert len(ours) == 1 and f"{records[0]['metrics']['accuracy_pct']:.2f} [" in ours[0]

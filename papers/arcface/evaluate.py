@@ -17,119 +17,12 @@ import torch
 
 from common import checkpoint, cli, nets, parallel, runs, verification
 from common.cli import MissingData, UserError
-from common.metrics import Metric
 from common.nets import GIVEN_FILE, GIVEN_SHA256
 from papers.arcface import data, figures
 from papers.arcface.bayes import JointBayes
 from papers.arcface.config import PAPER, preset
+from papers.arcface.metrics import METRICS, measure, pair_keys
 from papers.arcface.nets import load_net
-
-# ---- Metrics, all computed from what a record holds
-
-
-def _pairs(name):
-    """Keys of a test set's arrays in a predictions file: the main set's have no ending."""
-    return tuple(f"{key}_{name}" if name else key for key in ("distance", "same", "fold"))
-
-
-def _accuracy(keys):
-    """Share of pairs judged rightly: the mean over the folds when these are of one size, as in every list here."""
-    return lambda p: 100 * verification.verify(*(p[key] for key in keys), both=False).correct.mean()
-
-
-def _tar(keys, far):
-    return lambda p: 100 * verification.tar_at_far(*(p[key] for key in keys), far=far, both=False).tar
-
-
-def _gap(p):
-    angle, same = verification.angles_deg(p["distance"]), p["same"].astype(bool)
-    return angle[~same].mean() - angle[same].mean()
-
-
-def _separation(p):
-    """Difference of the two kinds' mean angles over their joint standard deviation (d')."""
-    angle, same = verification.angles_deg(p["distance"]), p["same"].astype(bool)
-    return _gap(p) / np.sqrt((angle[same].var() + angle[~same].var()) / 2)
-
-
-def _area(key):
-    """Share of (same, different) pairs of pairs in the right order: the rank sum form, for thousands of resamples."""
-
-    def statistic(p):
-        from scipy.stats import rankdata
-
-        same = p["same"].astype(bool)
-        n, m = same.sum(), (~same).sum()
-        return 100 * (rankdata(-p[key].astype(np.float64))[same].sum() - n * (n + 1) / 2) / (n * m)
-
-    return statistic
-
-
-def _array(key):
-    return lambda p: p[key]
-
-
-def _drop(what, limit_deg=75.0):
-    """Precision or recall, in percent, of the labels dropped by the 75-degree rule against those made wrong."""
-
-    def statistic(p):
-        dropped, wrong = p["subcenter_angle_deg"] > limit_deg, p["noise_flag"].astype(bool)
-        return 100 * (dropped & wrong).sum() / max(1, (dropped if what == "precision" else wrong).sum())
-
-    return statistic
-
-
-def _verification_metrics():
-    for name, label in (("", ""), ("cfp_fp", ", CFP-FP"), ("agedb_30", ", AgeDB-30")):
-        keys, end = _pairs(name), f"_{name}" if name else ""
-        yield Metric(
-            f"accuracy{end}_pct",
-            f"verification accuracy, ten folds{label} (%)",
-            False,
-            statistic=_accuracy(keys),
-            needs=keys,
-        )
-    keys = _pairs("")
-    for far, end, label in ((1e-2, "1pct", "1 %"), (1e-3, "01pct", "0.1 %")):
-        yield Metric(
-            f"tar_far{end}_pct",
-            f"true accepts at {label} false accepts (%)",
-            False,
-            statistic=_tar(keys, far),
-            needs=keys,
-        )
-    yield Metric("auc_pct", "area under the ROC curve (%)", False, statistic=_area("distance"), needs=keys)
-    bayes = ("distance_bayes", "same", "fold")
-    yield Metric("accuracy_bayes_pct", "verification accuracy by joint Bayes, ten folds (%)", False,
-                 statistic=_accuracy(bayes), needs=bayes)  # fmt: skip
-    yield Metric("auc_bayes_pct", "area under the ROC curve by joint Bayes (%)", False, _area(bayes[0]), needs=bayes)
-    yield Metric(
-        "gap_deg", "mean angle of different pairs less same pairs' (degrees)", False, statistic=_gap, needs=keys
-    )
-    yield Metric("separation", "the same over the joint standard deviation", False, statistic=_separation, needs=keys)
-    # Table 3. Centres are means of unit embeddings (the paper does not say); people with one image are left out.
-    for key, label, lower in (
-        ("intra_deg", "test face to its person's centre (degrees)", True),
-        ("inter_deg", "test person's centre to the nearest other (degrees)", False),
-        ("train_intra_deg", "training face to its person's centre (degrees)", True),
-        ("train_inter_deg", "training person's centre to the nearest other (degrees)", False),
-        ("w_ec_deg", "row of W to its person's centre (degrees)", True),
-        ("w_inter_deg", "row of W to the nearest other row (degrees)", False),
-    ):
-        yield Metric(key, label, lower, _array(key), needs=(key,))
-    both = ("subcenter_angle_deg", "noise_flag")
-    for what in ("precision", "recall"):
-        yield Metric(f"drop_{what}_pct", f"{what} of the labels dropped at 75 degrees (%)", False,
-                     statistic=_drop(what), needs=both)  # fmt: skip
-
-
-METRICS = {m.name: m for m in _verification_metrics()}
-
-
-def measure(predictions):
-    """Every metric that the predictions allow, name -> value."""
-    return {name: m.value(predictions) for name, m in METRICS.items() if m.available(predictions)}
-
 
 # ---- From a network to predictions
 
@@ -157,7 +50,7 @@ def predictions(net, test, device, bayes=None):
     vectors = verification.unit_rows(plain)
     first, second = (place[test.pairs[:, k]] for k in (0, 1))
     left, right = vectors[first], vectors[second]
-    arrays = dict(zip(_pairs(test.name), (
+    arrays = dict(zip(pair_keys(test.name), (
         verification.squared_distances(left, right).astype(np.float32),
         test.pairs[:, 2].astype(bool), test.pairs[:, 3].astype(np.uint8),
     ), strict=True))  # fmt: skip

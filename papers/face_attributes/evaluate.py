@@ -9,85 +9,9 @@ import torch
 
 from common import cli, nets, parallel, precision, verification
 from common import data as sets
-from common.metrics import Metric
 from papers.face_attributes import data, method, shared
+from papers.face_attributes.metrics import METRICS, measure
 from papers.face_attributes.source import Source, label_of
-
-NAMES = ("age", "gender", "ethnicity", "emotion", "smiling", "hat", "young")
-PAIRS = [(a, b) for a in ("age", "emotion") for b in ("gender", "ethnicity")]  # shape S3
-
-
-# ---- Metrics, all computed from what a record holds
-
-
-def _hits(name):
-    return lambda p: 100.0 * p[f"{name}_correct"]
-
-
-def _difference(a, b):
-    """Per face, accuracy of `a` less that of `b` in points.
-
-    Faces of two different sets are lined up one after another and weighted so that the mean is the difference of the
-    two accuracies; they share no face, so their errors add as independent ones do.
-    """
-
-    def per_sample(p):
-        x, y = 100.0 * p[f"{a}_correct"], 100.0 * p[f"{b}_correct"]
-        if len(x) == len(y):
-            return x - y
-        n = len(x) + len(y)
-        return np.concatenate([x * n / len(x), -y * n / len(y)])
-
-    return per_sample
-
-
-def _logit(hits):
-    share = (hits.sum() + 0.5) / (len(hits) + 1)  # half a face each way, so that 100 % stays finite
-    return np.log(share / (1 - share))
-
-
-def _logit_difference(a, b):
-    return lambda p: _logit(p[f"{a}_correct"]) - _logit(p[f"{b}_correct"])
-
-
-def _identity_accuracy(p):
-    keys = "identity_distance", "identity_same", "identity_fold"
-    return 100 * verification.verify(*(p[key] for key in keys), both=False).correct.mean()
-
-
-def _metrics():
-    for name in NAMES:
-        hits, recall = f"{name}_correct", f"{name}_recall"
-        yield Metric(f"{name}_accuracy_pct", f"{name}, accuracy (%)", False, _hits(name), needs=(hits,))
-        yield Metric(f"{name}_balanced_pct", f"{name}, mean of the classes' accuracies (%)", False,
-                     statistic=lambda p, key=recall: 100 * p[key].mean(), needs=(recall,))  # fmt: skip
-        yield Metric(f"{name}_logit", f"{name}, logit of the accuracy", False,
-                     statistic=lambda p, key=hits: _logit(p[key]), needs=(hits,))  # fmt: skip
-    yield Metric("age_mae_years", "age, mean absolute error (years)", True, lambda p: p["age_error_years"],
-                 needs=("age_error_years",))  # fmt: skip
-    for a, b in PAIRS:
-        needs = f"{a}_correct", f"{b}_correct"
-        yield Metric(f"{a}_less_{b}_pct", f"accuracy of {a} less that of {b} (points)", False, _difference(a, b),
-                     needs=needs)  # fmt: skip
-        if a == "age":  # the bootstrap needs both on the same faces
-            yield Metric(f"{a}_less_{b}_logit", f"logit of {a}'s accuracy less that of {b}'s", False,
-                         statistic=_logit_difference(a, b), needs=needs)  # fmt: skip
-    yield Metric("gflop", "computation of all predictions of a face (GFLOP, 2 per multiply-add)", True,
-                 lambda p: p["gflop"], needs=("gflop",))  # fmt: skip
-    yield Metric("within_over_between_pct", "variance within over between identities (%)", True,
-                 statistic=lambda p: 100 * p["identity_within"].sum() / p["identity_between"].sum(),
-                 needs=("identity_within", "identity_between"))  # fmt: skip
-    yield Metric("identity_accuracy_pct", "identity verification (%)", False, statistic=_identity_accuracy,
-                 needs=("identity_distance", "identity_same", "identity_fold"))  # fmt: skip
-
-
-METRICS = {m.name: m for m in _metrics()}
-
-
-def measure(predictions):
-    """Every metric that the predictions allow, name -> value."""
-    return {name: m.value(predictions) for name, m in METRICS.items() if m.available(predictions)}
-
 
 # ---- From a network to predictions
 

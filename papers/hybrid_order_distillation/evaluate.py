@@ -1,4 +1,4 @@
-"""What is measured at low resolution, from records alone; and the command that tests a student's weights file.
+"""Protocols of the tests at low resolution, and the command that tests a student's weights file.
 
     python -m papers.hybrid_order_distillation.evaluate --weights FILE --preset short --row assistant_123
 
@@ -13,74 +13,11 @@ import torch
 
 from common import checkpoint, cli, nets, parallel, verification
 from common.cli import UserError
-from common.metrics import Metric
 from papers.hybrid_order_distillation import data
 from papers.hybrid_order_distillation.config import check, preset
 from papers.hybrid_order_distillation.degrade import degrade
+from papers.hybrid_order_distillation.metrics import METRICS, measure
 from papers.hybrid_order_distillation.nets import Learner, make_net
-
-RECALLS = (1, 2, 4, 8)
-LISTS = {  # ending of the arrays -> what is compared with what
-    "": "both images low",
-    "cross": "high against low",
-    "teacher": "high by the teacher against low by the student",
-    "other": "both low, another degradation operator",
-    "pairs": "LFW's 6,000 pairs without people of DevTrain, both low",
-    "pairs_cross": "the same, high against low",
-}
-
-# ---- Metrics, all computed from what a record holds
-
-
-def _keys(ending):
-    """Distances, truths and folds of a list; those of one set of pairs share truths and folds."""
-    own = "_pairs" if ending.startswith("pairs") else ""
-    return f"distance_{ending}".rstrip("_"), f"same{own}", f"fold{own}"
-
-
-def _accuracy(keys):
-    """Share of pairs judged rightly: the mean over the folds when these are of one size."""
-    return lambda p: 100 * verification.verify(*(p[key] for key in keys), both=False).correct.mean()
-
-
-def _area(keys):
-    def statistic(p):
-        from sklearn.metrics import roc_auc_score
-
-        return 100 * roc_auc_score(p[keys[1]].astype(bool), -p[keys[0]].astype(np.float64))
-
-    return statistic
-
-
-def _share(key, test):
-    return lambda p: 100.0 * test(p, p[key])
-
-
-def _metrics():
-    for ending, what in LISTS.items():
-        keys, end = _keys(ending), f"_{ending}" if ending else ""
-        yield Metric(f"accuracy{end}_pct", f"verification accuracy, {what} (%)", False, statistic=_accuracy(keys),
-                     needs=keys)  # fmt: skip
-    keys = _keys("")
-    yield Metric("auc_pct", "area under the ROC curve, both images low (%)", False, statistic=_area(keys), needs=keys)
-    for end, what in (("", ""), ("_other", ", another degradation operator")):
-        key = f"predicted{end}"
-        right = _share(key, lambda p, said: said == p["label"])
-        yield Metric(f"top1{end}_pct", f"top-1 accuracy{what} (%)", False, right, needs=(key, "label"))
-    for end, what in (("", ""), ("_cross", ", low query against high gallery")):
-        key = f"first_hit{end}"
-        for k in RECALLS:
-            hit = _share(key, lambda p, rank, k=k: rank <= k)
-            yield Metric(f"recall{k}{end}_pct", f"Recall@{k}{what} (%)", False, hit, needs=(key,))
-
-
-METRICS = {m.name: m for m in _metrics()}
-
-
-def measure(predictions):
-    """Every metric that the predictions allow, name -> value."""
-    return {name: m.value(predictions) for name, m in METRICS.items() if m.available(predictions)}
-
 
 # ---- From networks to predictions
 

@@ -9,22 +9,9 @@ from common import precision, runs
 from common.cli import MissingData, UserError
 from common.plan import Plan
 from papers.resup import nets, noise
+from papers.resup.rows import ROWS
 
 PAPER = "resup"
-ROWS = {
-    "ce": "cross-entropy, one network",
-    "ce_two": "cross-entropy, two networks",
-    "own": "own weights",
-    "swapped": "swapped weights",
-    "resup": "ReSup: swapped weights, consistency",
-    "loss_mixture": "ReSup with a mixture over losses",
-    "coteaching": "Co-teaching",
-    "oracle": "weights by the true flips (no method)",
-    "ce_plus": "cross-entropy, averaging, consistency (ours)",
-    "resup_plus": "our first variant of ReSup",
-    "resup_bayes": "ReSup with Bayes' rule in place of the mixture (ours)",
-    "bayes": "our second variant: Bayes' rule",
-}
 DATA = ("ferplus", "rafdb", "affectnet", "embedded")
 WEIGHTING = ("none", "own", "swapped", "coteaching", "oracle", "bayes")
 

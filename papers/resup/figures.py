@@ -1,24 +1,19 @@
 """Pictures of the results, drawn from records and claims.toml alone: curves, weights, noise levels, published rows."""
 
-import tomllib
 from pathlib import Path
 
 import numpy as np
 
-from common import figures, runs, stats
+from common import figures, runs
 from papers.resup.config import LEVELS, ROWS
-from papers.resup.evaluate import METRICS, class_weights, reliability
+from papers.resup.metrics import class_weights, reliability
+from papers.resup.tables import accuracy_of, beside_published, interval_of, ours_at_30
 
 COLOURS = {
     "ce": "#999999", "ce_two": "#555555", "own": "#c9a227", "swapped": "#228833", "resup": "#cc3311",
     "loss_mixture": "#4477aa", "coteaching": "#33aabb", "ce_plus": "#aa7744", "resup_plus": "#663399",
     "resup_bayes": "#ee7733", "bayes": "#ee3377", "oracle": "#000000",
 }  # fmt: skip
-OURS = {  # presets at 30 % flips as blocks of the picture beside published rows
-    "short": "ours: from scratch, half-width ResNet-18, 48 px, 3,153 test faces; mirroring alone",
-    "strong": "ours: the same with our recipe",
-    "long": "ours: the same with our recipe, 44 epochs",
-}
 JUDGED = ("own", "swapped", "resup", "loss_mixture", "resup_plus", "resup_bayes", "bayes")
 
 
@@ -51,44 +46,6 @@ def by_level(records):
     return {row: some for row, some in levels.items() if len(some) > 1}
 
 
-def comparison(records):
-    """Markdown: accuracies at 30 % flips, printed elsewhere and ours, initialisation in a column. For the card."""
-    head = ("FERPlus, 30 % symmetric flips", "accuracy (%)", "initialisation and network", "source")
-    lines = [head, ["---"] * len(head)]
-    for start, block in beside_published(ours_at_30(records)).items():
-        for what, value, half, _, source in block:
-            interval = f" [{value - half:.2f}, {value + half:.2f}]" if half is not None else ""
-            lines.append((what, f"{value:.2f}{interval}", start, source))
-    table = "".join("| " + " | ".join(line) + " |\n" for line in lines)
-    note = "Compare within one initialisation alone. Ours: means of two networks and over seeds, 90 % intervals.\n"
-    return f"{table}\n{note}"
-
-
-def ours_at_30(records):
-    """The comparable FERPlus records at 30 % flips: words of a preset (OURS) -> records."""
-    recorded = [r for r in figures.comparable(records) if r["data"]["name"] == "ferplus"]
-    ours = {words: [r for r in recorded if r["config"]["preset"] == name] for name, words in OURS.items()}
-    return {words: found for words, found in ours.items() if found}
-
-
-def beside_published(ours):
-    """Initialisation -> [(what, accuracy, half of its interval or None, colour, source)], the printed rows first.
-
-    `ours`: words of a preset -> its records.
-    """
-    claimed = tomllib.loads((Path(__file__).parent / "claims.toml").read_text())
-    blocks = {}
-    for a in [*(c for c in claimed["level"] if "initialisation" in c), *claimed["anchor"]]:
-        line = (a["what"].split(",")[0], float(a["published"]), None, "#333333", a["source"])
-        blocks.setdefault(a["initialisation"], []).append(line)
-    for words, records in ours.items():
-        for row, found in figures.by_row(records, ROWS).items():
-            interval = interval_of(accuracy_of(row), found)
-            source = f"{len(found)} recorded run{'s' * (len(found) > 1)}"
-            blocks.setdefault(words, []).append((ROWS[row], interval.mean, interval.half, COLOURS[row], source))
-    return blocks
-
-
 def overview(records, path):
     rows = figures.by_row(records, ROWS)
     data, config = records[0]["data"], records[0]["config"]
@@ -114,16 +71,6 @@ def overview(records, path):
     what = f"{data['flipped_pct']:.1f} % of the training labels wrong ({data['noise']})" if flips else "clean labels"
     figure.suptitle(f"{data['name']}, preset {config['preset']}: {what}, {data['test_faces']} test faces", fontsize=11)
     figures.save(figure, path)
-
-
-def accuracy_of(row, epoch=""):
-    """Name of a row's accuracy: of the mean of its networks where it has two."""
-    return f"accuracy{'' if row == 'ce' else '_mean'}{epoch}_pct"
-
-
-def interval_of(metric, records):
-    """Mean over the records with its 90 % interval, as in the card."""
-    return stats.level(METRICS[metric], [runs.read_predictions(r["folder"] / "predictions.npz") for r in records])
 
 
 def history(record):
@@ -257,8 +204,8 @@ def published(blocks, path):
     y, ticks = 0.0, []
     for name, block in blocks.items():
         axes.text(0.0, -y, name, fontsize=9, fontweight="bold", transform=axes.get_yaxis_transform(), va="center")
-        for what, value, half, colour, _ in block:
-            y += 1
+        for what, value, half, row, _ in block:
+            y, colour = y + 1, COLOURS.get(row, "#333333")
             axes.errorbar(value, -y, xerr=half, fmt="o", ms=5, color=colour, capsize=3)
             axes.annotate(f"{value:.2f}", (value, -y), (0, 6), textcoords="offset points", fontsize=8, ha="center")
             ticks.append((-y, what))

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from common import checkpoint, cli, loop, parallel, precision, runs
+from common.metrics import area_under_roc
 from common.progress import phase
 from papers.resup import data, evaluate, method
 from papers.resup.config import PAPER, build_twins, check, preset
@@ -203,7 +204,7 @@ def judge(cfg, judges, twins, training, epoch, device):
     if training.flip.any():
         flip = training.flip
         noted |= {"weight_clean": weight[~flip].mean(), "weight_flipped": weight[flip].mean()}
-        noted |= {"weight_auc": evaluate.auc(weight, ~flip)}
+        noted |= {"weight_auc": area_under_roc(weight, ~flip)}
     for m, one in enumerate(judges):
         (low, high), share = one.shape.cpu().T, one.share.cpu()
         noted |= {

@@ -1,0 +1,50 @@
+"""What is measured, computed from what a record holds: verification, retrieval, classification (see evaluate.py)."""
+
+from common.metrics import Metric, area_metric
+from common.verification import accuracy_metric
+
+RECALLS = (1, 2, 4, 8)
+LISTS = {  # ending of the arrays -> what is compared with what
+    "": "both images low",
+    "cross": "high against low",
+    "teacher": "high by the teacher against low by the student",
+    "other": "both low, another degradation operator",
+    "pairs": "LFW's 6,000 pairs without people of DevTrain, both low",
+    "pairs_cross": "the same, high against low",
+}
+
+
+def _keys(ending):
+    """Distances, truths and folds of a list; those of one set of pairs share truths and folds."""
+    own = "_pairs" if ending.startswith("pairs") else ""
+    return f"distance_{ending}".rstrip("_"), f"same{own}", f"fold{own}"
+
+
+def _share(key, test):
+    return lambda p: 100.0 * test(p, p[key])
+
+
+def _metrics():
+    for ending, what in LISTS.items():
+        keys, end = _keys(ending), f"_{ending}" if ending else ""
+        yield accuracy_metric(f"accuracy{end}_pct", f"verification accuracy, {what} (%)", keys)
+    keys = _keys("")
+    low = lambda p: (-p["distance"], p["same"])
+    yield area_metric("auc_pct", "area under the ROC curve, both images low (%)", low, keys)
+    for end, what in (("", ""), ("_other", ", another degradation operator")):
+        key = f"predicted{end}"
+        right = _share(key, lambda p, said: said == p["label"])
+        yield Metric(f"top1{end}_pct", f"top-1 accuracy{what} (%)", False, right, needs=(key, "label"))
+    for end, what in (("", ""), ("_cross", ", low query against high gallery")):
+        key = f"first_hit{end}"
+        for k in RECALLS:
+            hit = _share(key, lambda p, rank, k=k: rank <= k)
+            yield Metric(f"recall{k}{end}_pct", f"Recall@{k}{what} (%)", False, hit, needs=(key,))
+
+
+METRICS = {m.name: m for m in _metrics()}
+
+
+def measure(predictions):
+    """Every metric that the predictions allow, name -> value."""
+    return {name: m.value(predictions) for name, m in METRICS.items() if m.available(predictions)}
