@@ -16,8 +16,6 @@ import sys
 import threading
 import time
 
-from tqdm import tqdm
-
 FIRST_S, THEN_S, LEAST_S = 5, 30, 1  # seconds of silence before a first line, a later one, and between any two
 LOOK_S = 1.0  # how often the thread looks
 clock = time.monotonic
@@ -48,6 +46,8 @@ class Meter:
     """
 
     def __init__(self, label, total=None, unit="", done=0, batch=1, bar=True, keep=False):
+        from tqdm import tqdm  # here, so that what reads records alone does without
+
         self.label, self.total, self.unit, self.done, self.batch = label, total, unit, done, batch
         self.note, self.first, self._tenth = "", done, None
         main = os.environ.get("RANK", "0") == "0"
@@ -105,7 +105,7 @@ class Meter:
             words.append(f"{minutes((self.total - self.done) * spent / steps)} left" if self.total else "")
         else:
             words.append(f"{minutes(spent)} so far")
-        tqdm.write("  ".join(filter(None, words)), file=sys.stderr)
+        self._bar.write("  ".join(filter(None, words)), file=sys.stderr)
 
     def _watch(self):
         while not self._over.wait(LOOK_S):
