@@ -29,37 +29,37 @@ $(VENV)/.ready: requirements.lock
 setup: $(VENV)/.ready ## create .venv with the versions of requirements.lock
 
 reproduce-%: $(VENV)/.ready ## train, evaluate, print the table of one paper (PRESET, SEEDS, ROWS, ARGS)
-	@$(PY) -m common.reproduce $* --preset $(PRESET) $(if $(SEEDS),--seeds "$(SEEDS)") $(if $(ROWS),--rows "$(ROWS)") $(ARGS)
+	@$(PY) -m facepapers.common.tools.reproduce $* --preset $(PRESET) $(if $(SEEDS),--seeds "$(SEEDS)") $(if $(ROWS),--rows "$(ROWS)") $(ARGS)
 
 reproduce-all: $(VENV)/.ready ## every paper in turn
-	@for paper in $(PAPERS); do $(PY) -m common.reproduce $$paper --preset $(PRESET) $(ARGS) || exit $$?; done
+	@for paper in $(PAPERS); do $(PY) -m facepapers.common.tools.reproduce $$paper --preset $(PRESET) $(ARGS) || exit $$?; done
 
 test: $(VENV)/.ready ## the whole test suite (no network, no GPU, no data set needed)
 	@$(PY) -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 verify: $(VENV)/.ready ## recompute every number of every table from the predictions (PAPER=<one>, ARGS=-v for each cell)
-	@$(PY) -m common.report verify $(if $(PAPER),--paper $(PAPER)) $(ARGS)
+	@$(PY) -m facepapers.common.tools.report verify $(if $(PAPER),--paper $(PAPER)) $(ARGS)
 
 report: $(VENV)/.ready ## rewrite tables, figures and results/index.html from claims and records
-	@$(PY) -m common.report write
+	@$(PY) -m facepapers.common.tools.report write
 
 why: $(VENV)/.ready ## where a number comes from: make why CELL=<paper>.<claim>
-	@$(PY) -m common.report why "$(CELL)"
+	@$(PY) -m facepapers.common.tools.report why "$(CELL)"
 
 data: $(VENV)/.ready ## the data sets and their state
-	@$(PY) -m common.data list
+	@$(PY) -m facepapers.common.data list
 
 data-%: $(VENV)/.ready ## obtain, check and prepare one data set (DATA_MIRROR=<folder or URL>)
-	@$(PY) -m common.data get $*
+	@$(PY) -m facepapers.common.data get $*
 
 verify-data-%: $(VENV)/.ready ## decode a prepared data set and compare its fingerprint
-	@$(PY) -m common.data verify $*
+	@$(PY) -m facepapers.common.data verify $*
 
 notebooks: $(VENV)/.ready ## execute every notebook in place
-	@$(PY) -m common.notebooks $(ARGS)
+	@$(PY) -m facepapers.common.tools.notebooks $(ARGS)
 
 bench: $(VENV)/.ready ## speed as ratios measured in one run
-	@$(PY) -m common.bench $(ARGS)
+	@$(PY) -m facepapers.common.tools.bench $(ARGS)
 
 lint: $(VENV)/.ready ## ruff
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check . --quiet || { echo "run: $(PY) -m ruff format ." >&2; exit 1; }

@@ -20,8 +20,9 @@ TINY = (
 TINY_DRIVER = f"""
 import torch
 torch.set_num_threads(1)
-from common import cli, loop
-from papers.coarse_to_fine import data, train
+from facepapers.common import cli
+from facepapers.common.training import loop
+from facepapers.papers.coarse_to_fine import data, train
 data.EMBEDDED.update({TINY_FACES})
 train.MEAN_FACES = 16
 """
@@ -64,7 +65,7 @@ def is_loopback(host):
 @pytest.fixture(scope="session")
 def committed_cells():
     """Paper -> its cells, computed once from the committed records. Read-only."""
-    from common import claims
+    from facepapers.common.evidence import claims
 
     return {paper: claims.cells(paper) for paper in claims.papers()}
 
@@ -72,7 +73,7 @@ def committed_cells():
 @pytest.fixture(scope="session")
 def drawn_faces():
     """An AlignmentSet of 160 embedded faces of 64 pixels: 120 train, 40 test. Read-only."""
-    from papers.coarse_to_fine import data
+    from facepapers.papers.coarse_to_fine import data
 
     whole = data.EMBEDDED.copy()
     data.EMBEDDED.update(train=120, test=40, size=64)
@@ -85,7 +86,7 @@ def drawn_faces():
 @pytest.fixture
 def tiny(monkeypatch):
     """Make `--data embedded` in this process the forty tiny faces of TINY_FACES."""
-    from papers.coarse_to_fine import data, train
+    from facepapers.papers.coarse_to_fine import data, train
 
     monkeypatch.setattr(data, "EMBEDDED", TINY_FACES)
     monkeypatch.setattr(train, "MEAN_FACES", 16)
@@ -98,7 +99,7 @@ _CACHE = {}
 
 def tiny_faces():
     """The AlignmentSet of TINY_FACES, drawn once."""
-    from papers.coarse_to_fine import data
+    from facepapers.papers.coarse_to_fine import data
 
     if "tiny" not in _CACHE:
         _CACHE["tiny"] = data._embedded_set()

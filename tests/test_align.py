@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from common import align as a
-from common.cli import MissingData, UserError
+from facepapers.common.cli import MissingData, UserError
+from facepapers.common.vision import alignment, mtcnn
 
 torch.set_num_threads(1)
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -35,40 +35,40 @@ def motion(points, degrees, scale, shift):
 
 
 def test_the_template_is_insightfaces():
-    assert a.template(112).tolist() == a.TEMPLATE_112.tolist()
-    np.testing.assert_allclose(a.template(112) - [8, 0], [  # the older 112x96 one
+    assert alignment.template(112).tolist() == alignment.TEMPLATE_112.tolist()
+    np.testing.assert_allclose(alignment.template(112) - [8, 0], [  # the older 112x96 one
         [30.2946, 51.6963], [65.5318, 51.5014], [48.0252, 71.7366], [33.5493, 92.3655], [62.7299, 92.2041]
     ])  # fmt: skip
-    np.testing.assert_allclose(a.template(224), 2 * a.TEMPLATE_112)
-    np.testing.assert_allclose(a.template(128)[:, 0], a.TEMPLATE_112[:, 0] * 128 / 128 + 8)
-    np.testing.assert_allclose(a.template(256)[0], [2 * 38.2946 + 16, 2 * 51.6963])
+    np.testing.assert_allclose(alignment.template(224), 2 * alignment.TEMPLATE_112)
+    np.testing.assert_allclose(alignment.template(128)[:, 0], alignment.TEMPLATE_112[:, 0] * 128 / 128 + 8)
+    np.testing.assert_allclose(alignment.template(256)[0], [2 * 38.2946 + 16, 2 * 51.6963])
 
 
 def test_similarity_transform_equals_umeyama():
     rng = np.random.default_rng(0)
     source = rng.normal(size=(20, 5, 2)) * 30 + 100
-    source[10:] = a.TEMPLATE_112 + rng.normal(size=(10, 5, 2))
-    found = a.similarity_transform(source, a.TEMPLATE_112)
+    source[10:] = alignment.TEMPLATE_112 + rng.normal(size=(10, 5, 2))
+    found = alignment.similarity_transform(source, alignment.TEMPLATE_112)
     for one, matrix in zip(source, found):
-        np.testing.assert_allclose(matrix, umeyama(one, a.TEMPLATE_112), rtol=1e-7, atol=1e-7)
+        np.testing.assert_allclose(matrix, umeyama(one, alignment.TEMPLATE_112), rtol=1e-7, atol=1e-7)
 
 
 def test_a_known_motion_is_undone_and_a_mirror_image_is_not():
-    points = motion(a.TEMPLATE_112, 25, 1.7, [40, -3])
-    matrix = a.similarity_transform(points[None], a.TEMPLATE_112)[0]
-    np.testing.assert_allclose(points @ matrix[:, :2].T + matrix[:, 2], a.TEMPLATE_112, atol=1e-9)
+    points = motion(alignment.TEMPLATE_112, 25, 1.7, [40, -3])
+    matrix = alignment.similarity_transform(points[None], alignment.TEMPLATE_112)[0]
+    np.testing.assert_allclose(points @ matrix[:, :2].T + matrix[:, 2], alignment.TEMPLATE_112, atol=1e-9)
     mirrored = points * [-1, 1]
-    matrix = a.similarity_transform(mirrored[None], a.TEMPLATE_112)[0]
+    matrix = alignment.similarity_transform(mirrored[None], alignment.TEMPLATE_112)[0]
     assert np.linalg.det(matrix[:, :2]) > 0  # never a reflection
-    assert np.abs(mirrored @ matrix[:, :2].T + matrix[:, 2] - a.TEMPLATE_112).max() > 3
+    assert np.abs(mirrored @ matrix[:, :2].T + matrix[:, 2] - alignment.TEMPLATE_112).max() > 3
 
 
 def test_points_that_coincide():
-    points = np.stack([a.TEMPLATE_112, np.full((5, 2), 3.0)])
+    points = np.stack([alignment.TEMPLATE_112, np.full((5, 2), 3.0)])
     with pytest.raises(UserError, match="face 1: its alignment points coincide"):
-        a.similarity_transform(points, a.TEMPLATE_112)
+        alignment.similarity_transform(points, alignment.TEMPLATE_112)
     with pytest.raises(UserError, match=r"face 0: .* not numbers"):
-        a.similarity_transform(points * np.nan, a.TEMPLATE_112)
+        alignment.similarity_transform(points * np.nan, alignment.TEMPLATE_112)
 
 
 def picture(height=200, width=180):
@@ -79,17 +79,19 @@ def picture(height=200, width=180):
 
 def test_identity_keeps_the_pixels():
     image = picture()
-    crop = a.align(image[None], a.TEMPLATE_112[None])[0]
+    crop = alignment.align(image[None], alignment.TEMPLATE_112[None])[0]
     assert torch.equal(crop, image[:, :112, :112])
-    shifted = a.align(image[None], a.TEMPLATE_112[None] + [7, 3])[0]
+    shifted = alignment.align(image[None], alignment.TEMPLATE_112[None] + [7, 3])[0]
     assert torch.equal(shifted, image[:, 3:115, 7:119])
 
 
 @pytest.mark.parametrize("size", [112, 64])
 def test_every_pixel_comes_from_where_the_similarity_says(size):
-    points = motion(a.template(112), 20, 0.9, [30, 10])
-    crop = a.align(picture()[None].expand(2, -1, -1, -1), np.stack([points, points + 2]), size).int()
-    matrix = np.linalg.inv(np.r_[a.similarity_transform(points[None], a.template(size))[0], [[0, 0, 1]]])
+    points = motion(alignment.template(112), 20, 0.9, [30, 10])
+    crop = alignment.align(picture()[None].expand(2, -1, -1, -1), np.stack([points, points + 2]), size).int()
+    matrix = np.linalg.inv(
+        np.r_[alignment.similarity_transform(points[None], alignment.template(size))[0], [[0, 0, 1]]]
+    )
     y, x = np.mgrid[:size, :size]
     where = np.stack([x, y, np.ones_like(x)], -1) @ matrix.T
     inside = (where[..., :2] >= 0).all(-1) & (where[..., 0] <= 179) & (where[..., 1] <= 199)
@@ -101,7 +103,7 @@ def test_every_pixel_comes_from_where_the_similarity_says(size):
 
 
 def test_outside_the_image_is_black():
-    crop = a.align(picture()[None], a.TEMPLATE_112[None] - [50, 0])[0]
+    crop = alignment.align(picture()[None], alignment.TEMPLATE_112[None] - [50, 0])[0]
     assert (crop[:, :, :49] == 0).all() and (crop[2, :, 51:] == 100).all()
 
 
@@ -111,52 +113,56 @@ def test_outside_the_image_is_black():
 def made_up_weights(folder, bias=4.0):
     """State dicts by which every window is a face, with the template's points."""
     torch.manual_seed(0)
-    for name, kind, face in (("pnet", a.PNet, "conv4_1"), ("rnet", a.RNet, "dense5_1"), ("onet", a.ONet, "dense6_1")):
+    for name, kind, face in (
+        ("pnet", mtcnn.PNet, "conv4_1"),
+        ("rnet", mtcnn.RNet, "dense5_1"),
+        ("onet", mtcnn.ONet, "dense6_1"),
+    ):
         state = {k: torch.zeros_like(v) for k, v in kind().state_dict().items()}
         state[f"{face}.bias"] = torch.tensor([0.0, bias])
         if name == "onet":
-            state["dense6_3.bias"] = torch.tensor(a.TEMPLATE_112.T.reshape(-1) / 112).float()
+            state["dense6_3.bias"] = torch.tensor(alignment.TEMPLATE_112.T.reshape(-1) / 112).float()
         torch.save(state, folder / f"{name}.pt")
 
 
 def test_mtcnn_puts_points_into_its_boxes(tmp_path):
     made_up_weights(tmp_path)
-    boxes, probability, points = a.Mtcnn(tmp_path, min_face_px=40).detect(picture(120, 100))
+    boxes, probability, points = mtcnn.Mtcnn(tmp_path, min_face_px=40).detect(picture(120, 100))
     assert len(boxes) > 1 and points.shape == (len(boxes), 5, 2)
     assert probability[0].item() == pytest.approx(1 / (1 + math.exp(-4)))
     size = boxes[:, None, 2:] - boxes[:, None, :2] + 1
-    expected = boxes[:, None, :2] - 1 + torch.tensor(a.TEMPLATE_112 / 112).float() * size
+    expected = boxes[:, None, :2] - 1 + torch.tensor(alignment.TEMPLATE_112 / 112).float() * size
     torch.testing.assert_close(points, expected)
     assert (size[..., 0] == size[..., 1]).all()
-    chosen = a.main_face(boxes, points, 100, 120)
+    chosen = mtcnn.main_face(boxes, points, 100, 120)
     assert any(torch.equal(chosen, p) for p in points)
 
 
 def test_mtcnn_without_a_face(tmp_path):
     made_up_weights(tmp_path, bias=-4.0)
-    boxes, probability, points = a.Mtcnn(tmp_path).detect(picture(60, 50))
+    boxes, probability, points = mtcnn.Mtcnn(tmp_path).detect(picture(60, 50))
     assert boxes.shape == (0, 4) and probability.shape == (0,) and points.shape == (0, 5, 2)
     with pytest.raises(UserError, match="no face was found"):
-        a.main_face(boxes, points, 50, 60)
-    assert len(a.Mtcnn(tmp_path).detect(picture(8, 8))[0]) == 0  # smaller than any window
+        mtcnn.main_face(boxes, points, 50, 60)
+    assert len(mtcnn.Mtcnn(tmp_path).detect(picture(8, 8))[0]) == 0  # smaller than any window
 
 
 def test_the_main_face_is_large_and_central():
     boxes = torch.tensor([[0.0, 0, 40, 40], [40, 40, 70, 70], [45, 45, 55, 55]])
     points = torch.arange(3.0).view(3, 1, 1).expand(3, 5, 2)
-    assert a.main_face(boxes, points, 100, 100)[0, 0] == 1
+    assert mtcnn.main_face(boxes, points, 100, 100)[0, 0] == 1
 
 
 def test_bad_mtcnn_weights(tmp_path):
     with pytest.raises(MissingData, match=r"pnet.pt: no such file"):
-        a.Mtcnn(tmp_path)
+        mtcnn.Mtcnn(tmp_path)
     made_up_weights(tmp_path)
     torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "rnet.pt")
     with pytest.raises(UserError, match=r"rnet.pt: not RNet's state dict"):
-        a.Mtcnn(tmp_path)
+        mtcnn.Mtcnn(tmp_path)
     (tmp_path / "pnet.pt").write_text("no weights")
     with pytest.raises(UserError, match=r"pnet.pt: not PNet's state dict"):
-        a.Mtcnn(tmp_path)
+        mtcnn.Mtcnn(tmp_path)
 
 
 @pytest.mark.skipif(not (SHARED / "mirror" / "lfw-112.tar").is_file(), reason="no ../shared beside the checkout")
@@ -167,7 +173,7 @@ def test_mtcnn_and_alignment_on_real_faces():
     decode = lambda tar, name: torch.from_numpy(
         np.array(Image.open(io.BytesIO(tar.extractfile(name).read())).convert("RGB"))
     ).permute(2, 0, 1)
-    detector = a.Mtcnn(SHARED / "weights" / "mtcnn", min_face_px=40)
+    detector = mtcnn.Mtcnn(SHARED / "weights" / "mtcnn", min_face_px=40)
     names = ["Abel_Pacheco/Abel_Pacheco_0001.jpg", "Serena_Williams/Serena_Williams_0004.jpg"]
     mirror = SHARED / "mirror"
     with tarfile.open(mirror / "raw-samples.tar") as raw, tarfile.open(mirror / "lfw-112.tar") as lfw:
@@ -177,6 +183,6 @@ def test_mtcnn_and_alignment_on_real_faces():
             image = decode(raw, f"lfw-deepfunneled/{name}")
             expected = np.array(table[name], float).reshape(5, 2)
             boxes, _, points = detector.detect(image)
-            assert np.abs(a.main_face(boxes, points, 250, 250).numpy() - expected).max() < 0.05
-            crop = a.align(image[None], expected[None])[0].float()
+            assert np.abs(mtcnn.main_face(boxes, points, 250, 250).numpy() - expected).max() < 0.05
+            crop = alignment.align(image[None], expected[None])[0].float()
             assert (crop - decode(lfw, f"lfw/{name}").float()).abs().mean() < 4  # JPEG's error

@@ -8,9 +8,9 @@ from scipy.stats import multivariate_normal
 from sklearn.metrics import roc_auc_score
 from test_arcface_train import people, result, start  # noqa: F401 (people is a fixture)
 
-from common.cli import UserError
-from papers.arcface import config
-from papers.arcface.bayes import JointBayes
+from facepapers.common.cli import UserError
+from facepapers.papers.arcface import config
+from facepapers.papers.arcface.bayes import JointBayes
 from tests.conftest import one_line_error
 
 

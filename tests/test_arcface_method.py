@@ -6,9 +6,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from common.cli import UserError
-from papers.arcface import method
-from papers.arcface.method import MARGINS, PAST_PI, MarginHead, SoftmaxHead, make_head, margin_loss, target_cosine
+from facepapers.common.cli import UserError
+from facepapers.papers.arcface import method
+from facepapers.papers.arcface.method import (
+    MARGINS,
+    PAST_PI,
+    MarginHead,
+    SoftmaxHead,
+    make_head,
+    margin_loss,
+    target_cosine,
+)
 
 torch.set_num_threads(1)
 

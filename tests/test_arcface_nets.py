@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import save_file
 from torch.utils.flop_counter import FlopCounterMode
 
-from common.cli import UserError
-from common.nets import to_input
-from papers.arcface.nets import NETS, UNITS, IResNet, load_net, make_net
+from facepapers.common.cli import UserError
+from facepapers.common.vision.networks import to_input
+from facepapers.papers.arcface.nets import NETS, UNITS, IResNet, load_net, make_net
 
 torch.set_num_threads(1)
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "weights"

@@ -6,10 +6,10 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from common.cli import UserError
-from common.parallel import gather
-from papers.arcface.method import MARGINS, MarginHead, margin_loss
-from papers.arcface.partial import ShardedHead, initial_rows, shard
+from facepapers.common.cli import UserError
+from facepapers.common.training.parallel import gather
+from facepapers.papers.arcface.method import MARGINS, MarginHead, margin_loss
+from facepapers.papers.arcface.partial import ShardedHead, initial_rows, shard
 
 torch.set_num_threads(1)
 CLASSES, FEATURES, BATCH, STEPS = 11, 6, 8, 3  # 11: the two shards differ in size

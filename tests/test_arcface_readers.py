@@ -9,9 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from common import align, readers_recognition
-from common.cli import UserError
-from papers.arcface import readers
+from facepapers.common.cli import UserError
+from facepapers.common.data.readers import recognition
+from facepapers.common.vision import alignment
+from facepapers.papers.arcface import readers
 
 torch.set_num_threads(1)
 MAGIC = struct.pack("<I", 0xCED7230A)
@@ -315,15 +316,15 @@ def tree(folder, people, size=16):
 def test_identity_folder(tmp_path):
     tree(tmp_path, {"B": 1, "A": 2})
     (tmp_path / "A" / "notes.txt").write_text("x")
-    rows = [row for _, row in readers_recognition.identity_folder(tmp_path)]
+    rows = [row for _, row in recognition.identity_folder(tmp_path)]
     assert [(r["name"], r["identity"]) for r in rows] == [("A/A_0001.jpg", 0), ("A/A_0002.jpg", 0), ("B/B_0001.jpg", 1)]
-    images = readers.decode([data for data, _ in readers_recognition.identity_folder(tmp_path)])
+    images = readers.decode([data for data, _ in recognition.identity_folder(tmp_path)])
     assert images.shape == (3, 3, 16, 16)
     (tmp_path / "C").mkdir()
     with pytest.raises(UserError, match=r"C: an identity with no image"):
-        list(readers_recognition.identity_folder(tmp_path))
+        list(recognition.identity_folder(tmp_path))
     with pytest.raises(UserError, match="no identity folders"):
-        list(readers_recognition.identity_folder(tmp_path / "absent"))
+        list(recognition.identity_folder(tmp_path / "absent"))
 
 
 def test_image_folders_one_by_one(tmp_path):
@@ -339,7 +340,7 @@ def test_image_folders_one_by_one(tmp_path):
 def points_file(path, folder, points):
     """landmarks.csv with the same five points for every photo of a tree."""
     head = "file,prob," + ",".join(f"c{i}" for i in range(10))
-    names = [name for _, name, _ in readers_recognition.identity_files(folder)]
+    names = [name for _, name, _ in recognition.identity_files(folder)]
     path.write_text("\n".join([head, *(f"{n},1.0," + ",".join(f"{v:.4f}" for v in points.ravel()) for n in names)]))
 
 
@@ -350,7 +351,7 @@ def test_photos_in_folders_are_aligned_or_refused(tmp_path):
     photo = np.random.default_rng(0).integers(0, 256, (250, 250, 3), np.uint8)
     Image.fromarray(photo).save(tmp_path / "B" / "B_0001.png")
     (tmp_path / "B" / "B_0001.jpg").unlink()
-    points_file(tmp_path / "landmarks.csv", tmp_path, align.TEMPLATE_112 + [60, 40])
+    points_file(tmp_path / "landmarks.csv", tmp_path, alignment.TEMPLATE_112 + [60, 40])
     face, label = readers.FolderSet(tmp_path)[2]
     assert label == 1 and face.shape == (3, 112, 112)
     assert np.abs(face.permute(1, 2, 0).numpy().astype(int) - photo[40:152, 60:172].astype(int)).max() <= 2
@@ -379,7 +380,7 @@ def lfw_tree(folder, size=112):
 
 
 def test_lfw_folder(tmp_path):
-    *samples, (none, pairs) = readers_recognition.lfw(lfw_tree(tmp_path))
+    *samples, (none, pairs) = recognition.lfw(lfw_tree(tmp_path))
     assert [row["name"] for _, row in samples][1] == "Aaron_Peirsol/Aaron_Peirsol_0002.jpg"
     assert [row["identity"] for _, row in samples] == [0, 0, 1, 1, 1, 2]
     assert [int(row["split"]) for _, row in samples] == [0, 0, 1, 1, 1, 0]
@@ -392,10 +393,10 @@ def test_lfw_that_is_incomplete(tmp_path):
     lfw_tree(tmp_path)
     (tmp_path / "lfw" / "Al_Gore" / "Al_Gore_0002.jpg").unlink()
     with pytest.raises(UserError, match=r"1 people differ from the protocol, e.g. Al_Gore: 2 images, not 3"):
-        list(readers_recognition.lfw(tmp_path))
+        list(recognition.lfw(tmp_path))
     (tmp_path / "protocols" / "peopleDevTest.txt").unlink()
     with pytest.raises(UserError, match=r"no peopleDevTrain\.txt and peopleDevTest\.txt"):
-        list(readers_recognition.lfw(tmp_path))
+        list(recognition.lfw(tmp_path))
 
 
 def test_pairs_that_name_an_absent_image(tmp_path):
@@ -403,16 +404,16 @@ def test_pairs_that_name_an_absent_image(tmp_path):
     path = tmp_path / "protocols" / "pairsDevTest.txt"
     path.write_text(path.read_text().replace("Zico\t1", "Zico\t7"))
     with pytest.raises(UserError, match=r"pairsDevTest.txt: names 1 images that are absent, e.g. Zico/Zico_0007.jpg"):
-        list(readers_recognition.lfw(tmp_path))
+        list(recognition.lfw(tmp_path))
 
 
 def test_lfw_photos_are_aligned_by_their_points(tmp_path):
     lfw_tree(tmp_path, size=250)
     with pytest.raises(UserError, match=r"250x250 px, not aligned to 112; put landmarks.csv"):
-        list(readers_recognition.lfw(tmp_path))
-    points = align.TEMPLATE_112 + [60, 40]  # the crop is then the photo's part from (60, 40) on
+        list(recognition.lfw(tmp_path))
+    points = alignment.TEMPLATE_112 + [60, 40]  # the crop is then the photo's part from (60, 40) on
     head = "file,prob," + ",".join(f"c{i}" for i in range(10))
-    names = [name for _, name, _ in readers_recognition.identity_files(tmp_path / "lfw")]
+    names = [name for _, name, _ in recognition.identity_files(tmp_path / "lfw")]
     line = lambda name: f"{name},1.0," + ",".join(f"{v:.4f}" for v in points.ravel())
     (tmp_path / "landmarks.csv").write_text("\n".join([head, *map(line, names)]))
     rng = np.random.default_rng(0)
@@ -420,9 +421,9 @@ def test_lfw_photos_are_aligned_by_their_points(tmp_path):
     Image.fromarray(photo).save(tmp_path / "lfw" / "Zico" / "Zico_0001.png")
     (tmp_path / "lfw" / "Zico" / "Zico_0001.jpg").unlink()
     with pytest.raises(UserError, match=r"Zico_0001.png: has no line in landmarks.csv"):
-        list(readers_recognition.lfw(tmp_path))
+        list(recognition.lfw(tmp_path))
     (tmp_path / "landmarks.csv").write_text("\n".join([head, *map(line, [*names, "Zico/Zico_0001.png"])]))
-    samples = readers_recognition.lfw(tmp_path)
+    samples = recognition.lfw(tmp_path)
     crop = [image for _, (image, _) in zip(range(6), samples, strict=False)][-1]
     assert crop.shape == (112, 112, 3)
     assert np.abs(crop.astype(int) - photo[40:152, 60:172].astype(int)).max() <= 2

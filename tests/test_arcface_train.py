@@ -13,10 +13,14 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 from test_arcface_readers import jpeg, record, write_set
 
-from common import checkpoint, claims, cli, data, precision, runs, verification
-from common import nets as common_nets
-from papers.arcface import config, evaluate, method, train, tune
-from papers.arcface import data as sets
+from facepapers.common import cli, paths, storage
+from facepapers.common.data import registry
+from facepapers.common.evidence import claims, runs
+from facepapers.common.protocols import angles, verification
+from facepapers.common.training import checkpoint, precision
+from facepapers.common.vision import networks as common_nets
+from facepapers.papers.arcface import config, evaluate, method, train, tune
+from facepapers.papers.arcface import data as sets
 from tests.conftest import REPOSITORY, one_line_error, python
 
 torch.set_num_threads(1)
@@ -42,7 +46,7 @@ def start(out, row="arcface", *words, steps=6):
 
 def result(out):
     (path,) = (out / "arcface").iterdir()
-    return checkpoint.sha256(path / "model.safetensors"), runs.read_predictions(path / "predictions.npz")
+    return storage.sha256(path / "model.safetensors"), runs.read_predictions(path / "predictions.npz")
 
 
 def same_bits(a, b):
@@ -88,7 +92,7 @@ def test_a_record_gives_its_metrics_again_and_holds_no_picture(people, tmp_path)
     assert {"accuracy_pct", "gap_deg", "intra_deg", "w_ec_deg", "train_inter_deg"} <= written["metrics"].keys()
     assert all(a.ndim == 1 and a.dtype != object and a.dtype.kind in "fbu" for a in arrays.values())
     assert {p.name for p in folder.iterdir()} == {"run.json", "history.csv", "predictions.npz", "model.safetensors"}
-    assert start(tmp_path) == checkpoint.read_json(folder / "run.json"), "a finished run is read back"
+    assert start(tmp_path) == storage.read_json(folder / "run.json"), "a finished run is read back"
 
 
 def interrupt_at_step(monkeypatch, number):
@@ -147,15 +151,15 @@ def test_every_test_set_is_averaged_and_different_pairs_are_not():
     assert found.keys() == several.keys() - {"intra_deg"} and found["distance_cfp_fp"].tolist() == [0.5, 0.5]
 
 
-TOGETHER = sorted(runs.RECORDED.glob("arcface/*-together-*/run.json"))
+TOGETHER = sorted(paths.RECORDED.glob("arcface/*-together-*/run.json"))
 
 
 @pytest.mark.parametrize("path", TOGETHER, ids=lambda path: path.parent.name)
 def test_recorded_networks_together_are_the_recorded_networks(path):
-    record, folder = checkpoint.read_json(path), path.parent.parent
+    record, folder = storage.read_json(path), path.parent.parent
     sources = [folder / run / "predictions.npz" for run in record["sources"]]
     assert len(sources) == record["config"]["members"]
-    assert [checkpoint.sha256(source) for source in sources] == list(record["sources"].values())
+    assert [storage.sha256(source) for source in sources] == list(record["sources"].values())
     mean, again = runs.read_predictions(path.parent / "predictions.npz"), map(runs.read_predictions, sources)
     for key, values in evaluate.mean_distances(list(again)).items():
         np.testing.assert_array_equal(values, mean[key])
@@ -164,8 +168,8 @@ def test_recorded_networks_together_are_the_recorded_networks(path):
 DRIVER = f"""
 import sys, torch
 torch.set_num_threads(1)
-from papers.arcface import data, train
-from common import cli
+from facepapers.papers.arcface import data, train
+from facepapers.common import cli
 data.EMBEDDED.update({PEOPLE})
 cli.entry(train.main, sys.argv[1:])
 """
@@ -294,8 +298,8 @@ def lfw(tmp_path, monkeypatch):
     lfw_tree(tmp_path / "data" / "lfw")
     monkeypatch.setenv("DATA_ROOT", str(tmp_path / "data"))
     monkeypatch.delenv("DATA_MIRROR", raising=False)
-    entry = dataclasses.replace(data._entry("lfw"), counts=[{"devtrain": 48, "devtest": 32}])
-    monkeypatch.setattr(data, "_entry", lambda name: entry)
+    entry = dataclasses.replace(registry.find("lfw"), counts=[{"devtrain": 48, "devtest": 32}])
+    monkeypatch.setattr(registry, "find", lambda name: entry)
     sets.load.cache_clear()
     yield tmp_path
     sets.load.cache_clear()
@@ -565,7 +569,7 @@ def test_angles_per_face_average_to_the_angle_statistics():
     vectors, labels = verification.unit_rows(rng.normal(size=(40, 6))), np.repeat(np.arange(10), 4)
     weight = rng.normal(size=(10, 6))
     mean = {key: value.mean() for key, value in evaluate.person_angles(vectors, labels, "", weight).items()}
-    assert mean == pytest.approx(verification.angle_statistics(vectors, labels, weight), rel=1e-5)
+    assert mean == pytest.approx(angles.angle_statistics(vectors, labels, weight), rel=1e-5)
 
 
 def test_claims_can_all_be_computed_from_nothing():
@@ -577,7 +581,7 @@ def test_claims_can_all_be_computed_from_nothing():
 
 
 def test_every_comparison_of_the_benchmark_runs(monkeypatch):
-    from papers.arcface import bench
+    from facepapers.papers.arcface import bench
 
     monkeypatch.setattr(bench, "CLASSES", (200,))
     monkeypatch.setattr(bench, "BATCH", 8)
@@ -589,8 +593,8 @@ def test_every_comparison_of_the_benchmark_runs(monkeypatch):
 
 
 def test_heads_that_do_not_fit_together_are_timed_apart(monkeypatch):
-    from common import bench as harness
-    from papers.arcface import bench
+    from facepapers.common.evidence import timing as harness
+    from facepapers.papers.arcface import bench
 
     monkeypatch.setattr(bench, "CLASSES", (200,))
     monkeypatch.setattr(bench, "BATCH", 8)

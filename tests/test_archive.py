@@ -17,17 +17,9 @@ from test_readers import write_crops, write_pts_folder
 from test_readers_attributes import write_celeba, write_fairface
 from test_readers_expression import write_affectnet, write_folders, write_rafdb
 
-from common import (
-    archive,
-    data,
-    pack,
-    readers,
-    readers_attributes,
-    readers_classes,
-    readers_expression,
-    readers_recognition,
-)
-from common.cli import UserError
+from facepapers.common.cli import UserError
+from facepapers.common.data import archive, obtain, pack
+from facepapers.common.data.readers import alignment, attributes, classes, expression, recognition
 
 
 def write_tree(folder):
@@ -55,7 +47,7 @@ KINDS = {"x.tar": tar_of, "x.zip": zip_of, "x.tar.gz": tar_gz_of}
 def opened(path, work, pictures):
     """The folder that a reader gets of one archive."""
     work.mkdir()
-    data.unpack(path, work, pictures)
+    obtain.unpack(path, work, pictures)
     return pictures.folder(work)
 
 
@@ -120,18 +112,18 @@ def made(folder, write):
 @pytest.mark.parametrize(
     "reader, write",
     [
-        (readers.lfpw, lambda folder: made(folder, write_crops)),
-        (readers.afw, lambda folder: write_pts_folder(folder, 2)),
-        (readers_attributes.utkface, utkface_tree),
-        (readers_expression.ferplus, lambda folder: made(folder, write_folders)),
-        (readers_expression.ferplus, lambda folder: made(folder, lambda at: write_folders(at, end=".webp"))),
-        (readers_expression.rafdb, lambda folder: made(folder, write_rafdb)),
-        (readers_expression.affectnet, lambda folder: made(folder, write_affectnet)),
-        (readers_attributes.fairface, lambda folder: made(folder, write_fairface)),
-        (readers_attributes.celeba, lambda folder: made(folder, write_celeba)),
-        (readers_recognition.lfw, lambda folder: made(folder, lfw_tree)),
-        (readers_classes.cub200, lambda folder: made(folder, bird_tree)),
-        (readers_classes.cars196, lambda folder: made(folder, car_tree)),
+        (alignment.lfpw, lambda folder: made(folder, write_crops)),
+        (alignment.afw, lambda folder: write_pts_folder(folder, 2)),
+        (attributes.utkface, utkface_tree),
+        (expression.ferplus, lambda folder: made(folder, write_folders)),
+        (expression.ferplus, lambda folder: made(folder, lambda at: write_folders(at, end=".webp"))),
+        (expression.rafdb, lambda folder: made(folder, write_rafdb)),
+        (expression.affectnet, lambda folder: made(folder, write_affectnet)),
+        (attributes.fairface, lambda folder: made(folder, write_fairface)),
+        (attributes.celeba, lambda folder: made(folder, write_celeba)),
+        (recognition.lfw, lambda folder: made(folder, lfw_tree)),
+        (classes.cub200, lambda folder: made(folder, bird_tree)),
+        (classes.cars196, lambda folder: made(folder, car_tree)),
     ],
     ids=[
         "lfpw",
@@ -184,13 +176,14 @@ def test_an_archive_that_writes_through_a_link_is_stopped(tmp_path):
     other.mkdir()
     (other / "labels.csv").write_text("overwritten")
     work.mkdir()
-    data.unpack(table, work)
+    obtain.unpack(table, work)
     with pytest.raises((OSError, UserError)):
-        data.unpack(tar_of(other, tmp_path / "x.tar"), work)
+        obtain.unpack(tar_of(other, tmp_path / "x.tar"), work)
     assert table.read_text() == "official"
 
 
 def test_a_look_at_the_sets_does_not_import_torch():
-    program = "import sys; from common import data; data.main(['list']); sys.exit('torch' in sys.modules)"
+    program = "import sys; from facepapers.common.data import __main__ as data; data.main(['list']); "
+    program += "sys.exit('torch' in sys.modules)"
     env = {key: value for key, value in os.environ.items() if key != "DATA_MIRROR"}
     subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, env=env, check=True, capture_output=True)

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 import pytest
 
-from common import cli, reproduce
-from papers.coarse_to_fine import train
+from facepapers.common import cli
+from facepapers.common.tools import reproduce
+from facepapers.papers.coarse_to_fine import train
 from tests.conftest import REPOSITORY, one_line_error
 
 
@@ -88,9 +89,8 @@ def test_a_programming_error_keeps_its_traceback(monkeypatch):
 @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_a_program_with_130(kind):
     """Ctrl-C, and a supervisor's SIGTERM, outside of any training loop."""
-    code = (
-        "import time\nfrom common import cli\ncli.entry(lambda argv: (print('ready', flush=True), time.sleep(60)), [])"
-    )
+    code = "import time\nfrom facepapers.common import cli\n"
+    code += "cli.entry(lambda argv: (print('ready', flush=True), time.sleep(60)), [])"
     default = lambda: signal.signal(kind, signal.SIG_DFL)  # a background shell hands its children an ignored SIGINT
     with subprocess.Popen(
         [sys.executable, "-c", code], cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -105,9 +105,8 @@ def test_a_signal_ends_a_program_with_130(kind):
 
 
 def test_a_process_of_torchrun_leaves_without_clean_up():
-    program = (
-        "import atexit; from common import cli; atexit.register(print, 'clean-up'); cli.entry(lambda _: print('done'))"
-    )
+    program = "import atexit; from facepapers.common import cli; "
+    program += "atexit.register(print, 'clean-up'); cli.entry(lambda _: print('done'))"
     run = lambda **words: subprocess.run(
         [sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, env={**os.environ, **words}
     )
@@ -118,7 +117,7 @@ def test_a_process_of_torchrun_leaves_without_clean_up():
 
 def test_a_reader_that_leaves_is_no_error():
     """`make help | head -1` must not end in a traceback."""
-    code = "from common import cli\ncli.entry(lambda argv: [print('x' * 100) for _ in range(100000)], [])"
+    code = "from facepapers.common import cli\ncli.entry(lambda argv: [print('x' * 100) for _ in range(100000)], [])"
     with subprocess.Popen(
         [sys.executable, "-c", code], cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as child:
@@ -174,22 +173,22 @@ def test_a_preset_without_its_data_says_how_to_get_it(monkeypatch, capsys):
 
 
 def test_auto_takes_the_richest_preset_that_is_possible(monkeypatch, capsys):
-    from papers.coarse_to_fine.config import PLAN
+    from facepapers.papers.coarse_to_fine.config import PLAN
 
     monkeypatch.setattr(reproduce, "has_gpu", lambda: False)
-    monkeypatch.setattr(reproduce.data, "available", lambda name: False)
+    monkeypatch.setattr(reproduce.sets, "available", lambda name: False)
     assert reproduce.choose(PLAN, "auto", None) == ("demo", "embedded")
     said = capsys.readouterr().out
     assert (
         "preset paper needs cofw or 300w" in said and "make data-cofw" in said and "preset demo on embedded\n" in said
     )
-    monkeypatch.setattr(reproduce.data, "available", lambda name: name == "lfpw")
+    monkeypatch.setattr(reproduce.sets, "available", lambda name: name == "lfpw")
     assert reproduce.choose(PLAN, "auto", None) == ("short", "lfpw")
-    monkeypatch.setattr(reproduce.data, "available", lambda name: True)
+    monkeypatch.setattr(reproduce.sets, "available", lambda name: True)
     assert reproduce.choose(PLAN, "auto", None) == ("short", "cofw")
     assert "paper is sized for a GPU" in capsys.readouterr().out
     monkeypatch.setattr(reproduce, "has_gpu", lambda: True)
-    monkeypatch.setattr(reproduce.data, "available", lambda name: name == "cofw")
+    monkeypatch.setattr(reproduce.sets, "available", lambda name: name == "cofw")
     assert reproduce.choose(PLAN, "auto", None) == ("paper", "cofw")
 
 

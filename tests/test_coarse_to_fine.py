@@ -10,9 +10,11 @@ import torch
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
-from common import checkpoint, cli, images, runs
-from common.points import COFW29, IBUG68
-from papers.coarse_to_fine import config, crops, data, evaluate, method, predict, train, variant
+from facepapers.common import cli, paths, seeding
+from facepapers.common.data.markups import COFW29, IBUG68
+from facepapers.common.training import checkpoint
+from facepapers.common.vision import images
+from facepapers.papers.coarse_to_fine import config, crops, data, evaluate, method, predict, train, variant
 from tests.conftest import TINY, one_line_error
 
 CPU = torch.device("cpu")
@@ -179,7 +181,7 @@ def test_rates():
 def test_boxes_hold_the_rotated_landmarks(drawn_faces):
     faces = crops.FaceCrops(drawn_faces, 32, 1.0, CPU)
     cfg = settings(crop=32, **PLAIN | dict(rotation_deg=45.0))
-    cut = faces.training(torch.arange(60), images.generator(0), cfg, crops.Offsets())
+    cut = faces.training(torch.arange(60), seeding.generator(0), cfg, crops.Offsets())
     low, high = cut.points.amin((1, 2)), cut.points.amax((1, 2))
     assert (low > -0.51).all() and (high < 31.51).all()
     torch.testing.assert_close((cut.points.amax(1) - cut.points.amin(1)).amax(1), torch.full((60,), 32.0))
@@ -189,9 +191,9 @@ def test_boxes_hold_the_rotated_landmarks(drawn_faces):
 
 def test_the_jitter_stays_in_its_range(drawn_faces):
     faces = crops.FaceCrops(drawn_faces, 32, 1.25, CPU)
-    still = faces.training(torch.arange(60), images.generator(0), settings(crop=32, **PLAIN), crops.Offsets())
+    still = faces.training(torch.arange(60), seeding.generator(0), settings(crop=32, **PLAIN), crops.Offsets())
     cfg = settings(crop=32, **PLAIN | dict(shift=0.1, log_size=0.2))
-    moved = faces.training(torch.arange(60), images.generator(0), cfg, crops.Offsets())
+    moved = faces.training(torch.arange(60), seeding.generator(0), cfg, crops.Offsets())
     ratio = (moved.to_image[:, :, :2].det().abs() / still.to_image[:, :, :2].det().abs()).sqrt().log()
     assert 0.15 < ratio.abs().max() <= 0.2001
     middle = torch.full((60, 1, 2), 15.5)
@@ -208,7 +210,7 @@ def test_pixels_and_points_of_a_crop_agree(drawn_faces):
             painted.images[torch.arange(len(x)), :, y + dy, x + dx] = 255
     painted.points[:, 16] = torch.stack([x, y], 1).float()
     cut = crops.FaceCrops(painted, 48, 1.25, CPU).training(
-        torch.arange(60), images.generator(1), settings(crop=48, jpeg=False), crops.Offsets()
+        torch.arange(60), seeding.generator(1), settings(crop=48, jpeg=False), crops.Offsets()
     )
     flipped = torch.linalg.det(cut.to_image[:, :, :2]) < 0
     assert flipped.any() and not flipped.all()
@@ -232,7 +234,7 @@ def test_test_crops_are_the_same_for_every_seed(drawn_faces):
 def boxed(drawn_faces):
     """The faces with official boxes: 0.1 of the side to the right, 1.2 times as large, some spread."""
     centre, side = crops.landmark_boxes(drawn_faces.points, 1.25)
-    gen = images.generator(9)
+    gen = seeding.generator(9)
     centre = (
         centre
         + torch.stack([0.1 * side, 0 * side], 1)
@@ -263,7 +265,7 @@ def test_the_gap_to_official_boxes_is_measured_on_training_faces(boxed):
         crops.FaceCrops(dataclasses.replace(boxed, box=boxed.box * torch.nan), 32, 1.25, CPU).offsets(torch.arange(9))
         == crops.Offsets()
     )
-    cut = faces.training(torch.arange(120), images.generator(0), settings(crop=32, **PLAIN), found)
+    cut = faces.training(torch.arange(120), seeding.generator(0), settings(crop=32, **PLAIN), found)
     side = cut.to_image[:, :, :2].det().abs().sqrt() * 32
     ratio = (side / crops.landmark_boxes(boxed.points[:120], 1.25)[1]).log()
     assert ratio.mean().item() == pytest.approx(np.log(1.2), abs=0.04)
@@ -312,7 +314,7 @@ def test_the_variant_costs_no_more_than_cft():
 def test_the_floor_is_the_mean_of_the_training_crops(drawn_faces):
     cfg = settings("mean-shape", crop=32)
     faces = crops.FaceCrops(drawn_faces, 32, 1.25, CPU)
-    cut = faces.training(torch.arange(60), images.generator(0), cfg, crops.Offsets())
+    cut = faces.training(torch.arange(60), seeding.generator(0), cfg, crops.Offsets())
     model = config.Model(cfg, COFW29)
     model.look_at(cut)
     torch.testing.assert_close(evaluate.predict(model, cut.images)[7], cut.points.mean(0))
@@ -346,7 +348,7 @@ def test_errors_are_in_pixels_of_the_original_image(drawn_faces):
     cfg, index = settings("mean-shape", crop=32), torch.arange(100, 110)
     faces = crops.FaceCrops(wide, 32, 1.25, CPU)
     model = config.Model(cfg, COFW29)
-    model.look_at(faces.training(torch.arange(60), images.generator(0), cfg, crops.Offsets()))
+    model.look_at(faces.training(torch.arange(60), seeding.generator(0), cfg, crops.Offsets()))
     cut = faces.testing(index, cfg, crops.Offsets())
     found = evaluate.errors(model, cut, wide, index, faces.reduction)
     in_reduced = images.transform_points(model.net.mean_points.expand(10, -1, -1), cut.to_image)
@@ -380,7 +382,7 @@ def test_training_fits_the_faces_it_sees(drawn_faces):
     torch.manual_seed(0)
     model = config.Model(cfg, COFW29)
     cut = crops.FaceCrops(drawn_faces, 32, 1.25, CPU).training(
-        torch.arange(12), images.generator(0), cfg, crops.Offsets()
+        torch.arange(12), seeding.generator(0), cfg, crops.Offsets()
     )
     model.look_at(cut)
     floor = config.Model(settings("mean-shape", crop=32), COFW29)
@@ -456,8 +458,8 @@ def fails(words, *said):
 
 
 def test_missing_weights_end_with_3(photo, tmp_path, monkeypatch):
-    monkeypatch.setattr(runs, "LOCAL", tmp_path / "a")
-    monkeypatch.setattr(runs, "RECORDED", tmp_path / "b")
+    monkeypatch.setattr(paths, "LOCAL", tmp_path / "a")
+    monkeypatch.setattr(paths, "RECORDED", tmp_path / "b")
     assert fails([photo], "no trained weights", "make reproduce-coarse-to-fine").exit_code == 3
     fails(["--weights", tmp_path / "no.safetensors", photo], "no.safetensors", "no such")
     fails([], "usage")
@@ -512,7 +514,7 @@ def test_the_heatmap_row_learns_something_in_a_few_steps(drawn_faces):
     torch.manual_seed(0)
     model = config.Model(cfg, COFW29).train()
     faces = crops.FaceCrops(drawn_faces, 32, 1.25, CPU)
-    cut = faces.training(torch.arange(8), images.generator(0), dataclasses.replace(cfg, colour=False), crops.Offsets())
+    cut = faces.training(torch.arange(8), seeding.generator(0), dataclasses.replace(cfg, colour=False), crops.Offsets())
     optimizer, losses = torch.optim.AdamW(model.parameters(), 2e-3), []
     for _ in range(8):
         loss = model.loss(model(cut.images), cut, (0.5, 0.5))

@@ -9,15 +9,19 @@ import pytest
 import torch
 from test_readers import write_cofw
 
-from common import claims, data, faces, reproduce, runs
-from papers.coarse_to_fine import config, train
-from papers.coarse_to_fine import data as sets
-from papers.coarse_to_fine.crops import FaceCrops
+from facepapers.common.data import __main__ as command
+from facepapers.common.data import registry
+from facepapers.common.evidence import claims, runs
+from facepapers.common.faces import drawing
+from facepapers.common.tools import reproduce
+from facepapers.papers.coarse_to_fine import config, train
+from facepapers.papers.coarse_to_fine import data as sets
+from facepapers.papers.coarse_to_fine.crops import FaceCrops
 
 
 def drawn(n, seed):
     """Synthetic faces as COFW rows: every third one grey, boxes a little beside the landmarks."""
-    made = faces.generate(n, seed, size=128)
+    made = drawing.generate(n, seed, size=128)
     rows = []
     for i in range(n):
         image, points = made.images[i].permute(1, 2, 0).numpy(), made.points[i].numpy().astype(float)
@@ -37,12 +41,12 @@ def cofw(tmp_path, monkeypatch):
     write_cofw(folder / "COFW_test_color.mat", "test", drawn(9, 2))
     monkeypatch.setenv("DATA_ROOT", str(tmp_path / "data"))
     monkeypatch.delenv("DATA_MIRROR", raising=False)
-    entry = data._entry("cofw")
+    entry = registry.find("cofw")
     counts = [{"train": 24, "test": 9}]
     small = (
         dataclasses.replace(entry, counts=counts) if dataclasses.is_dataclass(entry) else {**entry, "counts": counts}
     )
-    monkeypatch.setattr(data, "_entry", lambda name: small)
+    monkeypatch.setattr(registry, "find", lambda name: small)
     quick = dataclasses.replace(config.PRESETS["short"], steps=4, batch=4, evaluate_every=2, precision="fp32")
     monkeypatch.setitem(config.PRESETS, "short", quick)
     monkeypatch.setattr(train, "MEAN_FACES", 8)
@@ -52,7 +56,7 @@ def cofw(tmp_path, monkeypatch):
 
 
 def test_from_official_files_to_the_verdict(cofw, capsys):
-    data.main(["get", "cofw"])
+    command.main(["get", "cofw"])
     reproduce.main(["coarse-to-fine", "--preset", "short", "--rows", "mean-shape cft", "--out", str(cofw / "out")])
     said = capsys.readouterr().out
     assert "preset short on cofw" in said

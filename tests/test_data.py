@@ -16,10 +16,14 @@ import pytest
 import torch
 from PIL import Image
 
-from common import cli, data, pack
-from common.checkpoint import sha256
-from common.cli import MissingData, UserError
-from common.points import COFW29, IBUG68, five_points, inter_ocular, inter_pupil, markup_for, mirror
+from facepapers.common import cli
+from facepapers.common.cli import MissingData, UserError
+from facepapers.common.data import __main__ as data_command
+from facepapers.common.data import alignment, obtain, pack
+from facepapers.common.data import registry as data_registry
+from facepapers.common.data import sets as data_sets
+from facepapers.common.data.markups import COFW29, IBUG68, five_points, inter_ocular, inter_pupil, markup_for, mirror
+from facepapers.common.storage import sha256
 
 REPOSITORY = Path(__file__).parents[1]
 MIRROR = Path(os.environ.get("DATA_MIRROR") or REPOSITORY.parent / "shared" / "mirror")
@@ -139,7 +143,7 @@ def test_damaged_packs(tmp_path):
     fails(whole[: blob + 4] + bytes(64) + whole[blob + 68 :], "corrupt pack (image n4")
     with pytest.raises(UserError) as error:
         pack.Pack.read(tmp_path / "none.npz")
-    one_line(error, "none.npz", "no such file", "common.data get")
+    one_line(error, "none.npz", "no such file", "facepapers.common.data get")
 
 
 def test_pack_that_does_not_match_its_fingerprint(tmp_path, monkeypatch):
@@ -221,7 +225,7 @@ archives = [[{{ file = "toy.tar", hash = "sha256:{sha256(tar)}" }}]]
 steps = "Ask nicely."
 tree = "data/toy/a, data/toy/b"
 """)
-    monkeypatch.setattr(data, "REGISTRY", tmp_path / "registry.toml")
+    monkeypatch.setattr(data_registry, "REGISTRY", tmp_path / "registry.toml")
     monkeypatch.setenv("DATA_ROOT", str(tmp_path / "root"))
     monkeypatch.delenv("DATA_MIRROR", raising=False)
     return tar
@@ -236,15 +240,15 @@ def leftovers(tmp_path):
 def run(*argv):
     """The command line in this process: (exit code, or None when it returned)."""
     try:
-        return cli.entry(data.main, list(argv))
+        return cli.entry(data_command.main, list(argv))
     except SystemExit as stop:
         return stop.code
 
 
 def test_missing_set_prints_steps_and_exits_3(toy, capsys):
-    assert not data.available("toy")
+    assert not data_sets.available("toy")
     with pytest.raises(MissingData) as error:
-        data.ensure("toy")
+        data_sets.ensure("toy")
     one_line(error, "toy", "make data-toy")
     assert run("get", "toy") == 3
     said = capsys.readouterr()
@@ -259,11 +263,11 @@ def test_get_from_a_mirror_then_only_verify(toy, tmp_path, capsys, monkeypatch):
     assert "3 train + 1 test" in said and prepared.meta["fingerprint"] in said and "none" in said
     assert prepared.meta["origin"] == [{"file": "toy.tar", "sha256": sha256(toy)}]
     assert leftovers(tmp_path) == []
-    monkeypatch.setattr(data, "_prepare", None)  # a second call must not prepare again
+    monkeypatch.setattr(data_sets, "_prepare", None)  # a second call must not prepare again
     stamp = prepared.path.stat().st_mtime_ns
     assert run("get", "toy") is None and prepared.path.stat().st_mtime_ns == stamp
     assert run("verify", "toy") is None and "verified" in capsys.readouterr().out
-    assert data.available("toy") and len(data.ensure("toy")) == 4
+    assert data_sets.available("toy") and len(data_sets.ensure("toy")) == 4
 
 
 def test_every_place_where_a_set_is_looked_for(toy, tmp_path, monkeypatch):
@@ -271,8 +275,8 @@ def test_every_place_where_a_set_is_looked_for(toy, tmp_path, monkeypatch):
     source = tmp_path / "source"
 
     def prepared():
-        assert data.available("toy")
-        prints.add(data.ensure("toy").meta["fingerprint"])
+        assert data_sets.available("toy")
+        prints.add(data_sets.ensure("toy").meta["fingerprint"])
         (root / "prepared" / "toy.npz").unlink()
 
     monkeypatch.setenv("DATA_MIRROR", str(toy.parent))
@@ -316,9 +320,9 @@ def test_registry_hash_and_count_errors(toy, tmp_path, capsys):
 
 
 def test_md5_where_the_publisher_gives_only_that(toy):
-    data.check_hash(toy, "unknown")
+    obtain.check_hash(toy, "unknown")
     with pytest.raises(UserError) as error:
-        data.check_hash(toy, "md5:0123")
+        obtain.check_hash(toy, "md5:0123")
     one_line(error, toy, "md5")
 
 
@@ -353,7 +357,7 @@ def test_list_tells_the_state(toy, capsys, monkeypatch, tmp_path):
     assert "absent" in state()
     monkeypatch.setenv("DATA_MIRROR", str(toy.parent))
     assert "files present" in state()
-    fingerprint = data.ensure("toy").meta["fingerprint"]
+    fingerprint = data_sets.ensure("toy").meta["fingerprint"]
     assert "prepared" in state() and fingerprint[:12] in state()
     (tmp_path / "root/prepared/toy.npz").write_bytes(b"x")
     assert "damaged" in state()
@@ -364,19 +368,19 @@ def test_get_rebuilds_a_damaged_or_outdated_pack(toy, tmp_path, capsys):
     assert run("get", "toy", "--mirror", str(toy.parent)) is None
     path.write_bytes(path.read_bytes()[:500])
     with pytest.raises(UserError) as error:
-        data.ensure("toy")
+        data_sets.ensure("toy")
     one_line(error, path, "delete it")
     assert run("get", "toy", "--mirror", str(toy.parent)) is None
     assert "rebuilding" in capsys.readouterr().err and len(pack.Pack.read(path)) == 4
     registry = tmp_path / "registry.toml"
     registry.write_text(registry.read_text() + "version = 2\n")
-    assert data.get("toy", str(toy.parent)).meta["version"] == 2
+    assert data_sets.get("toy", str(toy.parent)).meta["version"] == 2
 
 
 @pytest.fixture
 def prepared(toy, tmp_path, monkeypatch):
     """(path of the prepared pack, list that grows by one with each comparison of its content)."""
-    data.get("toy", str(toy.parent))
+    data_sets.get("toy", str(toy.parent))
     compared, compare = [], pack.Pack._compare
     monkeypatch.setattr(pack.Pack, "_compare", lambda self, threads: (compared.append(1), compare(self, threads)))
     return tmp_path / "root" / "prepared" / "toy.npz", compared
@@ -392,15 +396,15 @@ def flip_a_byte(path, keep_time=False):
 
 def test_an_unchanged_pack_is_not_compared_again(prepared, capsys):
     path, compared = prepared
-    assert data.get("toy") and data.ensure("toy") and run("list") is None and not compared
+    assert data_sets.get("toy") and data_sets.ensure("toy") and run("list") is None and not compared
     os.utime(path, ns=(0, 1))
-    assert data.ensure("toy") and len(compared) == 1 and "changed since" in capsys.readouterr().err
-    assert data.ensure("toy") and data.get("toy") and len(compared) == 1
+    assert data_sets.ensure("toy") and len(compared) == 1 and "changed since" in capsys.readouterr().err
+    assert data_sets.ensure("toy") and data_sets.get("toy") and len(compared) == 1
     stamp = pack.stamp_path(path)
     for spoil in (stamp.unlink, lambda: stamp.write_text("{"), lambda: stamp.write_bytes(b"\xff")):
         spoil()
         compared.clear()
-        assert data.ensure("toy") and data.ensure("toy") and len(compared) == 1
+        assert data_sets.ensure("toy") and data_sets.ensure("toy") and len(compared) == 1
     assert run("verify", "toy") is None and len(compared) == 2
 
 
@@ -409,28 +413,28 @@ def test_a_pack_that_changed_is_compared_at_its_first_opening(prepared, toy, cap
     flip_a_byte(path)
     for _ in range(2):  # it stays refused
         with pytest.raises(UserError) as error:
-            data.ensure("toy")
+            data_sets.ensure("toy")
         one_line(error, path, "delete it")
     assert len(compared) == 2 and run("list") is None and "damaged" in capsys.readouterr().out
     assert run("get", "toy", "--mirror", str(toy.parent)) is None and "rebuilding" in capsys.readouterr().err
     compared.clear()
-    assert data.ensure("toy") and not compared
+    assert data_sets.ensure("toy") and not compared
 
 
 def test_verify_finds_what_size_and_time_do_not_tell(prepared):
     path, compared = prepared
     flip_a_byte(path, keep_time=True)
-    assert data.ensure("toy") and not compared
+    assert data_sets.ensure("toy") and not compared
     assert run("verify", "toy") == 2
     with pytest.raises(UserError):  # and from then on every opening does
-        data.ensure("toy")
+        data_sets.ensure("toy")
 
 
 def test_another_decoder_compares_again(prepared, monkeypatch):
     _, compared = prepared
     monkeypatch.setattr(pack, "decoder", lambda: "Pillow 99")
-    assert data.ensure("toy") and len(compared) == 1  # the same pixels
-    assert data.ensure("toy") and len(compared) == 1
+    assert data_sets.ensure("toy") and len(compared) == 1  # the same pixels
+    assert data_sets.ensure("toy") and len(compared) == 1
 
 
 def test_a_stamp_that_cannot_be_written(prepared, monkeypatch):
@@ -441,7 +445,7 @@ def test_a_stamp_that_cannot_be_written(prepared, monkeypatch):
         raise PermissionError(errno.EACCES, "Permission denied")
 
     monkeypatch.setattr(pack.os, "replace", refuse)
-    assert data.ensure("toy") and data.ensure("toy") and len(compared) == 2
+    assert data_sets.ensure("toy") and data_sets.ensure("toy") and len(compared) == 2
 
 
 def test_pictures_in_batches(tmp_path, monkeypatch):
@@ -457,7 +461,7 @@ def test_interruption_and_a_full_disk_leave_nothing_behind(toy, tmp_path, monkey
             (folder / "half").write_text("x")
             raise error
 
-        monkeypatch.setattr(data, "unpack", unpack)
+        monkeypatch.setattr(obtain, "unpack", unpack)
         return run("get", "toy", "--mirror", str(toy.parent))
 
     assert stop(KeyboardInterrupt()) == 130
@@ -475,7 +479,7 @@ def test_what_a_killed_process_left_is_cleared(toy, tmp_path):
     (tmp_path / "root" / "prepared" / ".toy.npz.1.tmp").write_text("half")
     (tmp_path / "root" / "prepared" / ".toy.verified.1.tmp").write_text("half")
     (tmp_path / "root" / ".toy-other~alive").mkdir()  # another set's
-    data.get("toy", str(toy.parent))
+    data_sets.get("toy", str(toy.parent))
     assert [p.name for p in leftovers(tmp_path)] == [".toy-other~alive"]
 
 
@@ -496,7 +500,7 @@ def test_archives_that_escape_are_refused(tmp_path, kind):
             tar.addfile(info, io.BytesIO())
     (tmp_path / "into").mkdir()
     with pytest.raises(UserError) as error:
-        data.unpack(path, tmp_path / "into")
+        obtain.unpack(path, tmp_path / "into")
     one_line(error, path, "refused")
     assert not (tmp_path / "evil").exists() and not any((tmp_path / "into").iterdir())
 
@@ -509,7 +513,7 @@ def test_tar_is_unpacked_where_python_has_no_filters(tmp_path, monkeypatch):
     for name in ("from", "to"):
         (tmp_path / name).mkdir()
     (tmp_path / "from" / "a.txt").write_text("hello")
-    data.unpack(tar_of(tmp_path / "from", tmp_path / "x.tar"), tmp_path / "to")
+    obtain.unpack(tar_of(tmp_path / "from", tmp_path / "x.tar"), tmp_path / "to")
     assert (tmp_path / "to" / "a.txt").read_text() == "hello"
 
 
@@ -519,7 +523,7 @@ def test_zip_and_plain_files_are_unpacked(tmp_path):
     (tmp_path / "y.mat").write_text("2")
     (tmp_path / "into").mkdir()
     for name in ("a.zip", "y.mat"):
-        data.unpack(tmp_path / name, tmp_path / "into")
+        obtain.unpack(tmp_path / name, tmp_path / "into")
     assert (tmp_path / "into/d/x.txt").read_text() == "1" and (tmp_path / "into/y.mat").read_text() == "2"
 
 
@@ -542,12 +546,12 @@ def test_mirror_at_a_url(tmp_path):
 
 def command(tmp_path, *argv):
     env = {k: v for k, v in os.environ.items() if k != "DATA_MIRROR"} | {"DATA_ROOT": str(tmp_path / "root")}
-    argv = [sys.executable, "-m", "common.data", *argv]
+    argv = [sys.executable, "-m", "facepapers.common.data", *argv]
     return subprocess.run(argv, cwd=REPOSITORY, env=env, capture_output=True, text=True, timeout=60)
 
 
 def test_registry_entries_are_complete():
-    sets = data.registry()
+    sets = data_registry.registry()
     assert {"cofw", "cofw-grey", "lfpw", "helen", "afw", "ibug", "300w"} <= set(sets)
     for entry in sets.values():
         module, function = entry.reader.split(":")
@@ -574,21 +578,21 @@ def test_load_alignment(tmp_path, monkeypatch):
 
     monkeypatch.setenv("DATA_ROOT", str(tmp_path))
     monkeypatch.delenv("DATA_MIRROR", raising=False)
-    text = data.REGISTRY.read_text().replace("train = 1345, test = 507", "train = 3, test = 2")
+    text = data_registry.REGISTRY.read_text().replace("train = 1345, test = 507", "train = 3, test = 2")
     (tmp_path / "registry.toml").write_text(text)
-    monkeypatch.setattr(data, "REGISTRY", tmp_path / "registry.toml")
+    monkeypatch.setattr(data_registry, "REGISTRY", tmp_path / "registry.toml")
     (tmp_path / "cofw").mkdir()
     write_cofw(tmp_path / "cofw" / "COFW_train_color.mat", "train", cofw_faces(3))
     write_cofw(tmp_path / "cofw" / "COFW_test_color.mat", "test", cofw_faces(2))
-    faces = data.load_alignment("cofw")
+    faces = alignment.load_alignment("cofw")
     assert faces.images.shape == (5, 3, 256, 256) and faces.images.dtype == torch.uint8 and faces.markup is COFW29
     assert faces.points.shape == (5, 29, 2) and faces.box.shape == (5, 4) and faces.occluded.dtype == torch.bool
     test = faces.part("test")
     assert len(test) == 2 and test.names == ["test/0001", "test/0002"] and torch.equal(test.images, faces.images[3:])
     assert faces.select([2, 0]).names == ["train/0003", "train/0001"] and len(faces.select(faces.split == 0)) == 3
-    assert len(faces.fingerprint) == 64 and faces.fingerprint == data.load_alignment("cofw").fingerprint
+    assert len(faces.fingerprint) == 64 and faces.fingerprint == alignment.load_alignment("cofw").fingerprint
     with pytest.raises(MissingData) as error:
-        data.load_alignment("300w")
+        alignment.load_alignment("300w")
     one_line(error, "lfpw")
 
 
@@ -598,9 +602,9 @@ def test_real_lfpw_from_the_mirror(tmp_path, monkeypatch):
     monkeypatch.setenv("DATA_ROOT", str(tmp_path))
     monkeypatch.setenv("DATA_MIRROR", str(MIRROR))
     start = time.perf_counter()
-    faces = data.load_alignment("lfpw")
+    faces = alignment.load_alignment("lfpw")
     print(f"prepared and loaded in {time.perf_counter() - start:.1f} s")
     assert faces.images.shape == (1029, 3, 256, 256) and faces.points.shape == (1029, 68, 2)
     assert len(faces.part("train")) == 805 and len(faces.part("test")) == 224 and faces.markup is IBUG68
-    assert json.loads(json.dumps(data.ensure("lfpw").meta))["counts"] == {"train": 805, "test": 224}
+    assert json.loads(json.dumps(data_sets.ensure("lfpw").meta))["counts"] == {"train": 805, "test": 224}
     assert inter_pupil(faces.points, IBUG68).min() > 20 and faces.points.min() > -40 and faces.points.max() < 296

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from common import duplicates, faces
+from facepapers.common.data import duplicates
+from facepapers.common.faces import drawing
 
 torch.set_num_threads(1)
 
@@ -16,7 +17,7 @@ torch.set_num_threads(1)
 @pytest.fixture(scope="module")
 def drawn():
     """(300, 3, 64, 64) uint8: three pictures each of a hundred people."""
-    return faces.generate(300, 5, size=64, identities=100).images
+    return drawing.generate(300, 5, size=64, identities=100).images
 
 
 def jpeg(image, quality):

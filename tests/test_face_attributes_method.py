@@ -8,9 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from common import nets
-from common.cli import UserError
-from papers.face_attributes import method
+from facepapers.common.cli import UserError
+from facepapers.common.vision import networks
+from facepapers.papers.face_attributes import method
 from tests.conftest import one_line_error
 
 torch.set_num_threads(1)
@@ -19,7 +19,7 @@ torch.set_num_threads(1)
 def small_net(seed=0):
     """An IResNet of 16 px whose statistics are not the initial ones."""
     torch.manual_seed(seed)
-    net = nets.IResNet((1, 2, 1, 1), (8, 16, 24, 24), features=5, input_px=16)
+    net = networks.IResNet((1, 2, 1, 1), (8, 16, 24, 24), features=5, input_px=16)
     for module in net.modules():
         if isinstance(module, torch.nn.BatchNorm1d | torch.nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.3)
@@ -36,7 +36,7 @@ def faces(n=6, px=16, seed=1):
 # ---- Cuts
 
 
-@pytest.mark.parametrize("net", [small_net(), nets.MobileFaceNetReLU().eval()], ids=["iresnet", "mobilefacenet"])
+@pytest.mark.parametrize("net", [small_net(), networks.MobileFaceNetReLU().eval()], ids=["iresnet", "mobilefacenet"])
 def test_stages_one_after_another_are_the_network(net):
     stages = method.split(net)
     assert len(stages) == 5
@@ -66,7 +66,7 @@ def test_a_bad_cut_is_one_line(cuts, said):
 
 def test_a_cut_inside_the_mobilefacenet_names_its_block():
     with pytest.raises(UserError, match=r"inside the residual block features\.3"):
-        method.split(nets.MobileFaceNetReLU(), ("features.3.conv.1",))
+        method.split(networks.MobileFaceNetReLU(), ("features.3.conv.1",))
 
 
 def test_other_networks_cannot_be_cut():
@@ -152,7 +152,7 @@ def test_the_trunk_runs_once_and_no_further_than_needed():
 
 
 def test_folding_changes_nothing_but_the_layers():
-    net = nets.MobileFaceNetReLU().eval()
+    net = networks.MobileFaceNetReLU().eval()
     for module in net.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.1)
@@ -286,7 +286,7 @@ def test_the_formula_is_what_the_flop_counter_sees():
 
 def test_published_cost_of_the_mobilefacenet():
     """0.234 G multiply-adds in all (half of the counter's flops), none lost between the stages."""
-    net = nets.MobileFaceNetReLU().eval()
+    net = networks.MobileFaceNetReLU().eval()
     per_stage = method.stage_macs(method.split(net), 112)
     assert sum(per_stage) == method.macs(net, torch.zeros(1, 3, 112, 112)) == 233_810_432
 

@@ -11,10 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
-from common import checkpoint, claims, cli, emotions, nets, pack, precision, runs
-from common import data as registry
-from papers.face_attributes import config, evaluate, figures, method, predict, shared, source, train, tune
-from papers.face_attributes import data as sets
+from facepapers.common import cli, storage
+from facepapers.common.data import expressions, pack
+from facepapers.common.data import sets as registry
+from facepapers.common.evidence import claims, runs
+from facepapers.common.training import checkpoint, precision
+from facepapers.common.vision import networks
+from facepapers.papers.face_attributes import config, evaluate, figures, method, predict, shared, source, train, tune
+from facepapers.papers.face_attributes import data as sets
 from tests.conftest import REPOSITORY, one_line_error, python
 
 torch.set_num_threads(1)
@@ -52,7 +56,7 @@ def folder(out, row):
 
 def result(out, row):
     path = folder(out, row)
-    return checkpoint.sha256(path / "model.safetensors"), runs.read_predictions(path / "predictions.npz")
+    return storage.sha256(path / "model.safetensors"), runs.read_predictions(path / "predictions.npz")
 
 
 def same_bits(a, b):
@@ -63,7 +67,7 @@ def same_bits(a, b):
 def trunk_weights(tmp_path_factory):
     """Weights of an untrained tiny IResNet as a user would name them."""
     torch.manual_seed(0)
-    net = nets.IResNet((1, 1, 1, 1), (8, 8, 16, 24), features=8, input_px=16)
+    net = networks.IResNet((1, 1, 1, 1), (8, 8, 16, 24), features=8, input_px=16)
     for module in net.modules():
         if isinstance(module, torch.nn.Conv2d):
             torch.nn.init.kaiming_normal_(module.weight, mode="fan_out")
@@ -73,7 +77,7 @@ def trunk_weights(tmp_path_factory):
 
 
 def with_weights(path):
-    return ["--trunk", checkpoint.sha256(path), "--weights", str(path)]
+    return ["--trunk", storage.sha256(path), "--weights", str(path)]
 
 
 # ---- Rows, records, resuming, processes
@@ -188,8 +192,8 @@ def test_an_interrupted_run_resumes_to_the_same_bits(faces, tmp_path, trunk_weig
 DRIVER = f"""
 import sys, torch
 torch.set_num_threads(1)
-from papers.face_attributes import data, train
-from common import cli
+from facepapers.papers.face_attributes import data, train
+from facepapers.common import cli
 data.EMBEDDED.update({FACES})
 cli.entry(train.main, sys.argv[1:])
 """
@@ -217,7 +221,7 @@ def test_two_processes_compute_what_one_does(faces, tmp_path, trunk_weights, row
 
 
 def make_source(cfg, path, first, **options):
-    net = nets.load_identity_net(path)
+    net = networks.load_identity_net(path)
     stages = method.split(net)
     return source.Source(cfg, sets.load("embedded"), stages, net.pixels, first, torch.device("cpu"), **options)
 
@@ -248,7 +252,7 @@ def test_the_untrained_trunk_stores_no_maps(faces, trunk_weights):
 
 def test_another_trunk_or_view_is_another_file(faces, trunk_weights):
     one = make_source(TINY_CONFIG, trunk_weights, 3)
-    stages = method.split(nets.IResNet((1, 1, 1, 1), (8, 8, 16, 24), 8, input_px=16).eval())
+    stages = method.split(networks.IResNet((1, 1, 1, 1), (8, 8, 16, 24), 8, input_px=16).eval())
     other = source.Source(TINY_CONFIG, one.parts, stages, one.pixels, 3, torch.device("cpu"))
     turned = make_source(dataclasses.replace(TINY_CONFIG, rotation_deg=9.0), trunk_weights, 3)
     known = [(s, split, view) for s in (one, other, turned) for split in ("train", "val") for view in (0, None)]
@@ -284,7 +288,7 @@ def test_a_full_disk_is_told_before_it_happens(tmp_path):
 
 
 def test_frames_bring_the_median_points_onto_the_template():
-    from common.align import TEMPLATE_112
+    from facepapers.common.vision.alignment import TEMPLATE_112
 
     for name in sets.FRAMES:
         frame = sets.frame_of(name, 80)
@@ -316,7 +320,7 @@ class FakePack:
 def two_sets(tmp_path, monkeypatch):
     """UTKFace of 60 and FERPlus of 40 made-up faces."""
     rng = np.random.default_rng(0)
-    votes = np.zeros((40, len(emotions.VOTES)), np.uint8)
+    votes = np.zeros((40, len(expressions.VOTES)), np.uint8)
     votes[np.arange(40), np.arange(40) % 8] = 10
     votes[7] = 1  # no majority: left out
     packs = {
@@ -502,7 +506,7 @@ def test_ages_are_judged_in_groups_and_years():
 
 def test_tuning_runs_each_rate_and_names_the_best(faces, tmp_path, capsys, monkeypatch, trunk_weights):
     small = dataclasses.replace(
-        config.PRESETS["demo"], input_px=16, batch=8, steps=6, trunk=checkpoint.sha256(trunk_weights)
+        config.PRESETS["demo"], input_px=16, batch=8, steps=6, trunk=storage.sha256(trunk_weights)
     )
     monkeypatch.setitem(config.PRESETS, "demo", small)
     words = ["--preset", "demo", "--rows", "linear", "--rates", "1e-3 1e-2", "--weights", str(trunk_weights)]
@@ -521,7 +525,7 @@ def test_claims_can_all_be_computed_from_nothing():
 
 
 def test_a_preset_on_two_sets_needs_both(monkeypatch, capsys):
-    from common import reproduce
+    from facepapers.common.tools import reproduce
 
     monkeypatch.setattr(registry, "available", lambda name: name != "ferplus")
     with pytest.raises(cli.MissingData) as error:
@@ -535,5 +539,5 @@ def test_a_preset_on_two_sets_needs_both(monkeypatch, capsys):
 def test_other_weights_are_no_trunk(tmp_path):
     checkpoint.save_weights(tmp_path / "w.safetensors", torch.nn.Linear(3, 3))
     with pytest.raises(cli.UserError) as error:
-        nets.load_identity_net(tmp_path / "w.safetensors")
+        networks.load_identity_net(tmp_path / "w.safetensors")
     one_line_error(error, "w.safetensors", "another architecture")

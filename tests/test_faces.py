@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from common import faces
-from common.points import COFW29
+from facepapers.common.data.markups import COFW29
+from facepapers.common.faces import drawing, head, polynomials, sampling, scene, shape
 
 QUIET = {"blur": (0.0, 0.01), "noise": (0.0, 0.0), "occluded_share": 0.0}
 FRONTAL = QUIET | {"yaw_deg": 0.0, "pitch_deg": 0.0, "roll_deg": 0.0}
@@ -33,7 +33,7 @@ def change(factors, **values):
 
 def exact_expression(factors, name, intensity=1.0):
     """One expression without the jitter of the action units."""
-    return change(factors, expression=faces.EXPRESSIONS.index(name), intensity=intensity, action_jitter=0.0)
+    return change(factors, expression=shape.EXPRESSIONS.index(name), intensity=intensity, action_jitter=0.0)
 
 
 def luminance_at(images, points):
@@ -44,7 +44,7 @@ def luminance_at(images, points):
 
 def frontal(n, seed=0, **options):
     """Neutral 30-year-old frontal faces without blur and noise."""
-    factors = faces.sample_factors(n, seed, **(FRONTAL | {"expressions": (0,)} | options))
+    factors = sampling.sample_factors(n, seed, **(FRONTAL | {"expressions": (0,)} | options))
     return change(factors, action_jitter=0.0, gaze=0.0, age_years=30.0, light_strength=0.2)
 
 
@@ -52,27 +52,27 @@ def frontal(n, seed=0, **options):
 
 
 def test_same_seed_gives_the_same_bits():
-    first, second = faces.generate(12, 5, size=32), faces.generate(12, 5, size=32)
-    for field in dataclasses.fields(faces.Faces):
+    first, second = drawing.generate(12, 5, size=32), drawing.generate(12, 5, size=32)
+    for field in dataclasses.fields(sampling.Faces):
         assert torch.equal(getattr(first, field.name), getattr(second, field.name)), field.name
 
 
 def test_different_seeds_differ():
-    first, second = faces.generate(8, 5, size=32), faces.generate(8, 6, size=32)
+    first, second = drawing.generate(8, 5, size=32), drawing.generate(8, 6, size=32)
     assert not torch.equal(first.images, second.images)
     assert (first.points - second.points).abs().max() > 0.5
 
 
 def test_more_samples_only_append():
-    few, many = faces.sample_factors(5, 3), faces.sample_factors(50, 3)
-    for field in dataclasses.fields(faces.Factors):
+    few, many = sampling.sample_factors(5, 3), sampling.sample_factors(50, 3)
+    for field in dataclasses.fields(sampling.Factors):
         torch.testing.assert_close(getattr(few, field.name), getattr(many, field.name)[:5], rtol=0, atol=1e-6)
 
 
 def test_chunks_and_order_do_not_change_the_pictures():
-    factors = faces.sample_factors(20, 2)
-    whole, split = faces.render(factors, 32), faces.render(factors, 32, chunk=3)
-    turned = faces.render(factors[torch.arange(19, -1, -1)], 32)
+    factors = sampling.sample_factors(20, 2)
+    whole, split = drawing.render(factors, 32), drawing.render(factors, 32, chunk=3)
+    turned = drawing.render(factors[torch.arange(19, -1, -1)], 32)
     for other in (split.images, turned.images.flip(0)):
         # Matrix products of other shapes round differently: one grey level at most.
         assert (whole.images.int() - other.int()).abs().max() <= 1
@@ -82,7 +82,7 @@ def test_chunks_and_order_do_not_change_the_pictures():
 @pytest.mark.parametrize("size", [16, 64, 256])
 @pytest.mark.parametrize("grey", [False, True])
 def test_shapes_types_and_ranges(size, grey):
-    got = faces.generate(2, 1, size=size, grey=grey)
+    got = drawing.generate(2, 1, size=size, grey=grey)
     assert got.images.shape == (2, 1 if grey else 3, size, size) and got.images.dtype == torch.uint8
     assert got.points.shape == (2, 29, 2) and got.points.dtype == torch.float32
     assert got.occluded.shape == (2, 29) and got.occluded.dtype == torch.bool
@@ -94,19 +94,19 @@ def test_shapes_types_and_ranges(size, grey):
 
 
 def test_points_scale_with_the_image():
-    factors = faces.sample_factors(6, 1)
-    small, large = faces.render(factors, 64), faces.render(factors, 128)
+    factors = sampling.sample_factors(6, 1)
+    small, large = drawing.render(factors, 64), drawing.render(factors, 128)
     torch.testing.assert_close((small.points + 0.5) * 2, large.points + 0.5, rtol=0, atol=1e-3)
 
 
 def test_the_labels_cover_their_classes():
-    got = faces.sample_factors(400, 0)
+    got = sampling.sample_factors(400, 0)
     for name, count in (("expression", 8), ("gender", 2), ("group", 5), ("occluder", 5)):
         assert len(getattr(got, name).unique()) == count
 
 
 def test_most_points_lie_inside_the_picture_and_the_box():
-    got = faces.generate(200, 4, size=32)
+    got = drawing.generate(200, 4, size=32)
     inside = ((got.points >= 0) & (got.points <= 31)).all(-1)
     assert inside.float().mean() > 0.99
     low, high = got.box[:, None, :2], got.box[:, None, :2] + got.box[:, None, 2:]
@@ -117,7 +117,7 @@ def test_most_points_lie_inside_the_picture_and_the_box():
 
 
 def test_points_are_where_cofw_has_them():
-    points = faces.render(frontal(30), 32).points
+    points = drawing.render(frontal(30), 32).points
     x, y = points.unbind(-1)
     for left in (i for i, name in enumerate(COFW29.names) if "left" in name):
         assert (x[:, left] < x[:, COFW29.flip[left]]).all()
@@ -126,12 +126,12 @@ def test_points_are_where_cofw_has_them():
         assert (y[:, upper] < y[:, lower]).all(), (upper, lower)
     for order in ((0, 4, 2, 3, 6, 1), (8, 16, 10, 11, 17, 9), (18, 20, 19), (22, 24, 23)):
         assert (points[:, order, 0].diff(dim=1) > 0).all(), order
-    torch.testing.assert_close(faces.render(frontal(3), 32).five, points[:3][:, [16, 17, 20, 22, 23]])
+    torch.testing.assert_close(drawing.render(frontal(3), 32).five, points[:3][:, [16, 17, 20, 22, 23]])
 
 
 def test_pupils_are_dark_and_eyes_have_whites():
     factors = change(frontal(16), occluder=0, group=0)
-    got = faces.render(exact_expression(factors, "fear"), 128)  # wide open eyes
+    got = drawing.render(exact_expression(factors, "fear"), 128)  # wide open eyes
     pupils = luminance_at(got.images, got.points[:, 16:18])
     beside = got.points[:, 16:18] * 0.45 + got.points[:, 8:10] * 0.55
     assert (luminance_at(got.images, beside) - pupils > 15).float().mean() > 0.9
@@ -139,26 +139,26 @@ def test_pupils_are_dark_and_eyes_have_whites():
 
 def test_brows_are_darker_than_the_skin_above_them():
     factors = frontal(16)
-    factors.identity[:, faces.IDENTITY_NAMES.index("hair_tone")] = -2.5
-    factors.identity[:, faces.IDENTITY_NAMES.index("hairline")] = 0.0
-    factors.identity[:, faces.IDENTITY_NAMES.index("skin_tone")] = 1.0
-    got = faces.render(factors, 128)
+    factors.identity[:, shape.IDENTITY_NAMES.index("hair_tone")] = -2.5
+    factors.identity[:, shape.IDENTITY_NAMES.index("hairline")] = 0.0
+    factors.identity[:, shape.IDENTITY_NAMES.index("skin_tone")] = 1.0
+    got = drawing.render(factors, 128)
     middle = (got.points[:, [4, 6]] + got.points[:, [5, 7]]) / 2
     above = got.points[:, [4, 6]] - torch.tensor([0.0, 5.0])
     assert (luminance_at(got.images, above) - luminance_at(got.images, middle) > 10).float().mean() > 0.9
 
 
 def test_the_chin_tip_is_on_the_outline():
-    got = faces.build_scene(frontal(20))
+    got = scene.build_scene(frontal(20))
     low = got.outline.new_tensor([0.0, 0.01])
     for offset, sign in ((-low, 1), (low, -1)):
-        basis = faces._basis(*(got.flat[:, 28:] + offset).unbind(-1))
-        assert (faces._union(faces._evaluate(got.outline, basis), 1) * sign > 0).all()
+        basis = polynomials.pixel_basis(*(got.flat[:, 28:] + offset).unbind(-1))
+        assert (head.smooth_union(polynomials.evaluate(got.outline, basis), 1) * sign > 0).all()
 
 
 def test_a_smile_widens_the_mouth_and_surprise_opens_it():
     factors = frontal(10)
-    shapes = {name: faces.render(exact_expression(factors, name), 32) for name in faces.EXPRESSIONS}
+    shapes = {name: drawing.render(exact_expression(factors, name), 32) for name in shape.EXPRESSIONS}
     width = {name: got.points[:, 23, 0] - got.points[:, 22, 0] for name, got in shapes.items()}
     gap = {name: got.points[:, 26, 1] - got.points[:, 25, 1] for name, got in shapes.items()}
     assert (width["happiness"] > width["neutral"] + 1).all()
@@ -173,14 +173,14 @@ def test_a_smile_widens_the_mouth_and_surprise_opens_it():
 def test_intensity_is_continuous():
     factors = exact_expression(frontal(1)[torch.zeros(5, dtype=torch.long)], "happiness")
     factors = dataclasses.replace(factors, intensity=torch.linspace(0, 1, 5))
-    width = faces.render(factors, 64).points[:, [22, 23], 0].diff(dim=1)[:, 0]
+    width = drawing.render(factors, 64).points[:, [22, 23], 0].diff(dim=1)[:, 0]
     assert (width.diff() > 0.3).all() and width.diff().max() < 2 * width.diff().min()
 
 
 def test_roll_turns_the_points_by_its_angle_about_the_pivot():
     factors = frontal(10)
-    upright = faces.render(factors, 64).points
-    turned = faces.render(change(factors, roll_deg=25.0), 64).points
+    upright = drawing.render(factors, 64).points
+    turned = drawing.render(change(factors, roll_deg=25.0), 64).points
     angle = np.deg2rad(25.0)
     turn = torch.tensor([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]).float()
     pivot = 31.5 + 64 * factors.shift[:, None]
@@ -191,7 +191,7 @@ def test_yaw_and_pitch_move_the_nose_against_the_eyes():
     factors = frontal(10)
     nose = {}
     for yaw, pitch in ((0.0, 0.0), (20.0, 0.0), (-20.0, 0.0), (0.0, 15.0)):
-        points = faces.render(change(factors, yaw_deg=yaw, pitch_deg=pitch), 64).points
+        points = drawing.render(change(factors, yaw_deg=yaw, pitch_deg=pitch), 64).points
         nose[yaw, pitch] = points[:, 20] - points[:, 16:18].mean(1)
     assert (nose[20.0, 0.0][:, 0] > nose[0.0, 0.0][:, 0] + 1).all()
     assert (nose[-20.0, 0.0][:, 0] < nose[0.0, 0.0][:, 0] - 1).all()
@@ -200,9 +200,9 @@ def test_yaw_and_pitch_move_the_nose_against_the_eyes():
 
 def test_opposite_yaw_mirrors_the_face():
     factors = change(frontal(6, shift=0.0), light_azimuth_deg=0.0, background=0.5)
-    factors.identity[:, faces.IDENTITY_NAMES.index("hair_hue")] = 0.0  # it also parts the hair
+    factors.identity[:, shape.IDENTITY_NAMES.index("hair_hue")] = 0.0  # it also parts the hair
     factors = change(factors, group=2)
-    right, left = (faces.render(change(factors, yaw_deg=yaw), 64) for yaw in (20.0, -20.0))
+    right, left = (drawing.render(change(factors, yaw_deg=yaw), 64) for yaw in (20.0, -20.0))
     mirrored = right.points[:, COFW29.flip].clone()
     mirrored[..., 0] = 63 - mirrored[..., 0]
     torch.testing.assert_close(mirrored, left.points, rtol=0, atol=0.01)
@@ -211,8 +211,8 @@ def test_opposite_yaw_mirrors_the_face():
 
 def test_a_strongly_turned_face_hides_its_far_side():
     factors = frontal(10)
-    assert not faces.render(factors, 32).occluded.any()
-    hidden = faces.render(change(factors, yaw_deg=60.0), 32).occluded  # the nose points to the right
+    assert not drawing.render(factors, 32).occluded.any()
+    hidden = drawing.render(change(factors, yaw_deg=60.0), 32).occluded  # the nose points to the right
     assert hidden[:, 1].all() and not hidden[:, [0, 4, 8, 16, 22]].any()
 
 
@@ -222,7 +222,7 @@ def test_a_strongly_turned_face_hides_its_far_side():
 @pytest.mark.parametrize("kind", [1, 2, 3, 4])
 def test_an_occluder_changes_the_pixels_at_exactly_the_flagged_points(kind):
     factors = frontal(40, 3)
-    bare, covered = (faces.render(change(factors, occluder=k), 64) for k in (0, kind))
+    bare, covered = (drawing.render(change(factors, occluder=k), 64) for k in (0, kind))
     assert torch.equal(bare.points, covered.points) and not bare.occluded.any()
     difference = (bare.images.int() - covered.images.int()).abs().amax(1)
     x, y = covered.points.round().long().clamp(0, 63).unbind(-1)
@@ -236,50 +236,50 @@ def test_an_occluder_changes_the_pixels_at_exactly_the_flagged_points(kind):
 
 def test_a_mask_covers_the_mouth_and_sunglasses_cover_the_pupils():
     factors = frontal(20)
-    mask = faces.render(change(factors, occluder=3), 32).occluded
+    mask = drawing.render(change(factors, occluder=3), 32).occluded
     assert mask[:, 20:29].all() and not mask[:, :18].any()
     factors.occluder_shape[:, 3] = 0.9
-    dark = faces.render(change(factors, occluder=2), 32).occluded
+    dark = drawing.render(change(factors, occluder=2), 32).occluded
     assert dark[:, 16:18].all() and not dark[:, 20:].any()
     factors.occluder_shape[:, 3] = 0.1
-    clear = faces.render(change(factors, occluder=2), 32).occluded
+    clear = drawing.render(change(factors, occluder=2), 32).occluded
     assert not clear[:, 16:18].any()
 
 
 # Every factor matters
 
 
-@pytest.mark.parametrize("name", [f.name for f in dataclasses.fields(faces.Factors)])
+@pytest.mark.parametrize("name", [f.name for f in dataclasses.fields(sampling.Factors)])
 def test_each_factor_changes_the_picture(name):
-    base = faces.sample_factors(16, 8, occluded_share=1.0, intensity=(0.8, 1.0))
-    other = faces.sample_factors(16, 9, occluded_share=1.0, intensity=(0.1, 0.3))
+    base = sampling.sample_factors(16, 8, occluded_share=1.0, intensity=(0.8, 1.0))
+    other = sampling.sample_factors(16, 9, occluded_share=1.0, intensity=(0.1, 0.3))
     if name == "smirk_side":
-        base = change(base, expression=faces.EXPRESSIONS.index("contempt"))
+        base = change(base, expression=shape.EXPRESSIONS.index("contempt"))
     changed = dataclasses.replace(base, **{name: getattr(other, name)})
-    same = torch.equal(faces.render(base, 32).images, faces.render(changed, 32).images)
+    same = torch.equal(drawing.render(base, 32).images, drawing.render(changed, 32).images)
     assert same == (name == "identity_label")  # the only pure label: the drawing follows `identity`
 
 
 def test_pictures_of_one_person_share_the_identity_but_nothing_else():
-    train = faces.sample_factors(300, 1, identities=5, people_seed=7)
-    test = faces.sample_factors(300, 2, identities=5, people_seed=7)
+    train = sampling.sample_factors(300, 1, identities=5, people_seed=7)
+    test = sampling.sample_factors(300, 2, identities=5, people_seed=7)
     for person in range(5):
         mine, again = train[train.identity_label == person], test[test.identity_label == person]
         assert len(mine) > 20 and (mine.identity == again.identity[0]).all()
         assert (mine.gender == again.gender[0]).all() and (mine.group == again.group[0]).all()
         assert (mine.age_years - again.age_years.mean()).abs().max() < 4
         assert len(mine.expression.unique()) == 8 and mine.yaw_deg.std() > 5
-    strangers = faces.sample_factors(300, 1, identities=5, people_seed=8)
+    strangers = sampling.sample_factors(300, 1, identities=5, people_seed=8)
     assert not torch.equal(train.identity, strangers.identity)
 
 
 def test_occluders_hair_and_groups_vary_the_pixels_visibly():
     """A black picture would pass many tests above: neighbouring samples must differ clearly."""
-    images = faces.generate(32, 0, size=32).images.float()
+    images = drawing.generate(32, 0, size=32).images.float()
     assert (images[1:] - images[:-1]).abs().mean((1, 2, 3)).min() > 5
 
 
 def test_contact_sheet_is_a_picture(tmp_path):
-    sheet = faces.contact_sheet(tmp_path / "sheet.png", size=32)
+    sheet = drawing.contact_sheet(tmp_path / "sheet.png", size=32)
     assert sheet.dtype == np.uint8 and sheet.shape[1:] == (8 * 32, 3) and sheet.shape[0] % 32 == 0
     assert (tmp_path / "sheet.png").stat().st_size > 10_000

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from common.cli import UserError
-from papers.hybrid_order_distillation import method, nets
-from papers.hybrid_order_distillation.degrade import degrade, resize
+from facepapers.common.cli import UserError
+from facepapers.papers.hybrid_order_distillation import method, nets
+from facepapers.papers.hybrid_order_distillation.degrade import degrade, resize
 from tests.conftest import one_line_error
 
 torch.set_num_threads(1)

@@ -12,9 +12,14 @@ import torch
 from PIL import Image
 from test_arcface_train import lfw_tree
 
-from common import checkpoint, claims, cli, data, nets, precision, runs
-from papers.hybrid_order_distillation import config, evaluate, figures, method, train
-from papers.hybrid_order_distillation import data as sets
+from facepapers.common import cli, storage
+from facepapers.common.data import registry
+from facepapers.common.data import sets as data_sets
+from facepapers.common.evidence import claims, runs
+from facepapers.common.training import checkpoint, precision
+from facepapers.common.vision import networks
+from facepapers.papers.hybrid_order_distillation import config, evaluate, figures, method, train
+from facepapers.papers.hybrid_order_distillation import data as sets
 from tests.conftest import REPOSITORY, one_line_error, python
 
 torch.set_num_threads(1)
@@ -39,7 +44,7 @@ def start(out, row="assistant_123", *words, steps=6):
 
 def result(out, row="assistant_123"):
     (path,) = (out / config.PAPER).glob(f"*-{row}-s*")
-    return checkpoint.sha256(path / "model.safetensors"), runs.read_predictions(path / "predictions.npz")
+    return storage.sha256(path / "model.safetensors"), runs.read_predictions(path / "predictions.npz")
 
 
 def same_bits(a, b):
@@ -91,7 +96,7 @@ def test_a_record_gives_its_metrics_again_and_holds_no_picture(people, tmp_path,
     text = (folder / "history.csv").read_text().splitlines()
     assert "grad_order3" in text[0] and len(text) == 3, "one row a stage"
     assert written["cost"]["macs"] < written["cost"]["teacher_macs"]
-    assert start(tmp_path) == checkpoint.read_json(folder / "run.json"), "a finished run is read back"
+    assert start(tmp_path) == storage.read_json(folder / "run.json"), "a finished run is read back"
 
 
 @pytest.mark.parametrize(
@@ -173,8 +178,8 @@ def test_an_interrupted_run_resumes_to_the_same_bits(people, tmp_path, monkeypat
 DRIVER = f"""
 import sys, torch
 torch.set_num_threads(1)
-from papers.hybrid_order_distillation import data, train
-from common import cli
+from facepapers.papers.hybrid_order_distillation import data, train
+from facepapers.common import cli
 data.EMBEDDED.update({PEOPLE})
 cli.entry(train.main, sys.argv[1:])
 """
@@ -321,9 +326,9 @@ def root(tmp_path, monkeypatch):
     sets.load.cache_clear()
 
     def accept(name, **counts):
-        entry = dataclasses.replace(data._entry(name), counts=[counts])
-        real = data._entry
-        monkeypatch.setattr(data, "_entry", lambda wanted: entry if wanted == name else real(wanted))
+        entry = dataclasses.replace(registry.find(name), counts=[counts])
+        real = registry.find
+        monkeypatch.setattr(registry, "find", lambda wanted: entry if wanted == name else real(wanted))
 
     yield tmp_path, accept
     sets.load.cache_clear()
@@ -336,8 +341,8 @@ def test_the_short_preset_on_a_small_lfw(root, monkeypatch):
     accept("lfw", devtrain=48, devtest=32)
     torch.manual_seed(0)
     (folder / "data" / "raw").mkdir()
-    teacher = folder / "data" / "raw" / nets.GIVEN_FILE
-    digest = checkpoint.save_weights(teacher, nets.MobileFaceNetReLU())
+    teacher = folder / "data" / "raw" / networks.GIVEN_FILE
+    digest = checkpoint.save_weights(teacher, networks.MobileFaceNetReLU())
     words = ["--preset", "short", "--teacher-sha256", digest, "--device", "cpu", "--steps", "4", "--batch", "8",
              "--views", "1", "--warmup", "1", "--input-px", "32", "--out", str(folder / "out")]  # fmt: skip
     metrics = train.main([*words, "--row", "assistant_123"])["metrics"]
@@ -356,7 +361,7 @@ def test_the_short_preset_on_a_small_lfw(root, monkeypatch):
     teacher.unlink()
     with pytest.raises(cli.MissingData) as error:
         train.main([*words, "--row", "teacher"])
-    one_line_error(error, nets.GIVEN_FILE)
+    one_line_error(error, networks.GIVEN_FILE)
 
 
 def cifar_files(folder, monkeypatch, train_images=40, test_images=20):
@@ -396,7 +401,7 @@ def test_damaged_cifar_is_one_line(root, monkeypatch):
     cifar_files(folder / "data" / "cifar100", monkeypatch)
     (folder / "data" / "cifar100" / "cifar-100-python" / "test").write_bytes(b"nothing")
     with pytest.raises(cli.UserError) as error:
-        data.ensure("cifar100")
+        data_sets.ensure("cifar100")
     one_line_error(error, "CIFAR-100", "fetch the archive again")
 
 
@@ -447,11 +452,11 @@ def test_damaged_lists_of_birds_are_one_line(root):
     bird_tree(folder / "data" / "cub200")
     (folder / "data" / "cub200" / "images" / "001.Bird" / "Bird_0.jpg").unlink()
     with pytest.raises(cli.UserError) as error:
-        data.ensure("cub200")
+        data_sets.ensure("cub200")
     one_line_error(error, "Bird_0.jpg", "absent")
     (folder / "data" / "cub200" / "image_class_labels.txt").write_text("1\n")
     with pytest.raises(cli.UserError) as error:
-        data.ensure("cub200")
+        data_sets.ensure("cub200")
     one_line_error(error, "image_class_labels.txt:1")
 
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from common import images
-from common.points import COFW29, IBUG68
+from facepapers.common import seeding
+from facepapers.common.data.markups import COFW29, IBUG68
+from facepapers.common.vision import images
 
 
 def dot(points, size=64, sigma=1.5):
@@ -30,7 +31,7 @@ def centroid(pictures):
 
 def test_a_dot_is_found_where_its_point_goes():
     """Rotation, scale, shift and flip at once: pixels and points take the same way."""
-    gen = images.generator(1)
+    gen = seeding.generator(1)
     n = 24
     where = 24 + 16 * torch.rand(n, 2, generator=gen)
     centre = 28 + 8 * torch.rand(n, 2, generator=gen)
@@ -60,7 +61,7 @@ def test_similarity_by_hand():
 
 
 def test_the_identity_crop_changes_no_pixel():
-    picture = (255 * torch.rand(2, 3, 20, 20, generator=images.generator(2))).round()
+    picture = (255 * torch.rand(2, 3, 20, 20, generator=seeding.generator(2))).round()
     whole = images.similarity(
         torch.full((2, 2), 9.5), torch.full((2,), 20.0), torch.zeros(2), torch.zeros(2).bool(), 20
     )
@@ -68,7 +69,7 @@ def test_the_identity_crop_changes_no_pixel():
 
 
 def test_a_flipped_crop_is_the_mirrored_crop():
-    picture = 255 * torch.rand(1, 3, 20, 20, generator=images.generator(3))
+    picture = 255 * torch.rand(1, 3, 20, 20, generator=seeding.generator(3))
     centre, side, still = torch.full((1, 2), 9.5), torch.full((1,), 20.0), torch.zeros(1)
     plain, mirrored = (
         images.crop(picture, images.similarity(centre, side, still, torch.tensor([f]), 20), 20) for f in (False, True)
@@ -83,7 +84,7 @@ def test_outside_the_image_the_edge_is_repeated():
 
 
 def test_invert():
-    gen = images.generator(4)
+    gen = seeding.generator(4)
     matrix = images.similarity(
         50 * torch.rand(9, 2, generator=gen), 20 + 30 * torch.rand(9, generator=gen),
         6 * torch.rand(9, generator=gen), torch.arange(9) % 2 == 0, 50,
@@ -114,7 +115,7 @@ def test_halving_moves_points_as_documented():
 
 
 def test_a_stream_depends_on_all_its_keys_and_on_nothing_else():
-    draw = lambda *keys: torch.rand(4, generator=images.generator(*keys)).tolist()
+    draw = lambda *keys: torch.rand(4, generator=seeding.generator(*keys)).tolist()
     torch.rand(3)
     assert draw(7, 2, 5) == draw(7, 2, 5)
     keys = [(7, 2, 5), (7, 2, 6), (7, 3, 5), (8, 2, 5), (2, 7, 5), (5, 2, 7), (7, 2), (7,), (0, 0, 0), (0, 0), (-1, 0)]
@@ -122,7 +123,7 @@ def test_a_stream_depends_on_all_its_keys_and_on_nothing_else():
 
 
 def test_neighbouring_steps_are_unrelated():
-    table = np.array([torch.rand(200, generator=images.generator(0, 2, step)).tolist() for step in range(60)])
+    table = np.array([torch.rand(200, generator=seeding.generator(0, 2, step)).tolist() for step in range(60)])
     between = np.corrcoef(table)[np.triu_indices(60, 1)]
     assert abs(between).max() < 0.35 and abs(between.mean()) < 0.01  # 0.07 is one standard deviation
     assert 0.35 < table[:, 0].mean() < 0.65 and table[:, 0].std() > 0.2  # first draws are spread, too
@@ -130,7 +131,7 @@ def test_neighbouring_steps_are_unrelated():
 
 def test_drawing_does_not_touch_the_global_generator():
     before = torch.get_rng_state()
-    images.uniform(0, 1, (5,), images.generator(1))
+    images.uniform(0, 1, (5,), seeding.generator(1))
     assert torch.equal(before, torch.get_rng_state())
 
 
@@ -139,7 +140,7 @@ def test_drawing_does_not_touch_the_global_generator():
 
 def photo(n=1, size=48):
     """Smooth pictures with some texture, (n, 3, size, size)."""
-    gen = images.generator(11)
+    gen = seeding.generator(11)
     coarse = 255 * torch.rand(n, 3, 5, 5, generator=gen)
     smooth = torch.nn.functional.interpolate(coarse, (size, size), mode="bicubic", align_corners=True)
     return (smooth + 12 * torch.randn(n, 3, size, size, generator=gen)).clamp(0, 255).round()
@@ -147,7 +148,7 @@ def photo(n=1, size=48):
 
 def test_colour_jitter_stays_in_range_and_makes_some_grey():
     pictures = photo(200, 16)
-    changed = images.colour_jitter(pictures, images.generator(1), grey=0.25)
+    changed = images.colour_jitter(pictures, seeding.generator(1), grey=0.25)
     assert changed.min() >= 0 and changed.max() <= 255
     grey = (changed.std(1) < 0.5).all(2).all(1)
     assert 0.12 < grey.float().mean() < 0.4
@@ -155,13 +156,13 @@ def test_colour_jitter_stays_in_range_and_makes_some_grey():
 
 
 def test_colour_jitter_of_zero_changes_nothing():
-    still = images.colour_jitter(photo(4), images.generator(1), 0, 0, 0, 0)
+    still = images.colour_jitter(photo(4), seeding.generator(1), 0, 0, 0, 0)
     torch.testing.assert_close(still, photo(4), atol=1e-3, rtol=0)
 
 
 def test_erase_covers_rectangles_of_the_stated_sizes_with_one_colour():
     pictures = photo(300, 40)
-    changed = images.erase(pictures, images.generator(2), probability=0.5, smallest=0.1, largest=0.45)
+    changed = images.erase(pictures, seeding.generator(2), probability=0.5, smallest=0.1, largest=0.45)
     touched = (changed != pictures).any(1)
     share = touched.any(2).any(1).float().mean()
     assert 0.35 < share < 0.6
@@ -171,13 +172,13 @@ def test_erase_covers_rectangles_of_the_stated_sizes_with_one_colour():
             block = picture[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
             assert block.flatten(1).std(1).max() < 1e-3  # one colour: the rectangle is filled
             assert max(block.shape[1:]) <= 0.45 * 40 + 1
-    assert torch.equal(images.erase(pictures, images.generator(2), probability=0.0), pictures)
+    assert torch.equal(images.erase(pictures, seeding.generator(2), probability=0.0), pictures)
 
 
 def test_blur_smooths_the_chosen_and_keeps_the_mean():
     pictures = photo(100, 24)
     roughness = lambda x: (x[..., 1:] - x[..., :-1]).abs().mean((1, 2, 3))
-    changed = images.blur(pictures, images.generator(3), probability=0.5)
+    changed = images.blur(pictures, seeding.generator(3), probability=0.5)
     smoother = roughness(changed) < 0.97 * roughness(pictures)
     assert 0.25 < smoother.float().mean() < 0.6
     same = (changed - pictures).abs().amax((1, 2, 3)) < 1e-3
@@ -188,7 +189,7 @@ def test_blur_smooths_the_chosen_and_keeps_the_mean():
 def test_blur_of_a_dot_is_a_gaussian():
     picture = torch.zeros(1, 3, 21, 21)
     picture[:, :, 10, 10] = 100
-    changed = images.blur(picture, images.generator(5), probability=1.0, largest_sigma=1.2)[0, 0]
+    changed = images.blur(picture, seeding.generator(5), probability=1.0, largest_sigma=1.2)[0, 0]
     near, far = changed[10, 11] / changed[10, 10], changed[10, 12] / changed[10, 10]
     assert changed.sum() == pytest.approx(100, rel=1e-4)
     assert 0 < near < math.exp(-0.5 / 1.2**2) and far == pytest.approx(float(near**4), rel=1e-3)
@@ -208,7 +209,7 @@ def pillow(picture, quality):
 @pytest.mark.parametrize("size", [48, 50])
 @pytest.mark.parametrize("texture", [0.0, 12.0, 40.0])
 def test_jpeg_is_what_pillow_makes(texture, size):
-    gen = images.generator(21)
+    gen = seeding.generator(21)
     coarse = 255 * torch.rand(4, 3, 4, 4, generator=gen)
     pictures = torch.nn.functional.interpolate(coarse, (size, size), mode="bicubic", align_corners=True)
     pictures = (pictures + texture * torch.randn(4, 3, size, size, generator=gen)).clamp(0, 255).round()
@@ -232,16 +233,16 @@ def test_quality_zero_leaves_the_picture_alone_and_quality_matters():
 def test_the_augmentation_is_a_function_of_its_generator():
     pictures = photo(6)
     for change in (images.colour_jitter, images.erase, images.blur):
-        first, again, other = (change(pictures, images.generator(seed)) for seed in (1, 1, 2))
+        first, again, other = (change(pictures, seeding.generator(seed)) for seed in (1, 1, 2))
         assert torch.equal(first, again) and not torch.equal(first, other), change.__name__
 
 
 def test_each_pass_shows_every_sample_once():
-    pick = images.shuffled(10, 4, seed=3)
+    pick = seeding.shuffled(10, 4, seed=3)
     seen = torch.cat([pick(step) for step in range(10)]).view(4, 10)
     assert all(sorted(row.tolist()) == list(range(10)) for row in seen)
     assert len({tuple(row.tolist()) for row in seen}) == 4
-    assert torch.equal(images.shuffled(10, 4, seed=3)(7), pick(7)), "a step's samples depend on nothing before it"
-    assert not torch.equal(images.shuffled(10, 4, seed=4)(0), pick(0))
-    large = images.shuffled(10, 32, seed=3)(1)  # a batch over several passes
+    assert torch.equal(seeding.shuffled(10, 4, seed=3)(7), pick(7)), "a step's samples depend on nothing before it"
+    assert not torch.equal(seeding.shuffled(10, 4, seed=4)(0), pick(0))
+    large = seeding.shuffled(10, 32, seed=3)(1)  # a batch over several passes
     assert large.bincount().max() == 4 and len(large) == 32

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from common import metrics
-from papers.coarse_to_fine import evaluate
+from facepapers.common.protocols import metrics
+from facepapers.papers.coarse_to_fine import evaluate
 
 
 def test_point_errors_and_distances():

@@ -5,8 +5,9 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from common import notebooks, report
-from common.cli import UserError
+from facepapers.common.cli import UserError
+from facepapers.common.evidence import tables
+from facepapers.common.tools import notebooks
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted(ROOT.glob("papers/*/explain.ipynb"))
@@ -29,7 +30,7 @@ def test_committed_notebook_is_executed(path):
 def test_committed_notebook_shows_the_present_results(path, committed_cells):
     last = [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"][-1]
     shown = "".join(o["data"]["text/markdown"] for o in last.outputs if "text/markdown" in o.get("data", {}))
-    fresh = report.headlines(path.parent.name, committed_cells[path.parent.name])
+    fresh = tables.headlines(path.parent.name, committed_cells[path.parent.name])
     assert shown == fresh, f"make notebooks ARGS={path.relative_to(ROOT)}"
 
 

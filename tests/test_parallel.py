@@ -9,8 +9,9 @@ import sys
 import pytest
 import torch
 
-from common import checkpoint, cli, parallel
-from papers.coarse_to_fine import train
+from facepapers.common import cli, storage
+from facepapers.common.training import checkpoint, parallel
+from facepapers.papers.coarse_to_fine import train
 from tests.conftest import REPOSITORY, TINY, TINY_DRIVER, one_line_error, python
 
 # Three steps: rounding, which depends on the CPU's kernels, grows a hundredfold from there to the sixth.
@@ -19,7 +20,7 @@ SCRIPT = (
     TINY_DRIVER
     + """
 import sys
-from common import parallel
+from facepapers.common.training import parallel
 from tests.test_parallel import normalise
 out = sys.argv.pop(1)
 parallel.start("cpu")
@@ -85,7 +86,7 @@ def test_two_processes_train_to_the_weights_of_one(two, tiny, tmp_path):
             assert torch.equal(value, theirs[key]), key
     assert record["environment"]["processes"] == 1
     (theirs_record,) = two.rglob("run.json")
-    theirs_record = checkpoint.read_json(theirs_record)
+    theirs_record = storage.read_json(theirs_record)
     assert theirs_record["environment"]["processes"] == 2
     assert theirs_record["metrics"]["nme_interpupil_pct"] == pytest.approx(
         record["metrics"]["nme_interpupil_pct"], rel=1e-3
@@ -161,7 +162,7 @@ def test_where_a_network_cannot_be_compiled_is_one_line(monkeypatch):
 
 FAULTS = """
 import resource, sys, torch
-from common import parallel
+from facepapers.common.training import parallel
 if sys.argv[1] == "kept":
     parallel.keep_freed_memory()
 def use():

@@ -7,14 +7,18 @@ from importlib import import_module
 import pytest
 import torch
 
-from common import checkpoint, claims, cli, precision, reproduce, runs
-from papers.coarse_to_fine import config, train
+from facepapers.common import cli, storage
+from facepapers.common.evidence import claims, runs
+from facepapers.common.tools import reproduce
+from facepapers.common.training import precision
+from facepapers.papers.coarse_to_fine import config, train
 from tests.conftest import TINY, one_line_error, python
 from tests.test_runs import bits, folder_of, interrupt_at, same_bits
 
 CPU = torch.device("cpu")
 WORDS = [*TINY.split(), "--steps", "6", "--precision", "auto"]
-PROBE = "import torch; from common import precision; print(precision.choose('auto', torch.device('cpu')))"
+PROBE = "import torch; from facepapers.common.training import precision; "
+PROBE += "print(precision.choose('auto', torch.device('cpu')))"
 
 
 def machine(monkeypatch, said, slower=None):
@@ -94,7 +98,7 @@ def test_an_unknown_precision_is_one_line():
         precision.choose("fp16", CPU)
     one_line_error(error, "--precision fp16", "known are auto, bf16, fp32")
     for paper in claims.papers():
-        settings = import_module(f"papers.{paper}.config")
+        settings = import_module(f"facepapers.papers.{paper}.config")
         for name in precision.KNOWN:
             settings.check(dataclasses.replace(settings.preset("demo"), precision=name))
         with pytest.raises(cli.UserError) as error:
@@ -126,7 +130,7 @@ def test_a_network_computes_in_the_precision(monkeypatch, wanted, said, dtype):
 
 def test_presets_leave_the_choice_to_the_hardware_but_the_papers_keep_float32():
     for paper in claims.papers():
-        presets = import_module(f"papers.{paper}.config").PRESETS
+        presets = import_module(f"facepapers.papers.{paper}.config").PRESETS
         assert presets["paper"].precision == "fp32"
         assert {cfg.precision for cfg in presets.values()} <= {"auto", "fp32"}
         assert paper == "face_attributes" or presets["short"].precision == "auto"
@@ -147,7 +151,7 @@ def test_a_forced_precision_is_read_from_the_folders_name(changes, end):
 
 
 def test_rows_that_need_each_other_are_found_in_a_forced_precision():
-    from papers.face_attributes.config import preset
+    from facepapers.papers.face_attributes.config import preset
 
     for name, end in (("bf16", "-bf16"), ("fp32", "")):
         cfg = dataclasses.replace(preset("demo", "best"), precision=name)
@@ -218,10 +222,10 @@ def test_a_run_from_before_auto_counts_as_the_presets_own(tiny, tmp_path):
     """Its record says bf16 where the preset now says auto, and not what it computed in."""
     start(tmp_path)
     path = folder_of(tmp_path) / "run.json"
-    old = checkpoint.read_json(path)
+    old = storage.read_json(path)
     del old["precision"]
     old["config"]["precision"] = "bf16"
-    checkpoint.write_json(path, old)
+    storage.write_json(path, old)
     assert start(tmp_path) == old and runs.precision_of(old) == "bf16"
 
 
@@ -230,10 +234,10 @@ def test_a_forced_precision_answers_in_the_table_of_a_reproduction(tiny, tmp_pat
     for row in ("cft", "direct"):
         start(tmp_path, "--row", row, "--precision", "fp32")
     for path in (tmp_path / "coarse_to_fine").glob("*/run.json"):  # as if no more had been changed
-        one = checkpoint.read_json(path)
+        one = storage.read_json(path)
         one["overrides"] = {"precision": "fp32"} if one["config"]["row"] == "cft" else {"steps": 6}
-        checkpoint.write_json(path, one)
-    monkeypatch.setattr(import_module("papers.coarse_to_fine.figures"), "draw", lambda *_: [])
+        storage.write_json(path, one)
+    monkeypatch.setattr(import_module("facepapers.papers.coarse_to_fine.figures"), "draw", lambda *_: [])
     reproduce.show("coarse_to_fine", "demo", "embedded", tmp_path)
     said = capsys.readouterr().out
     assert "\nCFT on embedded faces " in said and "Direct training" not in said

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from common import probe, reproduce
-from common.plan import Plan
+from facepapers.common.plan import Plan
+from facepapers.common.tools import probe, reproduce
 
 
 def test_the_probe_counts_two_operations_a_multiply_add_and_keeps_the_threads(monkeypatch):

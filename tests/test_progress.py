@@ -6,7 +6,8 @@ import threading
 import pytest
 import torch
 
-from common import loop, progress
+from facepapers.common import progress
+from facepapers.common.training import loop
 
 
 @pytest.fixture

@@ -10,10 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from common import pack, readers
-from common.cli import UserError
-from common.data import unpack
-from common.pack import gather
+from facepapers.common.cli import UserError
+from facepapers.common.data import pack
+from facepapers.common.data.obtain import unpack
+from facepapers.common.data.pack import gather
+from facepapers.common.data.readers import alignment
 
 MIRROR = Path(os.environ.get("DATA_MIRROR") or Path(__file__).parents[2] / "shared" / "mirror")
 
@@ -110,13 +111,13 @@ def test_cofw_layout(tmp_path, python_order):
     faces = cofw_faces(3)
     write_cofw(tmp_path / "COFW_train_color.mat", "train", faces, python_order)
     write_cofw(tmp_path / "COFW_test_color.mat", "test", faces[:2], python_order)
-    found = list(readers.cofw_mat(tmp_path / "COFW_train_color.mat", "train", "IsTr", "phisTr", "bboxesTr"))
+    found = list(alignment.cofw_mat(tmp_path / "COFW_train_color.mat", "train", "IsTr", "phisTr", "bboxesTr"))
     for (image, points, occluded, box), face in zip(faces, found, strict=True):
         np.testing.assert_array_equal(face.image, image if image.ndim == 3 else np.stack([image] * 3, -1))
         np.testing.assert_allclose(face.points, points)
         np.testing.assert_allclose(face.box, box)
         assert face.occluded.tolist() == occluded.astype(bool).tolist()
-    images, arrays = rows_of(readers.cofw(tmp_path))
+    images, arrays = rows_of(alignment.cofw(tmp_path))
     assert arrays["split"].tolist() == [0, 0, 0, 1, 1] and arrays["name"][-1] == "test/0002"
     assert arrays["points"].shape == (5, 29, 2) and arrays["points"].dtype == np.float32
     assert images[0].shape == (256, 256, 3) and arrays["occluded"].dtype == bool
@@ -125,14 +126,14 @@ def test_cofw_layout(tmp_path, python_order):
 def test_cofw_of_87_faces_is_read_in_matlab_order(tmp_path):
     faces = cofw_faces(1) * 87
     write_cofw(tmp_path / "COFW_test.mat", "test", faces)
-    found = next(readers.cofw_mat(tmp_path / "COFW_test.mat", "test", "IsT", "phisT", "bboxesT"))
+    found = next(alignment.cofw_mat(tmp_path / "COFW_test.mat", "test", "IsT", "phisT", "bboxesT"))
     np.testing.assert_allclose(found.points, faces[0][1])
 
 
 def test_pts_folders(tmp_path):
     write_pts_folder(tmp_path / "wrapped" / "trainset", 2)
     write_pts_folder(tmp_path / "wrapped" / "testset", 1, ".jpg")
-    images, arrays = rows_of(readers.lfpw(tmp_path))
+    images, arrays = rows_of(alignment.lfpw(tmp_path))
     assert arrays["name"].tolist() == [
         f"lfpw/{n}" for n in ("trainset/image_0001", "trainset/image_0002", "testset/image_0001")
     ]
@@ -149,7 +150,7 @@ def test_300w_is_composed_of_four_sets(tmp_path):
         write_pts_folder(tmp_path / name / "testset", 1)
     write_pts_folder(tmp_path / "afw", 1, ".jpg")
     write_pts_folder(tmp_path / "ibug", 1, ".jpg")
-    _, arrays = rows_of(readers.w300(tmp_path))
+    _, arrays = rows_of(alignment.w300(tmp_path))
     assert arrays["subset"].tolist() == ["train"] * 5 + ["common"] * 2 + ["challenge"]
     assert arrays["split"].tolist() == [0] * 5 + [1] * 3
     assert len(set(arrays["name"])) == 8 and arrays["name"][-1] == "ibug/image_0001"
@@ -157,7 +158,7 @@ def test_300w_is_composed_of_four_sets(tmp_path):
 
 def test_crop_archive_keeps_the_jpeg_bytes(tmp_path):
     write_crops(tmp_path)
-    encoded, arrays = gather(readers.lfpw(tmp_path))
+    encoded, arrays = gather(alignment.lfpw(tmp_path))
     assert encoded[0] == (tmp_path / "trainset/image_0001.jpg").read_bytes()
     assert arrays["split"].tolist() == [0, 0, 0, 1, 1] and arrays["scale"].tolist() == [0.5] * 5
     np.testing.assert_allclose(arrays["points"][0], face_points(68, centre=(128, 128)) + 0.5, atol=0.006)  # (k - 1) / 2
@@ -167,8 +168,8 @@ def test_crop_archive_keeps_the_jpeg_bytes(tmp_path):
 
 
 def crop_of(points, box=None, size=(300, 280)):
-    face = readers.Face(photo(*size), points, "train", "x", "x", "x.pts", box=box)
-    return readers.sample(face)
+    face = alignment.Face(photo(*size), points, "train", "x", "x", "x.pts", box=box)
+    return alignment.sample(face)
 
 
 def test_crop_of_a_small_face_keeps_pixels_and_points():
@@ -233,7 +234,7 @@ def test_pts_errors(tmp_path):
     for write, word in cases:
         write()
         with pytest.raises(UserError) as error:
-            readers.read_pts(path)
+            alignment.read_pts(path)
         one_line(error, path, word)
 
 
@@ -244,15 +245,15 @@ def test_photos_that_are_missing_truncated_or_no_images(tmp_path):
     for content, word in ((whole[: len(whole) // 2], "damaged"), (b"hello", "not an image"), (b"", "not an image")):
         image.write_bytes(content)
         with pytest.raises(UserError) as error:
-            list(readers.afw(folder))
+            list(alignment.afw(folder))
         one_line(error, image, word)
     image.unlink()
     with pytest.raises(UserError) as error:
-        list(readers.afw(folder))
+        list(alignment.afw(folder))
     one_line(error, "image_0001.pts", "no photo")
     (folder / "image_0001.pts").unlink()
     with pytest.raises(UserError) as error:
-        list(readers.afw(folder))
+        list(alignment.afw(folder))
     one_line(error, folder, "no *.pts")
 
 
@@ -260,7 +261,7 @@ def test_photos_that_are_missing_truncated_or_no_images(tmp_path):
 def test_points_outside_the_photo(tmp_path, centre):
     folder = write_pts_folder(tmp_path / "set", 1, centre=centre)
     with pytest.raises(UserError) as error:
-        list(readers.afw(folder))
+        list(alignment.afw(folder))
     one_line(error, "image_0001.pts", "outside the 300x280 image")
 
 
@@ -279,7 +280,7 @@ def test_cofw_boxes(tmp_path, box, word):
     faces[0] = (*faces[0][:3], box)
     write_cofw(path, "test", faces)
     with pytest.raises(UserError) as error:
-        list(map(readers.sample, readers.cofw_mat(path, "test", "IsT", "phisT", "bboxesT")))
+        list(map(alignment.sample, alignment.cofw_mat(path, "test", "IsT", "phisT", "bboxesT")))
     one_line(error, f"{path}: face 1", word)
 
 
@@ -288,7 +289,7 @@ def test_cofw_files_that_are_not_cofw(tmp_path):
     import scipy.io
 
     path = tmp_path / "COFW_test.mat"
-    read = lambda: list(readers.cofw_mat(path, "test", "IsT", "phisT", "bboxesT"))
+    read = lambda: list(alignment.cofw_mat(path, "test", "IsT", "phisT", "bboxesT"))
 
     def fails(*words):
         with pytest.raises(UserError) as error:
@@ -322,7 +323,7 @@ def test_cofw_files_that_are_not_cofw(tmp_path):
 
 def test_cofw_folder_without_the_files(tmp_path):
     with pytest.raises(UserError) as error:
-        list(readers.cofw(tmp_path))
+        list(alignment.cofw(tmp_path))
     one_line(error, tmp_path, "COFW_train_color.mat")
 
 
@@ -333,7 +334,7 @@ def test_crop_archive_errors(tmp_path):
 
     def fails(*words):
         with pytest.raises(UserError) as error:
-            list(readers.lfpw(tmp_path))
+            list(alignment.lfpw(tmp_path))
         one_line(error, *words)
         table.write_text("\n".join(lines) + "\n")
         image.write_bytes(jpeg)
@@ -344,7 +345,7 @@ def test_crop_archive_errors(tmp_path):
     fails(image, "not listed")
     image.write_bytes(jpeg[: len(jpeg) // 2])
     with pytest.raises(UserError) as error:  # found where it is decoded, when the pack is written
-        pack.write(tmp_path / "lfpw.npz", *pack.gather(readers.lfpw(tmp_path)), {})
+        pack.write(tmp_path / "lfpw.npz", *pack.gather(alignment.lfpw(tmp_path)), {})
     one_line(error, "lfpw/trainset/image_0002: damaged")
     image.write_bytes(jpeg[:2])
     fails(image, "not an image")
@@ -363,7 +364,7 @@ def test_crop_archive_errors(tmp_path):
 def test_300w_refuses_the_crops_of_lfpw(tmp_path):
     write_crops(tmp_path / "lfpw")
     with pytest.raises(UserError) as error:
-        list(readers.w300(tmp_path))
+        list(alignment.w300(tmp_path))
     one_line(error, tmp_path / "lfpw", "official LFPW")
 
 
@@ -390,12 +391,12 @@ def test_real_cofw_samples_survive_the_mat_file(raw_samples, tmp_path, python_or
         image = np.asarray(Image.open(files[note["image_id"]]))
         faces.append((image, keypoints[:, :2], keypoints[:, 2] < 2, note["bbox"]))
     write_cofw(tmp_path / "COFW_test_color.mat", "test", faces, python_order)
-    found = list(readers.cofw_mat(tmp_path / "COFW_test_color.mat", "test", "IsT", "phisT", "bboxesT"))
+    found = list(alignment.cofw_mat(tmp_path / "COFW_test_color.mat", "test", "IsT", "phisT", "bboxesT"))
     for (image, points, occluded, box), face in zip(faces, found, strict=True):
         np.testing.assert_array_equal(face.image, image if image.ndim == 3 else np.stack([image] * 3, -1))
         np.testing.assert_allclose(face.points, points)
         np.testing.assert_allclose(face.box, box)
-        crop, row = readers.sample(face)
+        crop, row = alignment.sample(face)
         for (u, v), hidden in zip(np.round(row["points"][16:18]).astype(int), face.occluded[16:18], strict=True):
             assert hidden or crop[v - 3 : v + 4, u - 3 : u + 4].min() < 60, "a visible pupil is dark"
         assert face.occluded.tolist() == occluded.tolist()
@@ -407,9 +408,9 @@ def test_real_lfpw_crops_and_photos_put_the_points_on_the_same_pixels(raw_sample
     if not archive.is_file():
         pytest.skip("no lfpw68-256.tar in DATA_MIRROR or ../shared/mirror")
     unpack(archive, tmp_path)
-    crops = {row["name"]: (encoded, row) for encoded, row in readers.lfpw_crops(tmp_path)}
-    faces = [face for split in readers.SPLITS for face in
-             readers.pts_folder(raw_samples / f"lfpw/{split}set", split, "lfpw", f"lfpw/{split}set")]  # fmt: skip
+    crops = {row["name"]: (encoded, row) for encoded, row in alignment.lfpw_crops(tmp_path)}
+    faces = [face for split in alignment.SPLITS for face in
+             alignment.pts_folder(raw_samples / f"lfpw/{split}set", split, "lfpw", f"lfpw/{split}set")]  # fmt: skip
     compared = 0
     for face in faces:
         encoded, row = crops[face.name]

@@ -7,7 +7,7 @@ import pytest
 from test_data import MIRROR
 from test_readers_expression import bad, jpeg, read, write_table
 
-from common import readers_attributes as attributes
+from facepapers.common.data.readers import attributes
 
 # ----------------------------------------------------------------------------------------------------- UTKFace
 

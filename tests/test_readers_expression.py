@@ -9,14 +9,15 @@ import torch
 from PIL import Image
 from test_data import MIRROR
 
-from common import emotions, pack, readers_expression
-from common.cli import UserError
-from common.data import open_tar
-from common.emotions import VOTES, labels
+from facepapers.common.cli import UserError
+from facepapers.common.data import expressions, pack
+from facepapers.common.data.expressions import VOTES, labels
+from facepapers.common.data.obtain import open_tar
+from facepapers.common.data.readers import expression
 from tests.conftest import one_line_error
 
 torch.set_num_threads(1)
-PARTS = readers_expression.FERPLUS_FOLDERS
+PARTS = expression.FERPLUS_FOLDERS
 
 
 # ------------------------------------------------------------------------------------------------- label rules
@@ -76,8 +77,8 @@ def test_label_rules_refuse_what_they_do_not_know():
 
 def test_fer2013_codes_have_the_names_of_ferplus():
     codes = ("anger", "disgust", "fear", "happiness", "sadness", "surprise", "neutral")
-    assert tuple(emotions.EMOTIONS[i] for i in emotions.FER2013_TO_FERPLUS) == codes
-    assert set(emotions.RAFDB) < set(emotions.AFFECTNET) == set(emotions.EMOTIONS)
+    assert tuple(expressions.EMOTIONS[i] for i in expressions.FER2013_TO_FERPLUS) == codes
+    assert set(expressions.RAFDB) < set(expressions.AFFECTNET) == set(expressions.EMOTIONS)
 
 
 # ----------------------------------------------------------------------------------------------------- FERPlus
@@ -140,7 +141,7 @@ def read(reader, folder):
     return pack.gather(reader(folder))
 
 
-def bad(folder, *words, reader=readers_expression.ferplus):
+def bad(folder, *words, reader=expression.ferplus):
     with pytest.raises(UserError) as error:
         read(reader, folder)
     one_line_error(error, *words)
@@ -156,7 +157,7 @@ def check_small_set(encoded, arrays, fer2013):
 
 
 def test_ferplus_from_image_folders(tmp_path):
-    encoded, arrays = read(readers_expression.ferplus, write_folders(tmp_path))
+    encoded, arrays = read(expression.ferplus, write_folders(tmp_path))
     check_small_set(encoded, arrays, [-1] * 5)
 
 
@@ -170,14 +171,14 @@ def test_ferplus_from_any_layout_is_one_pack(tmp_path):
     write_pixels(tmp_path / "icml", name="icml_face_data.csv", head=("emotion", " Usage", " pixels"))
     found = []
     for name in ("png", "webp", "csv", "icml"):
-        encoded, arrays = read(readers_expression.ferplus, tmp_path / name)
+        encoded, arrays = read(expression.ferplus, tmp_path / name)
         check_small_set(encoded, arrays, [4, 6, 1, 2, 0])
         found.append(pack.fingerprint(encoded, arrays))
     assert len(set(found)) == 1
 
 
 def test_ferplus_decodes_to_one_channel(tmp_path):
-    stored = pack.write(tmp_path / "ferplus.npz", *read(readers_expression.ferplus, write_folders(tmp_path)), {})
+    stored = pack.write(tmp_path / "ferplus.npz", *read(expression.ferplus, write_folders(tmp_path)), {})
     grey = stored.decode(channels=1)
     assert grey.shape == (5, 1, 48, 48) and torch.equal(grey[2, 0], torch.from_numpy(face(3)))
 
@@ -318,9 +319,9 @@ def real(tmp_path_factory):
 @pytest.fixture(scope="module")
 def real_table(real):
     """(VoteTable, FER2013's labels in FERPlus order, split), by row."""
-    table = readers_expression.read_votes(real[0] / "fer2013new.csv")
-    codes = readers_expression._fer2013_labels(real[0] / "fer2013_labels.csv", len(table.name))
-    return table, emotions.FER2013_TO_FERPLUS[codes], np.array([list(PARTS).index(usage) for usage in table.usage])
+    table = expression.read_votes(real[0] / "fer2013new.csv")
+    codes = expression._fer2013_labels(real[0] / "fer2013_labels.csv", len(table.name))
+    return table, expressions.FER2013_TO_FERPLUS[codes], np.array([list(PARTS).index(usage) for usage in table.usage])
 
 
 def test_real_ferplus_has_the_official_sizes(real, real_table):
@@ -334,7 +335,7 @@ def test_real_ferplus_has_the_official_sizes(real, real_table):
     assert (table.votes[~named, VOTES.index("NF")] == 10).all() and (table.votes.sum(1) == 9).sum() == 1
 
 
-@pytest.mark.parametrize("rule", emotions.RULES)
+@pytest.mark.parametrize("rule", expressions.RULES)
 def test_real_ferplus_label_rules_have_the_known_sizes(real_table, rule):
     table, _, split = real_table
     found = labels(table.votes, rule)
@@ -366,7 +367,7 @@ def test_real_official_png_gives_the_mirrors_pixels(tmp_path, real):
         archive.extractall(tmp_path, [archive.getmember(f"ferplus/{name}.png") for name in SAMPLES])
     for name in SAMPLES:
         png, webp = tmp_path / "ferplus" / f"{name}.png", real[0] / f"{name}.webp"
-        pixels = [np.asarray(pack.open_image(readers_expression._grey_webp(path))) for path in (png, webp)]
+        pixels = [np.asarray(pack.open_image(expression._grey_webp(path))) for path in (png, webp)]
         assert np.array_equal(*pixels) and np.array_equal(pixels[0][:, :, 0], np.asarray(Image.open(png)))
 
 
@@ -390,17 +391,17 @@ def write_rafdb(folder):
 
 def test_rafdb(tmp_path):
     write_rafdb(tmp_path)
-    encoded, arrays = read(readers_expression.rafdb, tmp_path)
+    encoded, arrays = read(expression.rafdb, tmp_path)
     assert arrays["name"].tolist() == ["train_00001.jpg", "train_00002.jpg", "test_0001.jpg"]
     assert arrays["split"].tolist() == [0, 0, 1] and arrays["label"].tolist() == [4, 6, 0]
-    assert [emotions.RAFDB[i] for i in arrays["label"]] == ["sadness", "neutral", "surprise"]
+    assert [expressions.RAFDB[i] for i in arrays["label"]] == ["sadness", "neutral", "surprise"]
     aligned = tmp_path / "basic" / "Image" / "aligned"
     assert encoded[2] == (aligned / "test_0001_aligned.jpg").read_bytes()
 
 
 def test_rafdb_that_is_damaged(tmp_path):
     table = write_rafdb(tmp_path)
-    text, fails = table.read_text(), lambda *words: bad(tmp_path, *words, reader=readers_expression.rafdb)
+    text, fails = table.read_text(), lambda *words: bad(tmp_path, *words, reader=expression.rafdb)
     for change, words in (
         (text.replace(" 7", " 8"), ("line 2", "code 1..7")),
         (text.replace(" 7", ""), ("line 2",)),
@@ -429,14 +430,14 @@ def write_affectnet(folder):
 
 def test_affectnet(tmp_path):
     write_affectnet(tmp_path)
-    encoded, arrays = read(readers_expression.affectnet, tmp_path)
+    encoded, arrays = read(expression.affectnet, tmp_path)
     assert len(encoded) == 3 and arrays["name"].tolist() == ["train_set/0.jpg", "train_set/1.jpg", "val_set/0.jpg"]
     assert arrays["split"].tolist() == [0, 0, 1] and arrays["label"].tolist() == [0, 7, 3]
     assert arrays["label"].dtype == np.int8
 
 
 def test_affectnet_that_is_damaged(tmp_path):
-    notes, fails = write_affectnet(tmp_path), lambda *words: bad(tmp_path, *words, reader=readers_expression.affectnet)
+    notes, fails = write_affectnet(tmp_path), lambda *words: bad(tmp_path, *words, reader=expression.affectnet)
     np.save(notes / "1_exp.npy", np.array("8"))
     fails("1_exp.npy: code 8 is none of 0..7")
     (notes / "1_exp.npy").write_bytes(b"junk")

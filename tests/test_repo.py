@@ -2,6 +2,8 @@
 
 import ast
 import functools
+import graphlib
+import importlib
 import re
 import statistics
 import subprocess
@@ -11,13 +13,26 @@ import tomllib
 import pytest
 import torch
 
-from common import claims, report, runs
+from facepapers.common import paths
+from facepapers.common.evidence import claims, runs
+from facepapers.common.tools import report
 from tests.conftest import REPOSITORY, python
 
-SOURCES = sorted([*REPOSITORY.glob("common/*.py"), *REPOSITORY.glob("papers/*/*.py")])
+SOURCES = sorted([*REPOSITORY.glob("common/**/*.py"), *REPOSITORY.glob("papers/*/*.py")])
 PAPERS = sorted({path.parent.name for path in REPOSITORY.glob("papers/*/*.py")})
 # What `common` may import at module level; heavier packages are imported inside the function that needs them.
-COMMON_MAY = {"numpy", "torch", "tqdm", "common"}
+COMMON_MAY = {"numpy", "torch", "tqdm", "facepapers"}
+# The rooms of common/, from the ground up: each may import the ones before it and nothing above.
+FLOORS = (
+    ("cli", "paths", "storage", "seeding", "plan", "progress"),
+    ("training", "protocols"),
+    ("vision",),
+    ("data",),
+    ("faces",),
+    ("evidence",),
+    ("papers",),
+    ("tools",),
+)
 
 
 @functools.cache
@@ -37,8 +52,7 @@ def imports(tree, nested=True):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "relative import"
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names if node.module == "papers")
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
 def functions(path):
@@ -47,19 +61,49 @@ def functions(path):
             yield node.name, node.end_lineno - node.lineno + 1
 
 
+def room_of(name):
+    """`facepapers.common.data.pack` -> data, `facepapers.papers.resup.nets` -> papers."""
+    words = name.split(".")
+    return words[1] if words[1] == "papers" else words[2]
+
+
+def floor(room):
+    return next(level for level, rooms in enumerate(FLOORS) if room in rooms)
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=relative)
-def test_rooms(path):
-    """`common` knows no paper, no paper knows another; only the tests see two of them."""
-    room = path.parent.name
+def test_floors(path):
+    """An import never goes up: `common` knows no paper, no paper another, a room only those below it."""
+    here = "facepapers." + ".".join(path.relative_to(REPOSITORY).with_suffix("").parts)
+    if path.name == "__init__.py":
+        assert not list(imports(parsed(path)))
+        return
     for name in imports(parsed(path)):
-        first, _, rest = name.partition(".")
-        assert first != "tests", name
-        if first == "papers":
-            assert room != "common", f"common imports {name}"
-            assert rest.split(".")[0] in ("", room), f"{room} imports {name}"
+        words = name.split(".")
+        assert words[0] not in ("tests", "common", "papers"), f"{relative(path)}: {name}"
+        if words[0] != "facepapers" or len(words) < 3:
+            continue
+        mine, theirs = room_of(here), room_of(name)
+        assert mine == theirs or floor(theirs) < floor(mine) or floor(theirs) == floor(mine) == 0, (
+            f"{relative(path)} imports {name}, which lies above"
+        )
+        if mine == theirs == "papers":
+            assert words[2] == here.split(".")[2], f"{relative(path)} imports another paper: {name}"
 
 
-@pytest.mark.parametrize("path", [p for p in SOURCES if p.parent.name == "common"], ids=relative)
+def test_no_import_goes_in_a_circle():
+    """Among all modules, imports inside functions included."""
+    modules = {"facepapers." + ".".join(p.relative_to(REPOSITORY).with_suffix("").parts): p for p in SOURCES}
+    needs = {name: {n for n in imports(parsed(path)) if n in modules} | {
+        n.rpartition(".")[0] for n in imports(parsed(path)) if n.rpartition(".")[0] in modules
+    } for name, path in modules.items()}  # fmt: skip
+    try:
+        tuple(graphlib.TopologicalSorter(needs).static_order())
+    except graphlib.CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
+
+
+@pytest.mark.parametrize("path", [p for p in SOURCES if "common" in p.parts], ids=relative)
 def test_common_loads_little(path):
     """Importing `common` needs numpy, torch and tqdm, so that `--help` and error messages come at once."""
     allowed = COMMON_MAY | set(sys.stdlib_module_names)
@@ -152,7 +196,7 @@ def test_what_the_sources_import_is_declared(project):
     for path in SOURCES:
         for name in imports(parsed(path)):
             first = name.partition(".")[0].lower()
-            if first not in {m.lower() for m in sys.stdlib_module_names} | {"common", "papers"}:
+            if first not in {m.lower() for m in sys.stdlib_module_names} | {"facepapers"}:
                 assert packages.get(first, first) in declared | {"pytorch-metric-learning"}, f"{relative(path)}: {name}"
 
 
@@ -276,7 +320,7 @@ def test_generated_files_are_fresh(committed_cells):
 def test_every_claim_can_be_computed():
     """Known metric, known row, a preset that exists; nothing marked unverified is called published."""
     for paper in claims.papers():
-        config = __import__(f"papers.{paper}.config", fromlist=["config"])
+        config = importlib.import_module(f"facepapers.papers.{paper}.config")
         written, known = claims.read(paper), claims.metrics_of(paper)
         entries = [entry for kind in claims.REQUIRED for entry in written.get(kind, [])]
         assert len({entry["id"] for entry in entries}) == len(entries), "an id is used twice"
@@ -295,7 +339,7 @@ def test_recorded_runs_are_the_presets_own_settings():
     before `auto` does not say what it computed in, so its precision was the preset's.
     """
     for paper in claims.papers():
-        config = __import__(f"papers.{paper}.config", fromlist=["config"])
+        config = importlib.import_module(f"facepapers.papers.{paper}.config")
         for record in runs.recorded(paper):
             now = runs.as_dict(
                 config.preset(record["config"]["preset"], record["config"]["row"], record["data"]["name"])
@@ -306,16 +350,17 @@ def test_recorded_runs_are_the_presets_own_settings():
 
 
 def test_error_messages_come_without_loading_torch():
-    """`common.cli` alone is light, so a wrong command answers at once."""
-    heavy = "import sys, common.cli; print([m for m in ('torch', 'tyro', 'matplotlib') if m in sys.modules])"
+    """`cli` alone is light, so a wrong command answers at once."""
+    heavy = "import sys, facepapers.common.cli; print([m for m in ('torch', 'tyro', 'matplotlib') if m in sys.modules])"
     assert python("-c", heavy).stdout == "[]\n"
-    assert runs.ROOT == REPOSITORY
+    assert paths.ROOT == REPOSITORY
 
 
 def test_records_are_verified_without_loading_torch():
     """Of SciPy only scipy.special, for quantiles: scipy.stats takes a good part of the time that a paper does."""
     heavy = {"torch", "torchvision", "scipy.stats", "pandas", "matplotlib", "sklearn", "tqdm"}
-    code = f"import sys; from common import report; report.main(['verify']); print({heavy} & {{*sys.modules}})"
+    code = "import sys; from facepapers.common.tools import report; report.main(['verify']); "
+    code += f"print({heavy} & {{*sys.modules}})"
     done = python("-c", code)
     said = done.stdout.splitlines()
     assert len(said) > 1, done.stderr

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from common import bench, checkpoint, claims, cli, report, runs
-from papers.coarse_to_fine import config, evaluate
+from facepapers.common import cli, paths, storage
+from facepapers.common.evidence import claims, runs, tables, timing
+from facepapers.common.tools import bench, report
+from facepapers.papers.coarse_to_fine import config, evaluate
 from tests.conftest import REPOSITORY, one_line_error
 
 PAPER = "coarse_to_fine"
@@ -27,8 +29,8 @@ def root(tmp_path, monkeypatch):
     shutil.copy(REPOSITORY / "papers" / PAPER / "claims.toml", folder)
     (folder / "README.md").write_text(README)
     (tmp_path / "README.md").write_text(FRONT)
-    monkeypatch.setattr(runs, "ROOT", tmp_path)
-    monkeypatch.setattr(runs, "RECORDED", tmp_path / "results")
+    monkeypatch.setattr(paths, "ROOT", tmp_path)
+    monkeypatch.setattr(paths, "RECORDED", tmp_path / "results")
     for function in (claims.papers, claims.read, report.generated):
         monkeypatch.setattr(function, "__defaults__", (tmp_path,))
     monkeypatch.setattr(runs.recorded, "__defaults__", (tmp_path / "results",))
@@ -56,11 +58,11 @@ def put(root, row, error_px, seed=0, data="cofw", preset="short", trained=True, 
         "precision": used,
         "data": {"name": data, "fingerprint": "f" * 64, "test_faces": 60, "boxes": "official"}, "selection": "last",
         "metrics": evaluate.measure(predictions), "weights": {"file": "model.safetensors", "sha256": "a" * 64},
-        "predictions_sha256": checkpoint.sha256(folder / "predictions.npz"), "started": "2026-01-01T00:00:00Z",
+        "predictions_sha256": storage.sha256(folder / "predictions.npz"), "started": "2026-01-01T00:00:00Z",
         "seconds": 12.0 * trained, "samples_per_s": 300.0, "source": {"commit": "c" * 40, "dirty": True, "sha256": "x"},
         "environment": {"device": "a processor", "threads": 2, "torch": "2", "python": "3.12"},
     }  # fmt: skip
-    checkpoint.write_json(folder / "run.json", record)
+    storage.write_json(folder / "run.json", record)
     return folder
 
 
@@ -84,15 +86,15 @@ def test_a_run_from_before_a_metric_does_not_answer_its_claim(root):
 def test_a_run_from_before_a_metric_answers_where_its_predictions_hold_it(root):
     folder = put(root, "cft", 5, data="lfpw")
     before = cell("lfpw-cft")
-    record = checkpoint.read_json(folder / "run.json")
+    record = storage.read_json(folder / "run.json")
     del record["metrics"][before.metric.name]
-    checkpoint.write_json(folder / "run.json", record)
+    storage.write_json(folder / "run.json", record)
     assert cell("lfpw-cft").records and cell("lfpw-cft").interval == before.interval
 
 
 def test_without_records_nothing_is_claimed(root):
     assert {c.status for c in claims.cells(PAPER)} == {"data missing"}
-    assert all(report.value(c) == "—" for c in claims.cells(PAPER))
+    assert all(tables.value(c) == "—" for c in claims.cells(PAPER))
     fresh(root)
     report.verify()
 
@@ -193,14 +195,14 @@ def test_tables_hold_what_the_cells_say(root):
     assert (root / "README.md").read_text() == front  # writing twice changes nothing
 
 
-@pytest.mark.skipif(math.isnan(bench.resident()), reason="this system does not tell what a process holds")
+@pytest.mark.skipif(math.isnan(timing.resident()), reason="this system does not tell what a process holds")
 @pytest.mark.parametrize("mib", [20, 200])
 def test_peak_memory_is_what_a_run_needs(mib):
     """Also for a small block, which the C library would keep after the first run and hand out again unseen."""
     need = lambda: torch.ones(mib << 18).sum()
-    assert bench.peak_mib(need, torch.device("cpu")) == pytest.approx(mib, rel=0.2, abs=3)
-    assert bench.peak_mib(lambda: None, torch.device("cpu")) < 2
-    assert 0 < bench.available() <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert timing.peak_mib(need, torch.device("cpu")) == pytest.approx(mib, rel=0.2, abs=3)
+    assert timing.peak_mib(lambda: None, torch.device("cpu")) < 2
+    assert 0 < timing.available() <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def test_a_recorded_benchmark_stands_in_the_card(root, monkeypatch, capsys):
@@ -209,7 +211,7 @@ def test_a_recorded_benchmark_stands_in_the_card(root, monkeypatch, capsys):
     found = [("cropping", "batched", lambda: calls.append(1), "one by one", lambda: calls.append(2)),
              ("a step", "ours", lambda: None, "", None)]  # fmt: skip
     monkeypatch.setattr(bench, "import_module", lambda name: SimpleNamespace(comparisons=lambda: found))
-    monkeypatch.setattr(bench, "LIMITS", dict(bench.LIMITS))
+    monkeypatch.setattr(timing, "LIMITS", dict(timing.LIMITS))
     monkeypatch.setattr(bench.probe, "gflops", lambda dtype, device, seconds: 50.0)
     bench.main([PAPER])
     assert not (root / "results" / PAPER / "bench.csv").exists() and calls.count(1) == calls.count(2) > 1
@@ -226,7 +228,7 @@ def test_a_recorded_benchmark_stands_in_the_card(root, monkeypatch, capsys):
 def test_verify_passes_on_fresh_files_and_counts(root, capsys):
     folder = put(root, "cft", 6.3)
     fresh(root)
-    count = len(checkpoint.read_json(folder / "run.json")["metrics"])
+    count = len(storage.read_json(folder / "run.json")["metrics"])
     report.main(["verify"])
     said = capsys.readouterr().out.splitlines()
     assert said[0].split() == ["cells", "coarse-to-fine", "all"] and len({len(line) for line in said[:-1]}) == 1
@@ -308,7 +310,7 @@ def test_predictions_changed_together_with_their_hash_are_noticed(root):
     def change(folder):
         arrays = runs.read_predictions(folder / "predictions.npz")
         runs.write_predictions(folder / "predictions.npz", arrays | {"error_px": arrays["error_px"] * 0.9})
-        digest = checkpoint.sha256(folder / "predictions.npz")
+        digest = storage.sha256(folder / "predictions.npz")
         edit(folder / "run.json", lambda r: r.update(predictions_sha256=digest))
 
     error, folder = tampered(root, change)
@@ -445,14 +447,14 @@ def test_speed_measured_outside_stands_in_the_card(root):
 
 
 def test_slow_comparisons_get_fewer_rounds(monkeypatch):
-    monkeypatch.setattr(bench, "LIMITS", {"comparison_s": 3.0, "all_s": 170.0})
-    assert [bench.affordable(9, seconds) for seconds in (0.0, 0.1, 0.5, 1.4, 60.0)] == [9, 9, 6, 2, 1]
+    monkeypatch.setattr(timing, "LIMITS", {"comparison_s": 3.0, "all_s": 170.0})
+    assert [timing.affordable(9, seconds) for seconds in (0.0, 0.1, 0.5, 1.4, 60.0)] == [9, 9, 6, 2, 1]
     calls = []
-    monkeypatch.setattr(bench, "timed", lambda run: (run(), 1.0)[1])
-    assert bench.compare(lambda: calls.append(1), lambda: calls.append(2)) == (1.0, 1.0, 1.0)
+    monkeypatch.setattr(timing, "timed", lambda run: (run(), 1.0)[1])
+    assert timing.compare(lambda: calls.append(1), lambda: calls.append(2)) == (1.0, 1.0, 1.0)
     assert calls == [1, 2] * 2, "a warm-up and the one round that fits"
-    bench.LIMITS["comparison_s"] = math.inf
-    assert bench.affordable(9, 60.0) == 9
+    timing.LIMITS["comparison_s"] = math.inf
+    assert timing.affordable(9, 60.0) == 9
 
 
 def test_comparisons_without_time_are_named(monkeypatch, capsys):
@@ -484,9 +486,9 @@ def test_a_step_is_a_share_of_the_matrix_products_rate(monkeypatch, capsys):
 def test_every_paper_names_the_network_of_its_step(paper, monkeypatch):
     from importlib import import_module
 
-    module = import_module(f"papers.{paper}.bench")
+    module = import_module(f"facepapers.papers.{paper}.bench")
     monkeypatch.setattr(module, "BATCH", 2)
-    for what, net, x in module.networks():
+    for what, net, x in module.trained_networks():
         assert "2 " in what and len(x) == 2
         with torch.no_grad():
             net.eval()(x)

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from common import claims, metrics, runs, stats, verification
-from common.metrics import Metric
+from facepapers.common.evidence import claims, runs, statistics
+from facepapers.common.protocols import metrics, verification
+from facepapers.common.protocols.metrics import Metric
 from tests.conftest import REPOSITORY
 
 PAPERS = claims.papers(REPOSITORY)
@@ -34,7 +35,7 @@ def made_up(paper, n=30):
         return distances | {"error_px": rng.gamma(2, 1, (n, 5)), "occluded": rng.random((n, 5)) < 0.1,
                             "challenge": rng.random(n) < 0.1, "principal": np.arange(5) < 2}  # fmt: skip
     if paper == "face_attributes":
-        from papers.face_attributes.metrics import NAMES
+        from facepapers.papers.face_attributes.metrics import NAMES
 
         found = {f"{name}_correct": flags() for name in NAMES} | {f"{name}_recall": rng.random(7) for name in NAMES}
         identity = {f"identity_{key}": value for key, value in pairs(rng, n, "").items()}
@@ -142,21 +143,21 @@ def test_the_error_is_that_of_a_loop_over_the_same_draws(name):
     metric, rng = claims.metrics_of("arcface")[name], np.random.default_rng(5)
     whole = pairs(rng, 60, "")
     a, b = ([whole | {"distance": whole["distance"] + rng.random(60)} for _ in range(3)] for _ in range(2))
-    error = lambda *sides: stats._sampling_error(metric, *sides, stats.Bootstrap())
+    error = lambda *sides: statistics._sampling_error(metric, *sides, statistics.Bootstrap())
     assert error(a, ()) == pytest.approx(literal_error(metric, a), rel=1e-10)
     assert error(a, b) == pytest.approx(literal_error(metric, a, b), rel=1e-10)
 
 
 @pytest.mark.parametrize("block", [1, 1000, 2**22])
 def test_the_draws_do_not_depend_on_the_size_of_a_block(monkeypatch, block):
-    monkeypatch.setattr(stats, "BLOCK", block)
-    stats._small_resamples.cache_clear()
-    blocks = list(stats._resamples(50))
+    monkeypatch.setattr(statistics, "BLOCK", block)
+    statistics._small_resamples.cache_clear()
+    blocks = list(statistics._resamples(50))
     assert max(part.size for part in blocks) <= max(block, 50)
     rng = np.random.default_rng(0)
     expected = [np.bincount(rng.integers(0, 50, 50), minlength=50) for _ in range(400)]
     np.testing.assert_array_equal(np.concatenate(blocks, 1), np.transpose(expected))
-    stats._small_resamples.cache_clear()
+    statistics._small_resamples.cache_clear()
 
 
 def test_intervals_that_share_a_bootstrap_take_each_resample_once():
@@ -168,7 +169,7 @@ def test_intervals_that_share_a_bootstrap_take_each_resample_once():
 
     metric = Metric("total", "total", False, statistic=lambda p: p["x"].sum(), needs=("x",), resampled=resampled)
     a, b = ({"x": np.random.default_rng(k).random(40)} for k in range(2))
-    shared = stats.Bootstrap()
-    found = stats.level(metric, [a], bootstrap=shared), stats.contrast(metric, [a], [b], bootstrap=shared)
-    assert sum(calls) == 2 * stats.DRAWS, "one run stands in both intervals"
-    assert found == (stats.level(metric, [a]), stats.contrast(metric, [a], [b]))
+    shared = statistics.Bootstrap()
+    found = statistics.level(metric, [a], bootstrap=shared), statistics.contrast(metric, [a], [b], bootstrap=shared)
+    assert sum(calls) == 2 * statistics.DRAWS, "one run stands in both intervals"
+    assert found == (statistics.level(metric, [a]), statistics.contrast(metric, [a], [b]))

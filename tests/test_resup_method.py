@@ -7,8 +7,9 @@ import pytest
 import torch
 from scipy import stats as distributions
 
-from common import checkpoint, cli
-from papers.resup import method, nets, noise
+from facepapers.common import cli
+from facepapers.common.training import checkpoint
+from facepapers.papers.resup import method, nets, noise
 from tests.conftest import one_line_error
 
 torch.set_num_threads(1)

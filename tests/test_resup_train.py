@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from common import checkpoint, claims, cli, data, precision, runs
-from papers.resup import config, evaluate, figures, method, nets, noise, tables, train
-from papers.resup import data as sets
+from facepapers.common import cli, storage
+from facepapers.common.data import sets as data_sets
+from facepapers.common.evidence import claims, runs
+from facepapers.common.training import checkpoint, precision
+from facepapers.papers.resup import config, evaluate, figures, method, nets, noise, tables, train
+from facepapers.papers.resup import data as sets
 from tests.conftest import REPOSITORY, one_line_error, python
 
 torch.set_num_threads(1)
@@ -37,7 +40,7 @@ def start(out, row="resup", *words):
 
 def result(out):
     folder = only_run(out)
-    return checkpoint.sha256(folder / "model.safetensors"), runs.read_predictions(folder / "predictions.npz")
+    return storage.sha256(folder / "model.safetensors"), runs.read_predictions(folder / "predictions.npz")
 
 
 def only_run(out):
@@ -102,7 +105,7 @@ def test_a_record_gives_its_metrics_again_and_holds_no_picture(faces, tmp_path, 
     assert all(a.ndim == 1 and a.dtype.kind in "fbu" for a in arrays.values())
     assert (np.diff(arrays["label"].astype(int)) >= 0).all(), "ordered by class, so no list of the set's labels"
     assert {p.name for p in folder.iterdir()} == {"run.json", "history.csv", "predictions.npz", "model.safetensors"}
-    assert start(tmp_path, row) == checkpoint.read_json(folder / "run.json"), "a finished run is read back"
+    assert start(tmp_path, row) == storage.read_json(folder / "run.json"), "a finished run is read back"
 
 
 def test_the_flip_list_is_saved_and_is_the_draw(faces, tmp_path):
@@ -186,8 +189,8 @@ def test_a_damaged_warm_up_is_one_line(faces, tmp_path):
 DRIVER = f"""
 import sys, torch
 torch.set_num_threads(1)
-from papers.resup import data, train
-from common import cli
+from facepapers.papers.resup import data, train
+from facepapers.common import cli
 data.EMBEDDED.update({FACES})
 cli.entry(train.main, sys.argv[1:])
 """
@@ -387,14 +390,14 @@ def test_test_faces_that_repeat_a_training_face_are_found_and_left_out_of_a_metr
     assert np.flatnonzero(sets.repeated(dataclasses.replace(test, images=pictures), training)).tolist() == [2, 5]
     monkeypatch.setattr(sets, "repeated", lambda test, training: np.arange(len(test)) < 10)
     start(tmp_path)
-    arrays, metrics = result(tmp_path)[1], checkpoint.read_json(only_run(tmp_path) / "run.json")["metrics"]
+    arrays, metrics = result(tmp_path)[1], storage.read_json(only_run(tmp_path) / "run.json")["metrics"]
     right = (arrays["predicted_mean"] == arrays["label"])[10:]
     assert metrics["accuracy_mean_unseen_pct"] == pytest.approx(100 * right.mean())
 
 
 def test_the_record_says_how_alike_the_networks_are(faces, tmp_path):
     start(tmp_path)
-    arrays, metrics = result(tmp_path)[1], checkpoint.read_json(only_run(tmp_path) / "run.json")["metrics"]
+    arrays, metrics = result(tmp_path)[1], storage.read_json(only_run(tmp_path) / "run.json")["metrics"]
     mean, second = (arrays[k].astype(float)[arrays["flip"].astype(bool)] for k in ("weight", "weight_second"))
     expected = 100 * np.corrcoef(2 * mean - second, second)[0, 1]
     assert metrics["weight_correlation_pct"] == pytest.approx(expected)
@@ -418,7 +421,7 @@ def packs(monkeypatch):
 
     def use(arrays, **more):
         sets.load.cache_clear()
-        monkeypatch.setattr(data, "ensure", lambda name: pack_of(arrays, **more))
+        monkeypatch.setattr(data_sets, "ensure", lambda name: pack_of(arrays, **more))
 
     yield use
     sets.load.cache_clear()

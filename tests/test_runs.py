@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from common import checkpoint, cli, loop, runs
-from papers.coarse_to_fine import method, train
-from papers.coarse_to_fine.config import Config
+from facepapers.common import cli, paths, storage
+from facepapers.common.evidence import environment, runs
+from facepapers.common.training import checkpoint, loop
+from facepapers.papers.coarse_to_fine import method, train
+from facepapers.papers.coarse_to_fine.config import Config
 from tests.conftest import REPOSITORY, TINY, TINY_DRIVER, one_line_error
 
 STEPS = 9
@@ -33,7 +35,7 @@ def folder_of(out):
 def bits(out):
     """The hash of the last weights, and the predictions."""
     path = folder_of(out)
-    return checkpoint.sha256(path / "model.safetensors"), runs.read_predictions(path / "predictions.npz")
+    return storage.sha256(path / "model.safetensors"), runs.read_predictions(path / "predictions.npz")
 
 
 def same_bits(a, b):
@@ -49,11 +51,11 @@ class Stop(Exception):
 
 def test_an_exception_leaves_the_old_file_and_no_other(tmp_path):
     path = tmp_path / "x.json"
-    checkpoint.write_json(path, {"old": 1})
-    with pytest.raises(Stop), checkpoint.atomic(path) as temporary:
+    storage.write_json(path, {"old": 1})
+    with pytest.raises(Stop), storage.atomic(path) as temporary:
         temporary.write_text("half")
         raise Stop
-    with pytest.raises(KeyboardInterrupt), checkpoint.atomic(path) as temporary:
+    with pytest.raises(KeyboardInterrupt), storage.atomic(path) as temporary:
         temporary.write_text("half")
         raise KeyboardInterrupt
     assert json.loads(path.read_text()) == {"old": 1} and list(tmp_path.iterdir()) == [path]
@@ -103,7 +105,7 @@ def test_a_full_disk_is_one_line_and_the_old_file_stands(tmp_path, monkeypatch, 
 
 def test_no_json_holds_nan(tmp_path):
     with pytest.raises(ValueError, match=r"not JSON compliant|Out of range"):
-        checkpoint.write_json(tmp_path / "x.json", {"a": float("nan")})
+        storage.write_json(tmp_path / "x.json", {"a": float("nan")})
     assert not list(tmp_path.iterdir())
 
 
@@ -112,7 +114,7 @@ def test_damaged_json_is_one_line(tmp_path, content):
     path = tmp_path / "run.json"
     path.write_bytes(content)
     with pytest.raises(cli.UserError) as error:
-        checkpoint.read_json(path)
+        storage.read_json(path)
     one_line_error(error, path, "not valid JSON")
 
 
@@ -164,7 +166,7 @@ def test_generators_resume():
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """Weights hash, predictions and record of the uninterrupted tiny run."""
-    from papers.coarse_to_fine import data
+    from facepapers.papers.coarse_to_fine import data
     from tests.conftest import TINY_FACES, tiny_faces
 
     out = tmp_path_factory.mktemp("whole")
@@ -401,13 +403,13 @@ def test_with_no_face_held_out_all_of_them_train_and_nothing_is_chosen(tiny, tmp
 
 
 def test_the_predictions_give_the_metrics_again(whole):
-    from papers.coarse_to_fine import evaluate
+    from facepapers.papers.coarse_to_fine import evaluate
 
     assert evaluate.measure(whole[1]) == pytest.approx(whole[2]["metrics"])
 
 
 def test_the_weights_on_the_same_boxes_give_the_metrics_again(tiny, tmp_path, capsys):
-    from papers.coarse_to_fine import evaluate
+    from facepapers.papers.coarse_to_fine import evaluate
 
     record = start(tmp_path)  # boxes of the demo; those of `short` are seen closer
     capsys.readouterr()
@@ -431,25 +433,25 @@ def test_the_source_hash_changes_with_any_line(tmp_path, monkeypatch):
     for name in ("common/a.py", "papers/x/b.py", "papers/y/c.py"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("1\n")
-    monkeypatch.setattr(runs, "ROOT", tmp_path)
-    first = runs.source_sha256("x")
+    monkeypatch.setattr(paths, "ROOT", tmp_path)
+    first = environment.source_sha256("x")
     (tmp_path / "papers/y/c.py").write_text("2\n")
-    assert runs.source_sha256("x") == first  # another paper's
+    assert environment.source_sha256("x") == first  # another paper's
     (tmp_path / "papers/x/b.py").write_text("2\n")
-    assert runs.source_sha256("x") != first
+    assert environment.source_sha256("x") != first
 
 
 def test_without_git_the_commit_comes_from_the_environment(tmp_path, monkeypatch):
-    monkeypatch.setattr(runs, "ROOT", tmp_path)
+    monkeypatch.setattr(paths, "ROOT", tmp_path)
     monkeypatch.delenv("REPRO_COMMIT", raising=False)
-    assert runs.source_state("x")["commit"] is None and runs.source_state("x")["dirty"] is None
+    assert environment.source_state("x")["commit"] is None and environment.source_state("x")["dirty"] is None
     monkeypatch.setenv("REPRO_COMMIT", "abc")
-    assert runs.source_state("x")["commit"] == "abc"
+    assert environment.source_state("x")["commit"] == "abc"
 
 
 def test_a_record_that_lacks_something_is_named(tmp_path):
     path = tmp_path / "p" / "r" / "run.json"
-    checkpoint.write_json(path, {"config": {}, "metrics": {}})
+    storage.write_json(path, {"config": {}, "metrics": {}})
     with pytest.raises(cli.UserError) as error:
         runs.recorded("p", tmp_path)
     one_line_error(error, path, "lacks data, predictions_sha256")

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats as reference
 
-from common import stats
-from common.metrics import Metric
+from facepapers.common.evidence import statistics
+from facepapers.common.protocols.metrics import Metric
 
 ERROR = Metric("error", "error", True, lambda p: p["error"], needs=("error",))
 SCORE = Metric("score", "score", False, lambda p: p["error"], needs=("error",))
@@ -20,7 +20,7 @@ def run(*values):
 
 def test_one_seed_gives_the_interval_over_samples():
     values = np.random.default_rng(0).normal(5, 2, 60)
-    interval = stats.level(ERROR, [run(*values)])
+    interval = statistics.level(ERROR, [run(*values)])
     expected = reference.norm.interval(0.90, values.mean(), reference.sem(values))
     np.testing.assert_allclose((interval.low, interval.high), expected)
     assert (interval.n_seeds, interval.n_samples, interval.mean) == (1, 60, pytest.approx(values.mean()))
@@ -28,7 +28,7 @@ def test_one_seed_gives_the_interval_over_samples():
 
 def test_seeds_alone_give_students_interval():
     """Without spread between samples only the seeds count."""
-    interval = stats.level(ERROR, [run(5, 5, 5), run(5.4, 5.4, 5.4), run(4.9, 4.9, 4.9)])
+    interval = statistics.level(ERROR, [run(5, 5, 5), run(5.4, 5.4, 5.4), run(4.9, 4.9, 4.9)])
     values = [5, 5.4, 4.9]
     expected = reference.t.interval(0.90, 2, np.mean(values), reference.sem(values))
     np.testing.assert_allclose((interval.low, interval.high), expected)
@@ -40,20 +40,20 @@ def test_both_halves_are_added_in_quadrature():
     seeds = [r["error"].mean() for r in runs]
     between = reference.t.ppf(0.95, 3) * reference.sem(seeds)
     within = reference.norm.ppf(0.95) * reference.sem(np.mean([r["error"] for r in runs], axis=0))
-    assert stats.level(ERROR, runs).half == pytest.approx(math.hypot(between, within))
+    assert statistics.level(ERROR, runs).half == pytest.approx(math.hypot(between, within))
 
 
 def test_a_statistic_that_is_no_mean_is_resampled():
     values = np.random.default_rng(2).normal(5, 2, 400)
-    interval = stats.level(MEDIAN, [run(*values)])
+    interval = statistics.level(MEDIAN, [run(*values)])
     assert interval.mean == np.median(values) and interval.n_samples == 400
     expected = 1.645 * 1.2533 * 2 / math.sqrt(400)  # the median's standard error under a normal distribution
     assert interval.half == pytest.approx(expected, rel=0.35)
-    assert stats.level(MEDIAN, [run(*values)]) == interval  # the same draws each time
+    assert statistics.level(MEDIAN, [run(*values)]) == interval  # the same draws each time
 
 
 def interval(low, high, seeds=3):
-    return stats.Interval((low + high) / 2, low, high, seeds, 100)
+    return statistics.Interval((low + high) / 2, low, high, seeds, 100)
 
 
 @pytest.mark.parametrize(
@@ -69,8 +69,8 @@ def interval(low, high, seeds=3):
     ],
 )
 def test_level_status(low, high, lower_is_better, higher_is_better):
-    assert stats.level_status(ERROR, interval(low, high), 6.25, 0.25) == lower_is_better
-    assert stats.level_status(SCORE, interval(low, high), 6.25, 0.25) == higher_is_better
+    assert statistics.level_status(ERROR, interval(low, high), 6.25, 0.25) == lower_is_better
+    assert statistics.level_status(SCORE, interval(low, high), 6.25, 0.25) == higher_is_better
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_level_status(low, high, lower_is_better, higher_is_better):
     ],
 )
 def test_contrast_status(low, high, seeds, status):
-    assert stats.contrast_status(interval(low, high, seeds)) == status
+    assert statistics.contrast_status(interval(low, high, seeds)) == status
 
 
 @pytest.mark.parametrize(
@@ -102,15 +102,15 @@ def test_contrast_status(low, high, seeds, status):
     ],
 )
 def test_claims_of_not_worse_and_of_no_difference(low, high, rule, status):
-    assert stats.contrast_status(interval(low, high, 3), **rule) == status
-    assert stats.contrast_status(interval(low, high, 2), **rule) == "inconclusive"
+    assert statistics.contrast_status(interval(low, high, 3), **rule) == status
+    assert statistics.contrast_status(interval(low, high, 2), **rule) == "inconclusive"
 
 
 def test_a_gain_is_positive_when_the_first_side_is_better():
     low, high = [run(4, 4), run(5, 5), run(4.5, 4.5)], [run(6, 6), run(7, 7), run(6.5, 6.5)]
-    assert stats.contrast(ERROR, low, high).mean == pytest.approx(2)
-    assert stats.contrast(ERROR, high, low).mean == pytest.approx(-2)
-    assert stats.contrast(SCORE, low, high).mean == pytest.approx(-2)
+    assert statistics.contrast(ERROR, low, high).mean == pytest.approx(2)
+    assert statistics.contrast(ERROR, high, low).mean == pytest.approx(-2)
+    assert statistics.contrast(SCORE, low, high).mean == pytest.approx(-2)
 
 
 def test_a_contrast_is_paired_by_seed_and_by_sample():
@@ -119,24 +119,24 @@ def test_a_contrast_is_paired_by_seed_and_by_sample():
     hard = rng.normal(0, 5, 50)  # hard faces are hard for both
     ours = [run(*(5 + seed + hard)) for seed in (0, 3, 6)]
     theirs = [run(*(5.2 + seed + hard)) for seed in (0, 3, 6)]
-    gain = stats.contrast(ERROR, ours, theirs)
+    gain = statistics.contrast(ERROR, ours, theirs)
     assert gain.mean == pytest.approx(0.2) and gain.half < 1e-9
-    assert stats.contrast_status(gain) == "supported"
-    assert stats.contrast_status(stats.contrast(ERROR, ours, theirs[::-1])) == "inconclusive"
+    assert statistics.contrast_status(gain) == "supported"
+    assert statistics.contrast_status(statistics.contrast(ERROR, ours, theirs[::-1])) == "inconclusive"
 
 
 def test_a_contrast_against_scipys_paired_test():
     """One sample a run: what is left is the paired t interval at 95 %."""
     rng = np.random.default_rng(4)
     a, b = rng.normal(5, 1, 6), rng.normal(5.5, 1, 6)
-    gain = stats.contrast(ERROR, [run(v, v) for v in a], [run(v, v) for v in b])
+    gain = statistics.contrast(ERROR, [run(v, v) for v in a], [run(v, v) for v in b])
     expected = reference.ttest_rel(b, a).confidence_interval(0.95)
     np.testing.assert_allclose((gain.low, gain.high), (expected.low, expected.high))
 
 
 def test_a_contrast_needs_as_many_runs_on_each_side():
     with pytest.raises(ValueError, match="as many runs"):
-        stats.contrast(ERROR, [run(1, 2)], [run(1, 2), run(1, 2)])
+        statistics.contrast(ERROR, [run(1, 2)], [run(1, 2), run(1, 2)])
 
 
 def test_the_interval_covers_the_truth_as_often_as_it_says():
@@ -145,6 +145,6 @@ def test_the_interval_covers_the_truth_as_often_as_it_says():
     for _ in range(trials):
         faces = rng.normal(0, 2, 100)
         runs = [run(*(5 + rng.normal(0, 0.2) + faces + rng.normal(0, 0.5, 100))) for _ in range(3)]
-        found = stats.level(ERROR, runs)
+        found = statistics.level(ERROR, runs)
         hits += found.low <= 5 <= found.high
     assert 0.86 <= hits / trials <= 0.99  # quadrature of a t and a normal half errs on the wide side

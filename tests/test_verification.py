@@ -7,8 +7,8 @@ import pytest
 import torch
 from sklearn.model_selection import KFold
 
-from common import verification as v
-from common.cli import MissingData, UserError
+from facepapers.common.cli import MissingData, UserError
+from facepapers.common.protocols import angles, pair_lists, verification
 
 torch.set_num_threads(1)
 
@@ -56,12 +56,12 @@ def scores(n=203, seed=0, quantum=None):
 def test_accuracy_equals_the_literal_loop(n, quantum):
     distance, same = scores(n, quantum=quantum)
     accuracy, thresholds = literal_accuracy(distance, same)
-    result = v.verify(distance, same)
+    result = verification.verify(distance, same)
     np.testing.assert_allclose(result.fold_accuracy_pct, 100 * accuracy, rtol=1e-12)
     np.testing.assert_array_equal(result.threshold, thresholds)
     assert result.accuracy_pct == pytest.approx(100 * accuracy.mean())
     assert result.std_pct == pytest.approx(100 * accuracy.std(ddof=0))
-    folds = v.contiguous_folds(n)
+    folds = pair_lists.contiguous_folds(n)
     assert [result.correct[folds == f].mean() for f in range(10)] == pytest.approx(list(accuracy))
     assert accuracy.min() < 1 and thresholds.std() > 0  # a case without errors could not fail
 
@@ -69,7 +69,7 @@ def test_accuracy_equals_the_literal_loop(n, quantum):
 @pytest.mark.parametrize("target", [0.0123, 0.05, 0.101])
 def test_tar_at_far_equals_the_literal_loop(target):
     distance, same = scores(400, seed=1)
-    found = v.tar_at_far(distance, same, far=target)
+    found = verification.tar_at_far(distance, same, far=target)
     assert tuple(found) == pytest.approx(literal_tar(distance, same, target))
     assert 0 < found.tar < 1
 
@@ -77,17 +77,17 @@ def test_tar_at_far_equals_the_literal_loop(target):
 def test_tar_is_zero_when_the_far_cannot_be_reached():
     same = np.arange(40) % 2 == 0
     distance = np.where(same, 0.5, 3.9999)  # no threshold of the grid accepts a different pair
-    assert v.tar_at_far(distance, same, far=0.1) == (0.0, 0.0, 0.0)
+    assert verification.tar_at_far(distance, same, far=0.1) == (0.0, 0.0, 0.0)
 
 
 def test_hand_made_case():
     """Ten folds of one same and one different pair: any threshold in (0.5, 1.5] is right, the first wins."""
     distance, same = np.tile([0.5, 1.5], 10), np.tile([True, False], 10)
-    result = v.verify(distance, same)
+    result = verification.verify(distance, same)
     assert result.accuracy_pct == 100 and result.std_pct == 0
     np.testing.assert_allclose(result.threshold, 0.51)
     distance[1] = 0.3  # fold 0's different pair looks the same: wrong there, and the others still learn 0.51
-    result = v.verify(distance, same)
+    result = verification.verify(distance, same)
     assert result.fold_accuracy_pct.tolist() == [50] + [100] * 9
     assert result.correct.tolist() == [True, False] + [True] * 18
     assert result.std_pct == pytest.approx(15)
@@ -96,32 +96,32 @@ def test_hand_made_case():
 def test_the_held_out_fold_does_not_choose_its_threshold():
     """The pitfall of published code: the best threshold over all pairs. Fold 9 disagrees with all others."""
     distance = np.r_[np.tile([0.5, 1.5], 9), [1.6, 0.4]]
-    result = v.verify(distance, np.tile([True, False], 10))
+    result = verification.verify(distance, np.tile([True, False], 10))
     assert result.fold_accuracy_pct.tolist() == [100] * 9 + [0]
 
 
 def test_a_distance_on_the_threshold_is_rejected():
     grid = np.arange(0, 4, 0.01)
     distance, same = np.tile([grid[50], grid[51]], 10), np.tile([True, False], 10)
-    np.testing.assert_array_equal(v.verify(distance, same).threshold, grid[51])
-    assert v.verify(distance, same).accuracy_pct == 100
+    np.testing.assert_array_equal(verification.verify(distance, same).threshold, grid[51])
+    assert verification.verify(distance, same).accuracy_pct == 100
 
 
 def test_folds():
     for n in (10, 6000, 7003):
-        folds = v.contiguous_folds(n)
+        folds = pair_lists.contiguous_folds(n)
         for number, (_, test) in enumerate(KFold(10).split(np.zeros(n))):
             assert (folds[test] == number).all()
     same = np.r_[np.ones(500, bool), np.zeros(500, bool)]
-    balanced = v.balanced_folds(same)
+    balanced = pair_lists.balanced_folds(same)
     assert np.bincount(balanced[same]).tolist() == np.bincount(balanced[~same]).tolist() == [50] * 10
     assert (np.diff(balanced[same]) >= 0).all()
     blocks = np.tile(np.repeat([True, False], 300), 10)  # pairs.txt
-    np.testing.assert_array_equal(v.balanced_folds(blocks), v.contiguous_folds(6000))
+    np.testing.assert_array_equal(pair_lists.balanced_folds(blocks), pair_lists.contiguous_folds(6000))
 
 
 def test_roc():
-    fpr, tpr, threshold = v.roc([0.1, 0.2, 0.3, 0.4], [True, False, True, False])
+    fpr, tpr, threshold = verification.roc([0.1, 0.2, 0.3, 0.4], [True, False, True, False])
     for f, t, d in zip(fpr[1:], tpr[1:], threshold[1:]):
         assert f == np.mean(np.array([0.2, 0.4]) <= d) and t == np.mean(np.array([0.1, 0.3]) <= d)
     assert (fpr[0], tpr[0], fpr[-1], tpr[-1]) == (0, 0, 1, 1)
@@ -131,16 +131,16 @@ def test_embed_adds_the_mirror_image_before_normalising():
     images = torch.randint(0, 256, (5, 3, 4, 4), dtype=torch.uint8)
     weight = torch.randn(48, 7)
     network = lambda x: torch.tanh(x.flatten(1) @ weight / 100)
-    found = v.embed(network, images, lambda x: x.float() - 127, batch=2)
+    found = verification.embed(network, images, lambda x: x.float() - 127, batch=2)
     x = images.float() - 127
     raw = network(x) + network(x.flip(3))
     np.testing.assert_allclose(found, torch.nn.functional.normalize(raw).numpy(), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, rtol=1e-12)
-    plain = v.embed(network, images, lambda x: x.float() - 127, flip=False)
+    plain = verification.embed(network, images, lambda x: x.float() - 127, flip=False)
     assert np.abs(plain - found).max() > 0.01
-    long = v.embed(network, images, lambda x: x.float() - 127, unit=False)
+    long = verification.embed(network, images, lambda x: x.float() - 127, unit=False)
     np.testing.assert_allclose(long, raw.numpy(), rtol=1e-5, atol=1e-7)
-    distance = v.squared_distances(found[:2], found[2:4])
+    distance = verification.squared_distances(found[:2], found[2:4])
     np.testing.assert_allclose(distance, 2 - 2 * (found[:2] * found[2:4]).sum(1))
 
 
@@ -149,18 +149,18 @@ def test_embeddings_without_a_direction(value):
     embeddings = np.ones((3, 2))
     embeddings[1] = value
     with pytest.raises(UserError, match=r"embedding 1 is zero or not finite \(1 of 3\)"):
-        v.unit_rows(embeddings)
+        verification.unit_rows(embeddings)
 
 
 def test_bad_verification_input():
     with pytest.raises(UserError, match="3 distances, 2 truths"):
-        v.verify([1, 2, 3], [True, False], np.zeros(2, int))
+        verification.verify([1, 2, 3], [True, False], np.zeros(2, int))
     with pytest.raises(UserError, match="5 pairs cannot be cut into 10"):
-        v.verify(np.ones(5), np.ones(5, bool))
+        verification.verify(np.ones(5), np.ones(5, bool))
     with pytest.raises(UserError, match=r"pair 3.*not a number"):
-        v.verify(np.r_[1, 1, 1, np.nan, np.ones(16)], np.tile([True, False], 10))
+        verification.verify(np.r_[1, 1, 1, np.nan, np.ones(16)], np.tile([True, False], 10))
     with pytest.raises(UserError, match=r"fold 5 has no same-person pair.*balanced_folds"):
-        v.verify(np.ones(20), np.r_[np.ones(10, bool), np.zeros(10, bool)])
+        verification.verify(np.ones(20), np.r_[np.ones(10, bool), np.zeros(10, bool)])
 
 
 # ---- LFW's files
@@ -177,7 +177,7 @@ def view2(folder, sets=10, each=2):
 
 
 def test_pairs_of_view_2(tmp_path):
-    pairs = v.read_pairs(view2(tmp_path))
+    pairs = pair_lists.read_pairs(view2(tmp_path))
     assert len(pairs.same) == 40 and pairs.same[:4].tolist() == [True, True, False, False]
     assert pairs.left[5] == "P1/P1_0002.jpg" and pairs.right[5] == "P1/P1_0003.jpg"
     assert pairs.right[7] == "Q1/Q1_0002.jpg"
@@ -188,31 +188,31 @@ def test_pairs_of_view_1(tmp_path):
     path = tmp_path / "pairsDevTest.txt"
     lines = [f"P\t{i}\t{i + 1}" for i in range(1, 21)] + [f"P\t{i}\tQ\t{i}" for i in range(1, 21)]
     path.write_text("20\n" + "\n".join(lines))
-    pairs = v.read_pairs(path)
+    pairs = pair_lists.read_pairs(path)
     assert pairs.same.sum() == 20 and (np.bincount(pairs.fold) == 4).all()
     assert all(pairs.same[pairs.fold == f].sum() == 2 for f in range(10))
     names = sorted(set(pairs.left) | set(pairs.right))
-    left, right = v.index_pairs(pairs, names, "pairs.txt")
+    left, right = pair_lists.index_pairs(pairs, names, "pairs.txt")
     assert [names[i] for i in left] == pairs.left.tolist() and [names[i] for i in right] == pairs.right.tolist()
     with pytest.raises(UserError, match=r"pairs.txt: names 1 images that are absent, e.g. P/P_0003.jpg"):
-        v.index_pairs(pairs, [n for n in names if n != "P/P_0003.jpg"], "pairs.txt")
+        pair_lists.index_pairs(pairs, [n for n in names if n != "P/P_0003.jpg"], "pairs.txt")
 
 
 def test_people(tmp_path):
     path = tmp_path / "people.txt"
     path.write_text("2\n2\nA\t3\nB\t1\n1\nC\t2")
-    assert v.read_people(path) == [{"A": 3, "B": 1}, {"C": 2}]
+    assert pair_lists.read_people(path) == [{"A": 3, "B": 1}, {"C": 2}]
     path.write_text("2\nA\t3\nB\t1\n")
-    assert v.read_people(path) == [{"A": 3, "B": 1}]
+    assert pair_lists.read_people(path) == [{"A": 3, "B": 1}]
     for text in ("3\nA\t3\nB\t1\n", "2\n2\nA\t3\nB\t1\n2\nC\t2", "x\n", "2\nA 1\nB b\n", ""):
         path.write_text(text)
         with pytest.raises(UserError, match=r"people.txt: set \d does not hold"):
-            v.read_people(path)
+            pair_lists.read_people(path)
 
 
 def test_bad_pairs_files(tmp_path):
     with pytest.raises(MissingData, match=r"pairs.txt: no such protocol file; .*make data-lfw"):
-        v.read_pairs(tmp_path / "pairs.txt")
+        pair_lists.read_pairs(tmp_path / "pairs.txt")
     path = view2(tmp_path)
     good = path.read_text().splitlines()
     cases = {
@@ -224,10 +224,10 @@ def test_bad_pairs_files(tmp_path):
     for message, lines in cases.items():
         path.write_text("\n".join(lines))
         with pytest.raises(UserError, match=message):
-            v.read_pairs(path)
+            pair_lists.read_pairs(path)
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="not a text file"):
-        v.read_pairs(path)
+        pair_lists.read_pairs(path)
 
 
 # ---- Angles
@@ -241,17 +241,17 @@ def test_angle_statistics_by_hand():
     embeddings = np.array([at(0, 3), at(20), at(90), at(130), at(200)])
     labels = np.array([0, 0, 1, 1, 2])
     weight = np.array([at(15), at(110), at(180), at(60)])  # the last class has no image
-    found = v.angle_statistics(embeddings, labels, weight)
+    found = angles.angle_statistics(embeddings, labels, weight)
     assert found["intra_deg"] == pytest.approx((10 + 10 + 20 + 20 + 0) / 5)
     assert found["inter_deg"] == pytest.approx((100 + 90 + 90) / 3)
     assert found["w_ec_deg"] == pytest.approx((5 + 0 + 20) / 3)
     assert found["w_inter_deg"] == pytest.approx((45 + 50 + 70 + 45) / 4)
-    assert v.angle_statistics(embeddings, labels, min_images=2)["intra_deg"] == pytest.approx(15)
-    raw = v.angle_statistics(embeddings, labels, normalise_first=False)  # the long embedding pulls its centre
+    assert angles.angle_statistics(embeddings, labels, min_images=2)["intra_deg"] == pytest.approx(15)
+    raw = angles.angle_statistics(embeddings, labels, normalise_first=False)  # the long embedding pulls its centre
     assert raw["intra_deg"] == pytest.approx((20 + 20 + 20 + 0) / 5, abs=1e-9) and "w_ec_deg" not in raw
 
 
 def test_nearest_centre_is_the_same_in_chunks():
-    rows = v.unit_rows(np.random.default_rng(0).standard_normal((57, 5)))
+    rows = verification.unit_rows(np.random.default_rng(0).standard_normal((57, 5)))
     expected = [max(a @ b for j, b in enumerate(rows) if j != i) for i, a in enumerate(rows)]
-    np.testing.assert_allclose(v.nearest_cosine(rows, chunk=10), expected)
+    np.testing.assert_allclose(angles.nearest_cosine(rows, chunk=10), expected)

@@ -12,7 +12,7 @@ divided between them is a setting, chosen on held-out people (protocol "tune").
 
 import numpy as np
 
-from common.cli import UserError
+from facepapers.common.cli import UserError
 
 SHRINKAGE = 0.1  # share of the identity in both covariances
 

@@ -11,13 +11,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from common import align, faces
-from common.bench import LIMITS, available, peak_mib, seconds_alone
-from papers.arcface import data, readers
-from papers.arcface.config import build_net, preset
-from papers.arcface.method import MARGINS, MarginHead
-from papers.arcface.partial import ShardedHead
-from papers.arcface.readers import MAGIC
+from facepapers.common.evidence.timing import LIMITS, available, peak_mib, seconds_alone
+from facepapers.common.faces import drawing
+from facepapers.common.vision import alignment
+from facepapers.papers.arcface import data, readers
+from facepapers.papers.arcface.config import build_net, preset
+from facepapers.papers.arcface.method import MARGINS, MarginHead
+from facepapers.papers.arcface.partial import ShardedHead
+from facepapers.papers.arcface.readers import MAGIC
 
 BATCH, FEATURES = 64, 512
 CLASSES = (10_000, 100_000, 1_000_000)
@@ -25,7 +26,7 @@ RATE = 0.1
 RECORDS = 30_000
 
 
-def networks():
+def trained_networks():
     """(what, network, input) for the step's share of the machine's rate."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     cfg = preset("short")
@@ -34,7 +35,7 @@ def networks():
 
 
 def comparisons():
-    """(what, name, run, other name, other run) for common.bench; a None other is a plain time."""
+    """(what, name, run, other name, other run) for tools.bench; a None other is a plain time."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     x = torch.randn(BATCH, FEATURES, device=device)
     spent = 0.0
@@ -64,9 +65,15 @@ def comparisons():
     if importlib.util.find_spec("pytorch_metric_learning"):
         ours, theirs = ours_and_theirs(10_000, x, y, device)
         yield "ArcFace loss and gradient, 10,000 people", "ours", ours, "pytorch-metric-learning", theirs
-    drawn = faces.generate(BATCH, 1, size=112)
-    one = lambda: [align.align(drawn.images[i : i + 1], drawn.five[i : i + 1].numpy()) for i in range(BATCH)]
-    yield f"aligning {BATCH} faces", "batched", lambda: align.align(drawn.images, drawn.five.numpy()), "one by one", one
+    drawn = drawing.generate(BATCH, 1, size=112)
+    one = lambda: [alignment.align(drawn.images[i : i + 1], drawn.five[i : i + 1].numpy()) for i in range(BATCH)]
+    yield (
+        f"aligning {BATCH} faces",
+        "batched",
+        lambda: alignment.align(drawn.images, drawn.five.numpy()),
+        "one by one",
+        one,
+    )
     cfg = dataclasses.replace(preset("short"), batch=BATCH)
     batched = lambda: data.augment(drawn.images, cfg, 0, slice(None))
     single = dataclasses.replace(cfg, batch=1)

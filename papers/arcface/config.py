@@ -5,13 +5,14 @@ from dataclasses import dataclass
 
 import torch
 
-from common import parallel, precision, runs
-from common.cli import UserError
-from common.nets import GIVEN_SHA256
-from common.plan import Plan
-from papers.arcface import method
-from papers.arcface.nets import NETS, IResNet, make_net
-from papers.arcface.partial import ShardedHead
+from facepapers.common.cli import UserError
+from facepapers.common.evidence import runs
+from facepapers.common.plan import Plan
+from facepapers.common.training import parallel, precision
+from facepapers.common.vision.networks import GIVEN_SHA256
+from facepapers.papers.arcface import method
+from facepapers.papers.arcface.nets import NETS, IResNet, make_net
+from facepapers.papers.arcface.partial import ShardedHead
 
 PAPER = "arcface"
 ROWS = {
@@ -44,7 +45,7 @@ class Config:
     net: str = "iresnet50"  # Table 2; iresnet100 for MS1MV2
     units: tuple[int, ...] = ()  # with net "iresnet": units of the four stages
     widths: tuple[int, ...] = ()  # with net "iresnet": channels of the four stages
-    strided_stem: bool = False  # with net "iresnet": see common/nets.py
+    strided_stem: bool = False  # with net "iresnet": see common/vision/networks.py
     kaiming: bool = False  # convolutions start by Kaiming's rule; insightface: N(0, 0.1)
     features: int = 512  # section 3.1
     dropout: float = 0.4  # the paper's code (mxnet); 0 in the torch script

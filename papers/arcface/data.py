@@ -8,12 +8,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from common import data as sets
-from common import images, people, verification
-from common.cli import MissingData, UserError
-from papers.arcface import readers
+from facepapers.common import seeding
+from facepapers.common.cli import MissingData, UserError
+from facepapers.common.data import registry, sets
+from facepapers.common.faces import people
+from facepapers.common.protocols import pair_lists
+from facepapers.common.vision import images
+from facepapers.papers.arcface import readers
 
-# Pictures of `people` persons train, pictures of `test_people` others test. Synthetic: see common/faces.py.
+# Pictures of `people` persons train, pictures of `test_people` others test. Synthetic: see common/faces/drawing.py.
 EMBEDDED = dict(people=60, train=1200, test_people=60, test=480, size=48, pairs=800, seed=1801)
 BINS = ("lfw", "cfp_fp", "agedb_30")  # Table 2's verification sets
 
@@ -141,7 +144,7 @@ def view1_task(cfg, faces, held_out=False):
     train = faces.split == 0
     pairs, test = faces.pairs["pairs_devtest"], ~train
     if held_out:  # tuning must not see the test people
-        test, pairs = verification.hold_out(faces.identity, train)
+        test, pairs = pair_lists.hold_out(faces.identity, train)
         train = train & ~test
     return Task("", training_of(cfg, faces, train), [test_of(faces, pairs, test)])
 
@@ -171,7 +174,7 @@ def as_wanted(cfg, training):
 
 def with_noise(training, share, seed):
     """Replace the labels of a random `share` of the faces by another person's, each with equal chance."""
-    gen, n = images.generator(seed, 7), len(training)
+    gen, n = seeding.generator(seed, 7), len(training)
     wrong = np.zeros(n, bool)
     wrong[torch.randperm(n, generator=gen)[: round(share * n)].numpy()] = True
     step = torch.randint(1, training.classes, (n,), generator=gen).numpy()
@@ -191,7 +194,7 @@ def test_of(faces, pairs, chosen):
 
 def folder_of(name, source=None):
     """Folder of a set that is read in place. MissingData when it is absent."""
-    folder = Path(source) if source else Path(os.environ.get("DATA_ROOT") or sets.REPOSITORY_DATA) / name
+    folder = Path(source) if source else Path(os.environ.get("DATA_ROOT") or registry.REPOSITORY_DATA) / name
     if not folder.is_dir():
         raise MissingData(f"{folder}: no such folder; name the one that holds {name} by --source FOLDER")
     return folder
@@ -223,14 +226,14 @@ def bin_test(path, name=""):
     """The Test of a .bin file, with ten contiguous folds as insightface has them."""
     pictures, same = readers.read_bin(path)
     left = 2 * np.arange(len(same))
-    return Test(name, pictures, np.stack([left, left + 1, same, verification.contiguous_folds(len(same))], 1))
+    return Test(name, pictures, np.stack([left, left + 1, same, pair_lists.contiguous_folds(len(same))], 1))
 
 
 def folder_test(folder, pairs_file):
     """The Test of a tree <identity>/<image> (see readers.FolderSet) and a list of pairs in LFW's format."""
-    dataset, pairs = readers.FolderSet(folder), verification.read_pairs(pairs_file)
+    dataset, pairs = readers.FolderSet(folder), pair_lists.read_pairs(pairs_file)
     named = [Path(name).with_suffix(".jpg").as_posix() for name in dataset.names]  # as the lists name any kind of image
-    left, right = verification.index_pairs(pairs, named, pairs_file)
+    left, right = pair_lists.index_pairs(pairs, named, pairs_file)
     used, moved = np.unique([left, right], return_inverse=True)
     pictures = torch.stack([dataset[int(k)][0] for k in used])
     left, right = moved.reshape(2, -1)
@@ -278,7 +281,7 @@ def picker(training, cfg):
     """A function step -> indices (batch,): shuffled passes one after another, or people with several images each."""
     if cfg.images_per_person:
         return functools.partial(people_batch, *_by_person(training.labels), cfg)
-    return images.shuffled(len(training), cfg.batch, cfg.seed)
+    return seeding.shuffled(len(training), cfg.batch, cfg.seed)
 
 
 def _by_person(labels):
@@ -290,7 +293,7 @@ def _by_person(labels):
 
 def people_batch(order, start, count, cfg, step):
     """Indices (batch,) of batch / K random people with K of their images each; fewer images are repeated."""
-    gen, k = images.generator(cfg.seed, 1, step), cfg.images_per_person
+    gen, k = seeding.generator(cfg.seed, 1, step), cfg.images_per_person
     able = (count >= 2).nonzero().flatten()
     if len(able) < cfg.batch // k:
         raise UserError(f"--batch {cfg.batch}: only {len(able)} people have two images, {cfg.batch // k} are needed")
@@ -306,7 +309,7 @@ def augment(pictures, cfg, step, share):
     "flip" mirrors half of the faces. "light" also shifts, turns, scales and colours them a little; "strong" does so
     more, and adds low resolution, blur and covered rectangles. Amounts are our choice.
     """
-    gen = images.generator(cfg.seed, 2, step)
+    gen = seeding.generator(cfg.seed, 2, step)
     flip = torch.rand(cfg.batch, generator=gen) < 0.5
     if cfg.augment == "flip":
         return resize(pictures, cfg.input_px, flip[share])

@@ -1,10 +1,10 @@
-"""Verification accuracy of a weights file: `python -m papers.arcface.evaluate --weights FILE --data lfw`.
+"""Verification accuracy of a weights file: `python -m facepapers.papers.arcface.evaluate --weights FILE --data lfw`.
 
 --data is lfw, embedded, a .bin file of insightface, or with --pairs FILE (LFW's format) a folder <identity>/<image>;
 --protocol is pairs (LFW's 6,000, ten folds) or view1 (its 1,000 pairsDevTest). Foreign weights may want other pixels
 than their architecture usually does: --pixels arcface|mxnet|imagenet, --channels bgr. --picture FILE.png draws the ROC
 curve and the angles. Protocol: embeddings of image and mirror image are added; ten folds, thresholds learned on the
-other nine (common/verification.py). Weights that were trained on LFW's DevTrain are not tested on the 6,000 pairs:
+other nine (protocols/verification.py). Weights that were trained on LFW's DevTrain are not tested on the 6,000 pairs:
 2,985 of the 4,281 people there are in DevTrain.
 """
 
@@ -15,21 +15,25 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from common import checkpoint, cli, nets, parallel, runs, verification
-from common.cli import MissingData, UserError
-from common.nets import GIVEN_FILE, GIVEN_SHA256
-from papers.arcface import data, figures
-from papers.arcface.bayes import JointBayes
-from papers.arcface.config import PAPER, preset
-from papers.arcface.metrics import METRICS, measure, pair_keys
-from papers.arcface.nets import load_net
+from facepapers.common import cli, storage
+from facepapers.common.cli import MissingData, UserError
+from facepapers.common.evidence import runs
+from facepapers.common.protocols import angles, verification
+from facepapers.common.training import checkpoint, parallel
+from facepapers.common.vision import networks
+from facepapers.common.vision.networks import GIVEN_FILE, GIVEN_SHA256
+from facepapers.papers.arcface import data, figures
+from facepapers.papers.arcface.bayes import JointBayes
+from facepapers.papers.arcface.config import PAPER, preset
+from facepapers.papers.arcface.metrics import METRICS, measure, pair_keys
+from facepapers.papers.arcface.nets import load_net
 
 # ---- From a network to predictions
 
 
 def embed(net, pictures, device, flip=True, batch=128, unit=True):
     """Unit (or plain) embeddings (N, d), float64, of uint8 faces (N, 3, S, S) of any size, the mirror image's added."""
-    prepare = lambda part: nets.to_input(data.resize(part, net.input_px), net.pixels)
+    prepare = lambda part: networks.to_input(data.resize(part, net.input_px), net.pixels)
     return verification.embed(net.eval(), pictures, prepare, batch, device, flip, unit)
 
 
@@ -75,12 +79,12 @@ def person_angles(vectors, labels, prefix="", weight=None):
     arrays = {}
     if several.sum() >= 2:
         own = (vectors * centre[place]).sum(1)[several[place]]
-        nearest = verification.nearest_cosine(centre[several])
+        nearest = angles.nearest_cosine(centre[several])
         arrays = {f"{prefix}intra_deg": degrees(own), f"{prefix}inter_deg": degrees(nearest)}
     if weight is not None:
         rows = verification.unit_rows(weight)
         arrays["w_ec_deg"] = degrees((rows[people] * centre).sum(1))
-        arrays["w_inter_deg"] = degrees(verification.nearest_cosine(rows))
+        arrays["w_inter_deg"] = degrees(angles.nearest_cosine(rows))
     return arrays
 
 
@@ -116,9 +120,9 @@ def main(argv):
     pixels, argv = cli.take_option(argv, "pixels")
     channels, argv = cli.take_option(argv, "channels", "rgb")
     picture, argv = cli.take_option(argv, "picture")
-    if path is None or argv or channels not in ("rgb", "bgr") or pixels not in (None, *nets.PIXELS):
+    if path is None or argv or channels not in ("rgb", "bgr") or pixels not in (None, *networks.PIXELS):
         raise UserError(
-            "usage: python -m papers.arcface.evaluate --weights FILE --data lfw|embedded|FILE.bin|FOLDER "
+            "usage: python -m facepapers.papers.arcface.evaluate --weights FILE --data lfw|embedded|FILE.bin|FOLDER "
             "[--pairs FILE] [--protocol pairs|view1] [--pixels arcface|mxnet|imagenet] [--channels rgb|bgr] "
             "[--picture FILE.png] [--out FOLDER]"
         )
@@ -180,8 +184,8 @@ def record_given(cfg, path, device, out):
     run = runs.Run(PAPER, cfg.run_name, cfg, preset(cfg.preset, cfg.row, cfg.data), out)
     if run.finished():
         print(f"{run.name}: already recorded in {run.folder}; delete that folder to run it again", file=sys.stderr)
-        return checkpoint.read_json(run.folder / "run.json")
-    path = nets.given_weights(path, GIVEN_SHA256, "--source")
+        return storage.read_json(run.folder / "run.json")
+    path = networks.given_weights(path, GIVEN_SHA256, "--source")
     net = load_net(path).to(device)
     test, _ = test_set(cfg.data, cfg.protocol, path)
     found = predictions(net, test, device)
@@ -210,14 +214,14 @@ def record_together(cfg, device, out):
     run = runs.Run(PAPER, cfg.run_name, cfg, preset(cfg.preset, cfg.row, cfg.data), out)
     if run.finished():
         print(f"{run.name}: already recorded in {run.folder}; delete that folder to run it again", file=sys.stderr)
-        return checkpoint.read_json(run.folder / "run.json")
+        return storage.read_json(run.folder / "run.json")
     alone = dataclasses.replace(cfg, row="arcface", members=1)
     seeds = range(cfg.seed, cfg.seed + cfg.members)
     folders = [Path(out) / PAPER / dataclasses.replace(alone, seed=seed).run_name for seed in seeds]
     for seed, folder in zip(seeds, folders, strict=True):
         if not (folder / "run.json").exists():
             raise MissingData(f"{folder}: not run yet; first run --row arcface --seed {seed} with these settings")
-    records = [checkpoint.read_json(folder / "run.json") for folder in folders]
+    records = [storage.read_json(folder / "run.json") for folder in folders]
     run.precision = runs.precision_of(*records)
     found = mean_distances([runs.read_predictions(folder / "predictions.npz") for folder in folders])
     return run.finish(

@@ -2,8 +2,9 @@
 
 import numpy as np
 
-from common import figures, runs, verification
-from papers.arcface.config import COMPARED, ROWS, Config
+from facepapers.common.evidence import figures, runs
+from facepapers.common.protocols import verification
+from facepapers.papers.arcface.config import COMPARED, ROWS, Config
 
 COLOURS = {
     "softmax": "#999999", "norm_softmax": "#4477aa", "sphereface": "#aa7744", "cosface": "#228833",

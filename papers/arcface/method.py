@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from common.cli import UserError
+from facepapers.common.cli import UserError
 
 # (m1, m2, m3) of equation 4; m2 in radians. Values of Table 2.
 MARGINS = {

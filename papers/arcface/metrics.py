@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from common import verification
-from common.metrics import Metric, area_metric, sums
-from common.verification import accuracy_metric
+from facepapers.common.protocols import verification
+from facepapers.common.protocols.metrics import Metric, area_metric, sums
+from facepapers.common.protocols.verification import accuracy_metric
 
 
 def pair_keys(name):

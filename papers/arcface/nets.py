@@ -1,15 +1,22 @@
 """Embedding networks: IResNet (section 3.1 of the paper), the MobileFaceNets, and the weights files they come in.
 
 Module names equal those of insightface's arcface_torch and of foamliu/MobileFaceNet, so published state dicts load
-strictly. All take (B, 3, H, W) float images, RGB, aligned to the 112x112 template (common/align.py), scaled by
-`common.nets.to_input` with the network's `pixels` rule; all return raw embeddings (B, d): lengths are normalised by the
+strictly. All take (B, 3, H, W) float images, RGB, aligned to the 112x112 template (vision/alignment.py), scaled by
+`networks.to_input` with the network's `pixels` rule; all return raw embeddings (B, d): lengths are normalised by the
 loss and by the evaluation. Published parameter and multiply-add counts are held by tests/test_arcface_nets.py.
 """
 
 from torch import nn
 
-from common.cli import UserError
-from common.nets import IResNet, MobileFaceNetReLU, count_blocks, iresnet_like, load_strictly, read_state
+from facepapers.common.cli import UserError
+from facepapers.common.vision.networks import (
+    IResNet,
+    MobileFaceNetReLU,
+    count_blocks,
+    iresnet_like,
+    load_strictly,
+    read_state,
+)
 
 UNITS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 14, 3), 100: (3, 13, 30, 3)}
 

@@ -11,10 +11,10 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from common import parallel
-from common.cli import UserError
-from common.images import generator
-from papers.arcface.method import MARGINS, check_batch, check_rules, cosines, target_cosine
+from facepapers.common.cli import UserError
+from facepapers.common.seeding import generator
+from facepapers.common.training import parallel
+from facepapers.papers.arcface.method import MARGINS, check_batch, check_rules, cosines, target_cosine
 
 INIT_BLOCK = 4096  # classes per seeded draw, so that W does not depend on the number of ranks
 

@@ -1,7 +1,7 @@
 """Readers of insightface's `.bin` verification sets and RecordIO training sets (without mxnet), and image folders.
 
 `read_bin` returns tensors; `RecordIO` and `FolderSet` are map-style data sets for a DataLoader. LFW's reader lies in
-common/readers_recognition.py. Every bad input raises UserError: one line with the file, what is wrong, and the remedy.
+data/readers/recognition.py. Every bad input raises UserError: one line with the file, what is wrong, and the remedy.
 """
 
 import concurrent.futures
@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from common.cli import UserError
-from common.pack import open_image
-from common.readers import identity_files
-from common.readers_recognition import ALIGNED_PX, aligned, five_points
+from facepapers.common.cli import UserError
+from facepapers.common.data.pack import open_image
+from facepapers.common.data.readers.alignment import identity_files
+from facepapers.common.data.readers.recognition import ALIGNED_PX, aligned, five_points
 
 MAGIC = 0xCED7230A  # starts every RecordIO part
 HEADER_WORDS = 10  # magic, length, flag, label, id (2), id2 (2) and the first two labels of a vector: 4 bytes each
@@ -286,7 +286,7 @@ class FolderSet(torch.utils.data.Dataset):
     """A tree <identity>/<image>, decoded one by one: (uint8 (3, 112, 112), label).
 
     Faces of 112 px are taken as aligned; larger photos are aligned by the five points of a landmarks.csv in the folder
-    (`python -m common.align` writes it). `names` are <identity>/<file>. UserError for photos without points.
+    (`facepapers.common.tools.align` writes it). `names` are <identity>/<file>. UserError for photos without points.
     """
 
     def __init__(self, folder):

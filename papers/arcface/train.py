@@ -1,4 +1,4 @@
-"""Train one loss of the ArcFace tables: `python -m papers.arcface.train --preset demo --row arcface`.
+"""Train one loss of the ArcFace tables: `python -m facepapers.papers.arcface.train --preset demo --row arcface`.
 
 Reads top to bottom: data, network and head, loop, verification, record. `torchrun --nproc-per-node 2 -m ...` runs the
 same. `--source FOLDER` names where casia or ms1mv2 lies.
@@ -12,18 +12,21 @@ import sys
 import numpy as np
 import torch
 
-from common import checkpoint, cli, loop, nets, parallel, precision, runs
-from common.progress import phase
-from papers.arcface import data, evaluate, method
-from papers.arcface.config import PAPER, build_head, build_net, check, margins_at, preset
-from papers.arcface.partial import ShardedHead
+from facepapers.common import cli, paths, storage
+from facepapers.common.evidence import runs
+from facepapers.common.progress import phase
+from facepapers.common.training import checkpoint, loop, parallel, precision
+from facepapers.common.vision import networks
+from facepapers.papers.arcface import data, evaluate, method
+from facepapers.papers.arcface.config import PAPER, build_head, build_net, check, margins_at, preset
+from facepapers.papers.arcface.partial import ShardedHead
 
 SAVE_EVERY = 500  # steps between checkpoints of a sharded head, which all processes must save together
 
 
 def main(argv):
     device_name, argv = cli.take_option(argv, "device", "auto")
-    out, argv = cli.take_option(argv, "out", runs.LOCAL)
+    out, argv = cli.take_option(argv, "out", paths.LOCAL)
     source, argv = cli.take_option(argv, "source")
     cfg = parse(argv)
     device = parallel.start(device_name)
@@ -39,19 +42,19 @@ def main(argv):
 
 def parse(argv):
     """The Config of a command line."""
-    return cli.experiment(argv, preset, check, "arcface", "python -m papers.arcface.train")
+    return cli.experiment(argv, preset, check, "arcface", "python -m facepapers.papers.arcface.train")
 
 
-def train(cfg, device, out=runs.LOCAL, source=None):
+def train(cfg, device, out=paths.LOCAL, source=None):
     """Train and record one run; returns its record. A finished run is read back, an interrupted one continues."""
     run = runs.Run(PAPER, cfg.run_name, cfg, preset(cfg.preset, cfg.row, cfg.data), out)
     if run.finished():
         print(f"{run.name}: already recorded in {run.folder}; delete that folder to run it again", file=sys.stderr)
-        return checkpoint.read_json(run.folder / "run.json")
+        return storage.read_json(run.folder / "run.json")
     share = parallel.my_slice(cfg.batch)
     tasks, about = data.tasks(cfg, source)
     ready = {task.name for task in tasks if task.name and (run.folder / f"{task.name}.npz").exists()}
-    begun = next((checkpoint.read_json(run.folder / f"{name}.json").get("precision") for name in ready), None)
+    begun = next((storage.read_json(run.folder / f"{name}.json").get("precision") for name in ready), None)
     cfg = run.settle(cfg, device, begun)
     parallel.barrier()  # every process has looked before the first one writes
     net = None
@@ -85,7 +88,7 @@ def one_task(cfg, task, run, share, device):
             arrays = [evaluate.predictions(net, test, device, bayes) for test in task.tests]
         runs.write_predictions(run.folder / f"{task.name or 'only'}.npz", {**found, **extra, **merged(arrays)})
         done = {"seconds": seconds + steps.seconds, "history": [{"task": task.name, **row} for row in steps.history]}
-        checkpoint.write_json(run.folder / f"{task.name or 'only'}.json", done | {"precision": cfg.precision})
+        storage.write_json(run.folder / f"{task.name or 'only'}.json", done | {"precision": cfg.precision})
         for left in (steps.path, *folder.glob("shard*of*.pt")):
             left.unlink(missing_ok=True)
     return net
@@ -109,7 +112,7 @@ def fit(cfg, training, folder, label, share, device):
     batches = data.batches(training, cfg, steps.first, share, device)
     for step in steps:
         pictures, labels = next(batches)
-        x = nets.to_input(data.augment(pictures, cfg, step, share), net.pixels)
+        x = networks.to_input(data.augment(pictures, cfg, step, share), net.pixels)
         y = labels if cfg.augment == "flip" else labels[share]
         set_rate(cfg, optimizer, step)
         if hasattr(head, "margins"):
@@ -224,7 +227,7 @@ def record(run, cfg, net, tasks, about, device):
     """Pool the tasks' predictions, save the weights of a single network, write the record."""
     stems = [task.name or "only" for task in tasks]
     parts = [runs.read_predictions(run.folder / f"{stem}.npz") for stem in stems]
-    logs = [checkpoint.read_json(run.folder / f"{stem}.json") for stem in stems]
+    logs = [storage.read_json(run.folder / f"{stem}.json") for stem in stems]
     pooled = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
     weights = None
     if len(tasks) == 1:

@@ -1,4 +1,6 @@
-"""One setting of each loss, judged on held-out people: `python -m papers.arcface.tune --rows "arcface triplet"`.
+"""One setting of each loss, judged on held-out people.
+
+`python -m facepapers.papers.arcface.tune --rows "arcface triplet"`
 
 What is tried stands in GRID. Each value is one run of train.py with the row's settings, `--share` of its steps, seed
 100 (no seed of a result) and protocol "tune": it trains on four fifths of DevTrain's people and tests on the others'
@@ -9,9 +11,10 @@ continues; `--table FILE` keeps the table (committed: results/arcface/tuning.csv
 import dataclasses
 from pathlib import Path
 
-from common import cli, parallel, runs
-from papers.arcface import method, train
-from papers.arcface.config import COMPARED, check, preset
+from facepapers.common import cli, paths
+from facepapers.common.training import parallel
+from facepapers.papers.arcface import method, train
+from facepapers.papers.arcface.config import COMPARED, check, preset
 
 SEED = 100
 GRID = {row: ("scale", (8.0, 16.0, 24.0)) for row in COMPARED if row in method.MARGINS}
@@ -25,7 +28,7 @@ def main(argv):
     name, argv = cli.take_option(argv, "preset", "short")
     rows, argv = cli.take_option(argv, "rows", " ".join(COMPARED))
     share, argv = cli.take_option(argv, "share", "0.5")
-    out, argv = cli.take_option(argv, "out", runs.LOCAL / "tune")
+    out, argv = cli.take_option(argv, "out", paths.LOCAL / "tune")
     table, argv = cli.take_option(argv, "table")
     device_name, argv = cli.take_option(argv, "device", "auto")
     unknown = argv or [row for row in rows.split() if row not in GRID]

@@ -6,17 +6,19 @@ import math
 import numpy as np
 import torch
 
-from common import faces as embedded
-from common import images, metrics, precision
-from common import points as markups
-from papers.coarse_to_fine import data, method, train
-from papers.coarse_to_fine.config import Model, preset
-from papers.coarse_to_fine.crops import FaceCrops, Offsets, landmark_boxes
+from facepapers.common import seeding
+from facepapers.common.data import markups
+from facepapers.common.faces import drawing as embedded
+from facepapers.common.protocols import metrics
+from facepapers.common.training import precision
+from facepapers.papers.coarse_to_fine import data, method, train
+from facepapers.papers.coarse_to_fine.config import Model, preset
+from facepapers.papers.coarse_to_fine.crops import FaceCrops, Offsets, landmark_boxes
 
 BATCH, ROUND = 64, 20
 
 
-def networks():
+def trained_networks():
     """(what, network, input) for the step's share of the machine's rate."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     cfg = preset("short", "cft", "embedded")
@@ -26,12 +28,12 @@ def networks():
 
 
 def comparisons():
-    """(what, name, run, other name, other run) for common.bench; a None other is a plain time."""
+    """(what, name, run, other name, other run) for tools.bench; a None other is a plain time."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     faces, cfg = data.load("embedded"), preset("short", "cft", "embedded")
     crops = FaceCrops(faces, cfg.crop, cfg.margin, device)
     index = torch.arange(BATCH, device=device)
-    batched = lambda: crops.training(index, images.generator(0), cfg, Offsets())
+    batched = lambda: crops.training(index, seeding.generator(0), cfg, Offsets())
     many = lambda: [batched() for _ in range(ROUND)]
     loader = torch.utils.data.DataLoader(
         PilCrops(faces, cfg), BATCH, num_workers=2, sampler=range(ROUND * BATCH), persistent_workers=True

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 
 import torch
 
-from common import precision, runs
-from common.cli import UserError
-from common.plan import Plan
-from papers.coarse_to_fine import method, variant
+from facepapers.common.cli import UserError
+from facepapers.common.evidence import runs
+from facepapers.common.plan import Plan
+from facepapers.common.training import precision
+from facepapers.papers.coarse_to_fine import method, variant
 
 PAPER = "coarse_to_fine"
 ROWS = {

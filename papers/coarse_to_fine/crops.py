@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 import torch
 
-from common import images
-from common import points as markups
+from facepapers.common import seeding
+from facepapers.common.data import markups
+from facepapers.common.vision import images
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ class FaceCrops:
         if self.official:
             centre, side = square(self.boxes[index])
         else:
-            draws = images.uniform(-1, 1, (len(self.points), 3), images.generator(2016), self.device)[index]
+            draws = images.uniform(-1, 1, (len(self.points), 3), seeding.generator(2016), self.device)[index]
             centre, side = landmark_boxes(self.points[index], self.margin)
             move, log_size = draws[:, :2] * cfg.test_shift, draws[:, 2] * cfg.test_log_size
             centre, side = shifted(centre, side, zero, move, log_size, offsets)

@@ -5,9 +5,10 @@ import hashlib
 
 import torch
 
-from common import data as sets
-from common import faces as embedded
-from common import images, points
+from facepapers.common import seeding
+from facepapers.common.data import alignment as sets
+from facepapers.common.data import markups
+from facepapers.common.faces import drawing as embedded
 
 EMBEDDED = dict(train=1600, test=400, size=96, seed=2016)
 
@@ -31,7 +32,7 @@ def _embedded_set():
         scale=torch.ones(n),
         subset=[""] * n,
         names=[f"embedded_{i:05d}" for i in range(n)],
-        markup=points.COFW29,
+        markup=markups.COFW29,
         fingerprint=hashlib.sha256(drawn.images.numpy().tobytes() + drawn.points.numpy().tobytes()).hexdigest(),
     )
 
@@ -40,7 +41,7 @@ def split(faces, val_share):
     """Indices of training, validation and test faces; validation is the same faces for every seed (none at share 0)."""
     test = (faces.split == 1).nonzero().flatten()
     train = (faces.split == 0).nonzero().flatten()
-    train = train[torch.randperm(len(train), generator=images.generator(2016))]
+    train = train[torch.randperm(len(train), generator=seeding.generator(2016))]
     held_out = max(1, round(val_share * len(train))) if val_share else 0
     return train[held_out:].sort().values, train[:held_out].sort().values, test
 

@@ -1,4 +1,6 @@
-"""Errors of a trained row on test faces: `python -m papers.coarse_to_fine.evaluate --weights FILE --data lfpw`.
+"""Errors of a trained row on test faces.
+
+`python -m facepapers.papers.coarse_to_fine.evaluate --weights FILE --data lfpw`
 
 Protocol: mean point-to-point error of each face over its normaliser, averaged over faces, in percent. Occluded
 points count (RCPR). Boxes are the set's official test boxes where it has them, else the landmarks' own with a
@@ -10,12 +12,14 @@ import dataclasses
 import numpy as np
 import torch
 
-from common import checkpoint, cli, images, parallel
-from common import points as markups
-from papers.coarse_to_fine import data
-from papers.coarse_to_fine.config import ROWS, Model, preset
-from papers.coarse_to_fine.crops import FaceCrops
-from papers.coarse_to_fine.metrics import METRICS, measure
+from facepapers.common import cli
+from facepapers.common.data import markups
+from facepapers.common.training import checkpoint, parallel
+from facepapers.common.vision import images
+from facepapers.papers.coarse_to_fine import data
+from facepapers.papers.coarse_to_fine.config import ROWS, Model, preset
+from facepapers.papers.coarse_to_fine.crops import FaceCrops
+from facepapers.papers.coarse_to_fine.metrics import METRICS, measure
 
 
 @torch.no_grad()
@@ -73,7 +77,9 @@ def main(argv):
     path, argv = cli.take_option(argv, "weights")
     name, argv = cli.take_option(argv, "data", "lfpw")
     if path is None or argv:
-        raise cli.UserError("usage: python -m papers.coarse_to_fine.evaluate --weights FILE.safetensors --data NAME")
+        raise cli.UserError(
+            "usage: python -m facepapers.papers.coarse_to_fine.evaluate --weights FILE.safetensors --data NAME"
+        )
     device = parallel.start(device_name)
     model, cfg, markup = load(path, device)
     faces = data.load(name)

@@ -2,8 +2,9 @@
 
 import numpy as np
 
-from common import figures, metrics, runs
-from papers.coarse_to_fine.config import ROWS
+from facepapers.common.evidence import figures, runs
+from facepapers.common.protocols import metrics
+from facepapers.papers.coarse_to_fine.config import ROWS
 
 COLOURS = {"mean-shape": "#999999", "principal": "#c9a227", "direct": "#4477aa", "cft": "#cc3311", "heatmap": "#228833"}
 REGIONS = {

@@ -1,7 +1,7 @@
 """What is measured, computed from what a record holds: errors over a normaliser, failures, the cumulative error."""
 
-from common import metrics
-from common.metrics import Metric
+from facepapers.common.protocols import metrics
+from facepapers.common.protocols.metrics import Metric
 
 
 def _nme(normaliser, errors="error_px", subset=None):

@@ -1,4 +1,6 @@
-"""Landmarks of any face image: `python -m papers.coarse_to_fine.predict IMAGE ... [--weights FILE] [--box X,Y,W,H]`.
+"""Landmarks of any face image.
+
+`python -m facepapers.papers.coarse_to_fine.predict IMAGE ... [--weights FILE] [--box X,Y,W,H]`
 
 Writes IMAGE.points.json and IMAGE.points.png beside each image, or into `--out FOLDER`. Without `--box` the whole
 image is taken as the face box.
@@ -10,10 +12,14 @@ from pathlib import Path
 
 import torch
 
-from common import checkpoint, cli, images, pack, parallel, runs
-from papers.coarse_to_fine.config import PAPER
-from papers.coarse_to_fine.crops import square
-from papers.coarse_to_fine.evaluate import load
+from facepapers.common import cli, storage
+from facepapers.common.data import pack
+from facepapers.common.evidence import runs
+from facepapers.common.training import parallel
+from facepapers.common.vision import images
+from facepapers.papers.coarse_to_fine.config import PAPER
+from facepapers.papers.coarse_to_fine.crops import square
+from facepapers.papers.coarse_to_fine.evaluate import load
 
 
 def main(argv):
@@ -23,7 +29,7 @@ def main(argv):
     device_name, paths = cli.take_option(argv, "device", "auto")
     unknown = [p for p in paths if p.startswith("--")]
     if unknown or not paths:
-        raise cli.UserError("usage: python -m papers.coarse_to_fine.predict IMAGE ... "
+        raise cli.UserError("usage: python -m facepapers.papers.coarse_to_fine.predict IMAGE ... "
                             "[--weights FILE] [--box X,Y,W,H] [--out FOLDER]")  # fmt: skip
     model, cfg, markup = load(weights or runs.newest_weights(PAPER, but="mean-shape"), parallel.start(device_name))
     for path in map(Path, paths):
@@ -34,7 +40,7 @@ def main(argv):
         spent = 1000 * (time.perf_counter() - started)
         folder = Path(out) if out else path.parent
         value = {"image": path.name, "box_xywh": face, "markup": markup.name, "points_xy": points.tolist()}
-        checkpoint.write_json(folder / f"{path.stem}.points.json", value)
+        storage.write_json(folder / f"{path.stem}.points.json", value)
         drawing = draw(photo, points, face, folder / f"{path.stem}.points.png")
         print(f"{path}: {len(points)} points in {spent:.1f} ms -> {drawing}")
 
@@ -78,7 +84,7 @@ def draw(photo, points, box, path):
     pen.rectangle([box[0], box[1], box[0] + box[2] - 1, box[1] + box[3] - 1], outline=(80, 160, 255))
     for x, y in points.tolist():
         pen.ellipse([x - radius, y - radius, x + radius, y + radius], fill=(255, 60, 30))
-    with checkpoint.atomic(path) as temporary:
+    with storage.atomic(path) as temporary:
         picture.save(temporary, format="PNG")
     return path
 

@@ -1,4 +1,6 @@
-"""Train one row of the coarse-to-fine table: `python -m papers.coarse_to_fine.train --preset demo --row cft`.
+"""Train one row of the coarse-to-fine table.
+
+`python -m facepapers.papers.coarse_to_fine.train --preset demo --row cft`
 
 Reads top to bottom: data, model, loop, evaluation, record. `torchrun --nproc-per-node 2 -m ...` runs the same.
 """
@@ -8,11 +10,13 @@ import sys
 
 import torch
 
-from common import checkpoint, cli, images, loop, parallel, precision, runs
-from common.progress import phase
-from papers.coarse_to_fine import data, evaluate, figures, method
-from papers.coarse_to_fine.config import PAPER, Model, check, preset
-from papers.coarse_to_fine.crops import FaceCrops
+from facepapers.common import cli, paths, seeding, storage
+from facepapers.common.evidence import runs
+from facepapers.common.progress import phase
+from facepapers.common.training import checkpoint, loop, parallel, precision
+from facepapers.papers.coarse_to_fine import data, evaluate, figures, method
+from facepapers.papers.coarse_to_fine.config import PAPER, Model, check, preset
+from facepapers.papers.coarse_to_fine.crops import FaceCrops
 
 MEAN_FACES = 2048  # augmented crops that the mean image is taken over (our choice; the authors use all)
 WATCHED = 80  # training faces whose error the history keeps when no face is held out for validation
@@ -20,7 +24,7 @@ WATCHED = 80  # training faces whose error the history keeps when no face is hel
 
 def main(argv):
     device_name, argv = cli.take_option(argv, "device", "auto")
-    out, argv = cli.take_option(argv, "out", runs.LOCAL)
+    out, argv = cli.take_option(argv, "out", paths.LOCAL)
     cfg = parse(argv)
     device = parallel.start(device_name)
     try:
@@ -31,15 +35,15 @@ def main(argv):
 
 def parse(argv):
     """The Config of a command line."""
-    return cli.experiment(argv, preset, check, "cft", "python -m papers.coarse_to_fine.train")
+    return cli.experiment(argv, preset, check, "cft", "python -m facepapers.papers.coarse_to_fine.train")
 
 
-def train(cfg, device, out=runs.LOCAL):
+def train(cfg, device, out=paths.LOCAL):
     """Train and record one run; returns its record. A finished run is read back, an interrupted one continues."""
     run = runs.Run(PAPER, cfg.run_name, cfg, preset(cfg.preset, cfg.row, cfg.data), out)
     if run.finished():
         print(f"{run.name}: already recorded in {run.folder}; delete that folder to run it again", file=sys.stderr)
-        return checkpoint.read_json(run.folder / "run.json")
+        return storage.read_json(run.folder / "run.json")
     cfg = run.settle(cfg, device)
     share = parallel.my_slice(cfg.batch)
     faces = data.load(cfg.data)
@@ -47,15 +51,15 @@ def train(cfg, device, out=runs.LOCAL):
     crops = FaceCrops(faces, cfg.crop, cfg.margin, device)
     fit, val, test = fit.to(device), val.to(device), test.to(device)
     offsets = crops.offsets(fit)
-    pick = images.shuffled(len(fit), cfg.batch, cfg.seed)
+    pick = seeding.shuffled(len(fit), cfg.batch, cfg.seed)
     faces_of = lambda step: fit[pick(step).to(device)]
-    crops_of = lambda step: crops.training(faces_of(step), images.generator(cfg.seed, 2, step), cfg, offsets)
+    crops_of = lambda step: crops.training(faces_of(step), seeding.generator(cfg.seed, 2, step), cfg, offsets)
 
     torch.manual_seed(cfg.seed)
     model = Model(cfg, faces.markup).to(device, memory_format=torch.channels_last)
     watched, column = (val, "val_nme_pct") if len(val) else (fit[:WATCHED], "train_nme_pct")
     with phase(f"{run.name}: cutting crops"):
-        model.look_at(crops.training(resample(fit, MEAN_FACES), images.generator(cfg.seed, 3), cfg, offsets))
+        model.look_at(crops.training(resample(fit, MEAN_FACES), seeding.generator(cfg.seed, 3), cfg, offsets))
         watched_crops, test_crops = crops.testing(watched, cfg, offsets), crops.testing(test, cfg, offsets)
     print(
         f"{run.name}: {len(fit)} training, {len(val)} validation, {len(test)} test faces on {device}", file=sys.stderr

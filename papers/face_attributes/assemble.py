@@ -6,10 +6,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from common import checkpoint, nets, runs
-from common.cli import MissingData, UserError
-from papers.face_attributes import data, evaluate, method, shared
-from papers.face_attributes.config import DEPTHS, PAPER
+from facepapers.common import storage
+from facepapers.common.cli import MissingData, UserError
+from facepapers.common.evidence import runs
+from facepapers.common.vision import networks
+from facepapers.papers.face_attributes import data, evaluate, method, shared
+from facepapers.papers.face_attributes.config import DEPTHS, PAPER
 
 # ---- Trunks
 
@@ -19,9 +21,9 @@ def trunk(cfg, parts, out, weights=None):
     if cfg.trunk == "random":
         net = untrained(cfg, parts)
     elif cfg.trunk == "demo":
-        net = nets.load_identity_net(sibling(cfg, "trunk", out) / "model.safetensors")
+        net = networks.load_identity_net(sibling(cfg, "trunk", out) / "model.safetensors")
     else:
-        net = nets.load_identity_net(nets.given_weights(weights, cfg.trunk))
+        net = networks.load_identity_net(networks.given_weights(weights, cfg.trunk))
     if net.input_px != cfg.input_px:
         raise UserError(f"--input-px {cfg.input_px}: this trunk takes faces of {net.input_px} px")
     return net, method.split(net.eval(), cfg.cuts)
@@ -31,7 +33,7 @@ def digest_of(path):
     """sha256 of a weights file. MissingData when it is absent."""
     if not Path(path).is_file():
         raise MissingData(f"{path}: no such weights file")
-    return checkpoint.sha256(path)
+    return storage.sha256(path)
 
 
 @torch.no_grad()
@@ -39,9 +41,9 @@ def untrained(cfg, parts):
     """A trunk of random weights (control) whose statistics fit the training faces, so that activations keep a scale."""
     torch.manual_seed(cfg.seed + 7)
     if cfg.data == "embedded":
-        net = nets.IResNet(cfg.units, cfg.widths, cfg.features, input_px=cfg.input_px)
+        net = networks.IResNet(cfg.units, cfg.widths, cfg.features, input_px=cfg.input_px)
     else:
-        net = nets.MobileFaceNetReLU()
+        net = networks.MobileFaceNetReLU()
     method.reinitialise(net)
     for module in net.modules():
         if isinstance(module, torch.nn.BatchNorm1d | torch.nn.BatchNorm2d):
@@ -49,7 +51,7 @@ def untrained(cfg, parts):
     net.train()
     for part in parts:
         for rows in part.index("train")[:256].split(64):
-            net(nets.to_input(data.pictures(part, rows, cfg, torch.device("cpu")), net.pixels))
+            net(networks.to_input(data.pictures(part, rows, cfg, torch.device("cpu")), net.pixels))
     return net
 
 
@@ -92,7 +94,7 @@ def sibling(cfg, row, out):
 def finished(cfg, out):
     """Row -> its record, of cfg.candidates. MissingData naming the first that is not run."""
     folders = {row: sibling(cfg, row, out) for row in cfg.candidates}
-    return {row: {**checkpoint.read_json(f / "run.json"), "folder": f} for row, f in folders.items()}
+    return {row: {**storage.read_json(f / "run.json"), "folder": f} for row, f in folders.items()}
 
 
 def record(cfg, run, device, out, weights=None):

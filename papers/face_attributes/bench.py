@@ -4,26 +4,26 @@ import tempfile
 
 import torch
 
-from common import nets
-from papers.face_attributes import method
+from facepapers.common.vision import networks
+from facepapers.papers.face_attributes import method
 
 BATCH = 32
 # An example of the claimed kind: age and emotion leave early, gender and ethnicity are linear layers.
 PATTERN = {"age": (4, 101), "gender": (6, 2), "ethnicity": (6, 5), "emotion": (3, 8)}
 
 
-def networks():
+def trained_networks():
     """(what, network, input) for the step's share of the machine's rate: a branch on given activations."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    branch = method.fold(method.Branch(method.split(nets.MobileFaceNetReLU().eval()), 3, 8, 128))
+    branch = method.fold(method.Branch(method.split(networks.MobileFaceNetReLU().eval()), 3, 8, 128))
     x = torch.randn(BATCH, 64, 28, 28, device=device).contiguous(memory_format=torch.channels_last)
     yield f"a branch from stage 3, {BATCH} faces", branch.to(device, memory_format=torch.channels_last), x
 
 
 def comparisons():
-    """(what, name, run, other name, other run) for common.bench; a None other is a plain time."""
+    """(what, name, run, other name, other run) for tools.bench; a None other is a plain time."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    net = nets.MobileFaceNetReLU().to(device, memory_format=torch.channels_last).eval()
+    net = networks.MobileFaceNetReLU().to(device, memory_format=torch.channels_last).eval()
     stages = method.split(net)
     branches = {n: method.Branch(stages, k, classes, 128) for n, (k, classes) in PATTERN.items()}
     shared = method.SharedNet(stages, branches).to(device, memory_format=torch.channels_last).eval()

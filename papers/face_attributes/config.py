@@ -8,10 +8,10 @@ import dataclasses
 import re
 from dataclasses import dataclass
 
-from common import precision
-from common.cli import UserError
-from common.nets import GIVEN_SHA256
-from common.plan import Plan
+from facepapers.common.cli import UserError
+from facepapers.common.plan import Plan
+from facepapers.common.training import precision
+from facepapers.common.vision.networks import GIVEN_SHA256
 
 PAPER = "face_attributes"
 STAGES = 5  # of a trunk with the cuts of method.CUTS
@@ -75,7 +75,7 @@ class Config:
 
     def name_of(self, row):
         """Folder of another row of the same run: same data, preset, seed and changed settings of training."""
-        from common.runs import run_name
+        from facepapers.common.evidence.runs import run_name
 
         base = dataclasses.replace(preset(self.preset, self.row, self.data), seed=self.seed)
         choice = () if row == self.row else ("margin", "candidates")  # these choose among rows and train none

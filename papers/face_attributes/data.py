@@ -3,7 +3,7 @@
 A set is one `Part`; a run joins parts, and an attribute that a part does not label is missing there (-1). Every face
 is brought to the trunk's frame: ArcFace's five-point template at input_px. UTKFace and FERPlus come as crops without
 points but in one position, so each set has one fixed similarity: MTCNN's median points on 300 of its faces (FRAMES).
-    python -m papers.face_attributes.data utkface       rewrites the committed split of a set that has no official one
+    python -m facepapers.papers.face_attributes.data utkface       rewrites the committed split of a set without one
 """
 
 import dataclasses
@@ -15,10 +15,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from common import align, cli, duplicates, images
-from common import data as sets
-from common import faces as embedded
-from common.cli import MissingData, UserError
+from facepapers.common import cli, seeding
+from facepapers.common.cli import MissingData, UserError
+from facepapers.common.data import duplicates, sets
+from facepapers.common.faces import drawing, sampling, shape
+from facepapers.common.vision import alignment, images
 
 SPLITS = Path(__file__).parent / "splits"
 OLDEST = 100  # years; the last class holds everybody older
@@ -33,7 +34,7 @@ FRAMES = {
     "utkface": ((0.3025, 0.2932), (0.6956, 0.2923), (0.4951, 0.5281), (0.3228, 0.6977), (0.6727, 0.6997)),
     "ferplus": ((0.3239, 0.3949), (0.6983, 0.3881), (0.5069, 0.6002), (0.3582, 0.7881), (0.6683, 0.7852)),
 }
-# Synthetic faces; see common/faces.py. `group` of the renderer stands for no population and is called ethnicity here
+# Synthetic faces; see faces/drawing.py. `group` of the renderer stands for no population and is called ethnicity here
 # only so that the demo runs the same code. People of the trunk vary in age from picture to picture, as on photographs
 # of years; the attribute faces are all different people.
 EMBEDDED = dict(train=2400, val=400, test=800, size=48, people=80, trunk_train=2400, identity_test=320, seed=1609)
@@ -125,8 +126,8 @@ def _utkface(name, pack):
 
 
 def _ferplus(name, pack):
-    from common.emotions import EMOTIONS
-    from common.emotions import labels as vote
+    from facepapers.common.data.expressions import EMOTIONS
+    from facepapers.common.data.expressions import labels as vote
 
     a = pack.arrays
     emotion = np.asarray(vote(a["votes"], "majority"))  # Microsoft's rule; the others are left out
@@ -175,7 +176,7 @@ def frame_of(name, side):
         scale = side / 112
         return torch.tensor([[scale, 0.0, scale / 2 - 0.5], [0.0, scale, scale / 2 - 0.5]])
     points = np.array(FRAMES[name]) * side - 0.5
-    return torch.tensor(align.similarity_transform(align.TEMPLATE_112[None], points)[0], dtype=torch.float32)
+    return torch.tensor(alignment.similarity_transform(alignment.TEMPLATE_112[None], points)[0], dtype=torch.float32)
 
 
 # ---- Embedded faces
@@ -186,13 +187,13 @@ def embedded_part():
     """Faces of different synthetic people, aligned by their exact points, with all four labels."""
     e = EMBEDDED
     counts = [e["train"], e["val"], e["test"]]
-    drawn = embedded.generate(sum(counts), e["seed"], size=e["size"])
-    crops = align.align(drawn.images, drawn.five.numpy(), e["size"])
+    drawn = drawing.generate(sum(counts), e["seed"], size=e["size"])
+    crops = alignment.align(drawn.images, drawn.five.numpy(), e["size"])
     labels = {"age": drawn.age_years.round().long(), "gender": drawn.gender, "ethnicity": drawn.group,
               "emotion": drawn.expression}  # fmt: skip
     attributes = (
         Attribute("age", AGE_CLASSES, True), Attribute("gender", ("0", "1")),
-        Attribute("ethnicity", tuple("01234")), Attribute("emotion", tuple(embedded.EXPRESSIONS)),
+        Attribute("ethnicity", tuple("01234")), Attribute("emotion", tuple(shape.EXPRESSIONS)),
     )  # fmt: skip
     fingerprint = hashlib.sha256(crops.numpy().tobytes()).hexdigest()
     split, known = np.repeat([0, 1, 2], counts), {a.name: a for a in attributes}
@@ -203,10 +204,10 @@ def embedded_people(part):
     """(aligned faces (N, 3, S, S), identity (N,)) of synthetic people: "train" for the trunk, or others for "test"."""
     e = EMBEDDED
     n, seed = (e["trunk_train"], 1) if part == "train" else (e["identity_test"], 2)
-    factors = embedded.sample_factors(n, e["seed"] + seed, identities=e["people"], people_seed=e["seed"] + 10 * seed)
-    years = images.uniform(6.0, 80.0, (n,), images.generator(e["seed"], seed))
-    drawn = embedded.render(dataclasses.replace(factors, age_years=years), size=e["size"])
-    return align.align(drawn.images, drawn.five.numpy(), e["size"]), drawn.identity_label
+    factors = sampling.sample_factors(n, e["seed"] + seed, identities=e["people"], people_seed=e["seed"] + 10 * seed)
+    years = images.uniform(6.0, 80.0, (n,), seeding.generator(e["seed"], seed))
+    drawn = drawing.render(dataclasses.replace(factors, age_years=years), size=e["size"])
+    return alignment.align(drawn.images, drawn.five.numpy(), e["size"]), drawn.identity_label
 
 
 # ---- Splits
@@ -226,7 +227,7 @@ def _stored(name):
     path = SPLITS / f"{name}.npz"
     if not path.exists():
         raise MissingData(
-            f"{path}: no such split; restore it from git, or `python -m papers.face_attributes.data {name}`"
+            f"{path}: no such split; restore it from git, or `python -m facepapers.papers.face_attributes.data {name}`"
         )
     with np.load(path, allow_pickle=False) as archive:
         return {key: archive[key] for key in archive.files}
@@ -271,7 +272,7 @@ def view_parameters(cfg, count, view, part):
 
     Returns (count, ...) tensors: centre and side of the crop as shares, angle, mirroring, gain, offset, saturation.
     """
-    gen = images.generator(1609, cfg.seed if not cfg.views else 0, view, part)
+    gen = seeding.generator(1609, cfg.seed if not cfg.views else 0, view, part)
     spread = lambda amount, *shape: images.uniform(-amount, amount, (count, *shape), gen)
     return {
         "shift": spread(cfg.shift, 2), "log_size": spread(cfg.log_size), "angle": spread(np.radians(cfg.rotation_deg)),
@@ -308,7 +309,7 @@ def after(frame, where):
 
 def main(argv):
     if argv not in (["utkface"], ["ferplus"]):
-        raise UserError("usage: python -m papers.face_attributes.data utkface|ferplus")
+        raise UserError("usage: python -m facepapers.papers.face_attributes.data utkface|ferplus")
     (name,) = argv
     pack = sets.ensure(name)
     groups = duplicates.groups(pack.decode())

@@ -1,4 +1,4 @@
-"""Accuracy of attribute predictions: `python -m papers.face_attributes.evaluate --weights FILE --data NAME`.
+"""Accuracy of attribute predictions: `python -m facepapers.papers.face_attributes.evaluate --weights FILE --data NAME`.
 
 Single crop, no mirror image. Age is judged in FairFace's nine groups and, where the years are known, by the mean
 absolute error of the predicted distribution's median. Records hold per-face hits and errors, no label and no image.
@@ -7,11 +7,14 @@ absolute error of the predicted distribution's median. Records hold per-face hit
 import numpy as np
 import torch
 
-from common import cli, nets, parallel, precision, verification
-from common import data as sets
-from papers.face_attributes import data, method, shared
-from papers.face_attributes.metrics import METRICS, measure
-from papers.face_attributes.source import Source, label_of
+from facepapers.common import cli
+from facepapers.common.data import sets
+from facepapers.common.protocols import pair_lists, verification
+from facepapers.common.training import parallel, precision
+from facepapers.common.vision import networks
+from facepapers.papers.face_attributes import data, method, shared
+from facepapers.papers.face_attributes.metrics import METRICS, measure
+from facepapers.papers.face_attributes.source import Source, label_of
 
 # ---- From a network to predictions
 
@@ -121,7 +124,7 @@ def verification_pairs(identity, count=400):
     same = (identity[left] == identity[right]).numpy()
     chosen = np.concatenate([rng.choice(np.flatnonzero(same == k), min(count, (same == k).sum()), False)
                              for k in (True, False)])  # fmt: skip
-    return np.column_stack([left[chosen], right[chosen], same[chosen], verification.balanced_folds(same[chosen])])
+    return np.column_stack([left[chosen], right[chosen], same[chosen], pair_lists.balanced_folds(same[chosen])])
 
 
 @torch.no_grad()
@@ -133,7 +136,7 @@ def identity_arrays(cfg, stages, pixels, device, depth, name, verify):
     faces, identity, pairs = people
     features = []
     for part in faces.split(64):
-        x = nets.to_input(resized(part, cfg.input_px).to(device), pixels)
+        x = networks.to_input(resized(part, cfg.input_px).to(device), pixels)
         for stage in stages[:depth]:
             x = stage(x)
         x = torch.nn.functional.adaptive_avg_pool2d(x, cfg.grid).flatten(1) if x.dim() == 4 else x
@@ -164,7 +167,7 @@ def main(argv):
     path, argv = cli.take_option(argv, "weights")
     name, argv = cli.take_option(argv, "data", "utkface+ferplus")
     if path is None or argv:
-        raise cli.UserError("usage: python -m papers.face_attributes.evaluate --weights FILE --data NAME")
+        raise cli.UserError("usage: python -m facepapers.papers.face_attributes.evaluate --weights FILE --data NAME")
     device = parallel.start(device_name)
     net, cfg, attributes, pixels = shared.load_shared(path, device)
     parts = data.load(name)

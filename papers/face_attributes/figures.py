@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from common import figures
-from papers.face_attributes.config import DEPTHS, STAGES
-from papers.face_attributes.metrics import METRICS
+from facepapers.common.evidence import figures
+from facepapers.papers.face_attributes.config import DEPTHS, STAGES
+from facepapers.papers.face_attributes.metrics import METRICS
 
 COLOURS = {"age": "#cc3311", "emotion": "#c9a227", "gender": "#4477aa", "ethnicity": "#228833"}
 TICKS = [*(str(k) for k in range(1, STAGES + 1)), "head\nonly"]

@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from common.cli import UserError
-from common.nets import IResNet, MobileFaceNetReLU
+from facepapers.common.cli import UserError
+from facepapers.common.vision.networks import IResNet, MobileFaceNetReLU
 
 # Where our stages begin: at each halving of the resolution, and before the layers that make the embedding (our choice;
 # the paper's depths are not known).

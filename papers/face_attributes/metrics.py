@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from common.metrics import Metric, sums
-from common.verification import accuracy_metric
+from facepapers.common.protocols.metrics import Metric, sums
+from facepapers.common.protocols.verification import accuracy_metric
 
 NAMES = ("age", "gender", "ethnicity", "emotion", "smiling", "hat", "young")
 PAIRS = [(a, b) for a in ("age", "emotion") for b in ("gender", "ethnicity")]  # shape S3

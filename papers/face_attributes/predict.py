@@ -1,4 +1,6 @@
-"""All attributes of a face in one pass: `python -m papers.face_attributes.predict IMAGE ... [--weights FILE]`.
+"""All attributes of a face in one pass.
+
+`python -m facepapers.papers.face_attributes.predict IMAGE ... [--weights FILE]`
 
 IMAGE is a face crop as of the set that the weights were trained on (`--frame` names another set's; `aligned`: ArcFace's
 template). `--mtcnn FOLDER` finds and aligns the main face of any photo. Writes IMAGE.attributes.json beside each image,
@@ -10,9 +12,14 @@ from pathlib import Path
 
 import torch
 
-from common import align, checkpoint, cli, images, nets, pack, parallel, runs
-from papers.face_attributes import assemble, data, evaluate, method, shared
-from papers.face_attributes.config import PAPER
+from facepapers.common import cli, storage
+from facepapers.common.data import pack
+from facepapers.common.evidence import runs
+from facepapers.common.training import parallel
+from facepapers.common.vision import alignment, images, networks
+from facepapers.common.vision import mtcnn as mtcnn_module
+from facepapers.papers.face_attributes import assemble, data, evaluate, method, shared
+from facepapers.papers.face_attributes.config import PAPER
 
 STATEMENT = (
     "These are guesses of how annotators would label the picture, in fixed categories: perceptions, not facts about "
@@ -28,21 +35,21 @@ def main(argv):
     out, argv = cli.take_option(argv, "out")
     device_name, paths = cli.take_option(argv, "device", "auto")
     if not paths or any(p.startswith("--") for p in paths):
-        raise cli.UserError("usage: python -m papers.face_attributes.predict IMAGE ... [--weights FILE] "
+        raise cli.UserError("usage: python -m facepapers.papers.face_attributes.predict IMAGE ... [--weights FILE] "
                             f"[--frame {'|'.join(frames())}] [--mtcnn FOLDER] [--out FOLDER]")  # fmt: skip
     net, cfg, attributes, pixels = shared.load_shared(
         weights or runs.newest_weights(PAPER, "*-chosen-*"), parallel.start(device_name)
     )
     frame = frame or cfg.data.split("+")[0]
-    detector = align.Mtcnn(mtcnn) if mtcnn else None
+    detector = mtcnn_module.Mtcnn(mtcnn) if mtcnn else None
     cost = computation(net, cfg)
     for path in map(Path, paths):
         face = aligned(pack.read_photo(path), cfg.input_px, frame, detector, path)
         started = time.perf_counter()
-        found = predict(net, attributes, nets.to_input(face, pixels))
+        found = predict(net, attributes, networks.to_input(face, pixels))
         spent = 1000 * (time.perf_counter() - started)
         value = {"image": path.name, "attributes": found, "gflop": cost, "statement": STATEMENT}
-        checkpoint.write_json((Path(out) if out else path.parent) / f"{path.stem}.attributes.json", value)
+        storage.write_json((Path(out) if out else path.parent) / f"{path.stem}.attributes.json", value)
         print(f"{path}: {spent:.1f} ms, {cost:.3f} GFLOP (2 per multiply-add)")
         for name, answer in found.items():
             years = f", {answer['years']:.0f} years" if "years" in answer else ""
@@ -63,10 +70,10 @@ def aligned(photo, px, frame, detector, path):
     if detector is not None:
         boxes, _, points = detector.detect(photo)
         try:
-            five = align.main_face(boxes, points, width, height)
+            five = mtcnn_module.main_face(boxes, points, width, height)
         except cli.UserError:
             raise cli.UserError(f"{path}: no face was found; give a face crop without --mtcnn") from None
-        return resampled(align.align(photo[None], five[None].numpy(), 2 * px), px)
+        return resampled(alignment.align(photo[None], five[None].numpy(), 2 * px), px)
     if frame not in ("embedded", *frames(), *data.READERS):
         raise cli.UserError(f"--frame {frame}: known are {', '.join(frames())}")
     if max(height, width) > 1.2 * min(height, width):

@@ -5,10 +5,12 @@ import json
 
 import torch
 
-from common import checkpoint, nets, runs
-from common.cli import UserError
-from papers.face_attributes import data, method
-from papers.face_attributes.config import Config
+from facepapers.common.cli import UserError
+from facepapers.common.evidence import runs
+from facepapers.common.training import checkpoint
+from facepapers.common.vision import networks
+from facepapers.papers.face_attributes import data, method
+from facepapers.papers.face_attributes.config import Config
 
 
 def save(cfg, run, source, rows, identity_net, stages, parts, device):
@@ -16,7 +18,7 @@ def save(cfg, run, source, rows, identity_net, stages, parts, device):
     attributes = data.attributes_of(parts)
     branches = {name: one_branch(rows[row], name, stages, attributes[name]) for name, row in source.items()}
     net = method.SharedNet(stages, branches).to(device).eval()
-    x = nets.to_input(data.pictures(parts[0], parts[0].index("test")[:8], cfg, device), identity_net.pixels)
+    x = networks.to_input(data.pictures(parts[0], parts[0].index("test")[:8], cfg, device), identity_net.pixels)
     together = net(x)
     for name, branch in branches.items():
         alone = method.SharedNet(stages, {name: branch}).eval()(x)[name]
@@ -34,7 +36,7 @@ def save(cfg, run, source, rows, identity_net, stages, parts, device):
 
 def sizes_of(net):
     """The options that make a network of this architecture again; empty for the given MobileFaceNet."""
-    if isinstance(net, nets.MobileFaceNetReLU):
+    if isinstance(net, networks.MobileFaceNetReLU):
         return {}
     layers = [getattr(net, f"layer{k}") for k in (1, 2, 3, 4)]
     return {"units": [len(layer) for layer in layers], "widths": [layer[0].conv2.out_channels for layer in layers],
@@ -65,7 +67,7 @@ def load_shared(path, device):
         for n, a in json.loads(words["attributes"]).items()
     }
     sizes = json.loads(words["trunk"])
-    net = nets.IResNet(**sizes) if sizes else nets.MobileFaceNetReLU()
+    net = networks.IResNet(**sizes) if sizes else networks.MobileFaceNetReLU()
     stages = method.split(net.eval(), cfg.cuts)
     frozen, branches = json.loads(words["frozen"]), {}
     for name, start in json.loads(words["starts"]).items():

@@ -17,11 +17,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from common import checkpoint, images, nets, parallel
-from common import data as sets
-from common.cli import UserError
-from common.progress import progress
-from papers.face_attributes import data, method
+from facepapers.common import seeding, storage
+from facepapers.common.cli import UserError
+from facepapers.common.data import registry as sets
+from facepapers.common.progress import progress
+from facepapers.common.training import parallel
+from facepapers.common.vision import networks
+from facepapers.papers.face_attributes import data, method
 
 CHUNK = 64
 # Settings that decide what a stored view shows; with the trunk, the set and the stage they name its file.
@@ -73,9 +75,9 @@ class Source:
         """Places (batch,) in the set's training pool and the view of a step."""
         cfg, n = self.cfg, round(self.cfg.labels * len(self.pools[number]))
         n = max(n, cfg.batch)
-        fixed = torch.randperm(len(self.pools[number]), generator=images.generator(1609, number))[:n]
+        fixed = torch.randperm(len(self.pools[number]), generator=seeding.generator(1609, number))[:n]
         turn, place = divmod(step, n // cfg.batch)
-        order = torch.randperm(n, generator=images.generator(cfg.seed, 1, number, turn))
+        order = torch.randperm(n, generator=seeding.generator(cfg.seed, 1, number, turn))
         view = turn % cfg.views if cfg.views else turn
         return fixed[order[place * cfg.batch : (place + 1) * cfg.batch]], view
 
@@ -95,7 +97,7 @@ class Source:
                 self._views = {**{k: v for k, v in self._views.items() if k[0] != number}, (number, view): drawn}
             parameters = self._views[number, view]
         x = data.pictures(self.parts[number], index, self.cfg, self.device, parameters)
-        return channels_last(nets.to_input(x, self.pixels))
+        return channels_last(networks.to_input(x, self.pixels))
 
     @torch.no_grad()
     def _frozen(self, x, depth):
@@ -166,7 +168,7 @@ class Source:
         refuse_full_disk(next(iter(paths.values())), sum(2 * int(np.prod(shape)) for shape in shapes.values()))
         title = f"storing {self.parts[number].name} {split} {'plain' if view is None else f'view {view}'}"
         with contextlib.ExitStack() as stack:
-            names = {kind: stack.enter_context(checkpoint.atomic(path)) for kind, path in paths.items()}
+            names = {kind: stack.enter_context(storage.atomic(path)) for kind, path in paths.items()}
             out = {k: np.lib.format.open_memmap(n, "w+", np.float16, shapes[k]) for k, n in names.items()}
             for rows in progress(torch.arange(len(index)).split(CHUNK), title, "batches"):
                 for kind, array in work(rows).items():

@@ -1,4 +1,4 @@
-"""Train one row of the attribute table: `python -m papers.face_attributes.train --preset demo --row stage3`.
+"""Train one row of the attribute table: `python -m facepapers.papers.face_attributes.train --preset demo --row stage3`.
 
 One run learns one branch per attribute, all from the same start, on one frozen trunk: data, branches, loop, record.
 `--weights FILE` names the identity network. `torchrun --nproc-per-node 2 -m ...` runs the same.
@@ -12,11 +12,14 @@ import sys
 import torch
 import torch.nn.functional as F
 
-from common import checkpoint, cli, images, loop, nets, parallel, precision, runs
-from common.progress import phase
-from papers.face_attributes import assemble, data, evaluate, method
-from papers.face_attributes.config import PAPER, check, preset, start_of
-from papers.face_attributes.source import Source, fingerprint
+from facepapers.common import cli, paths, seeding, storage
+from facepapers.common.evidence import runs
+from facepapers.common.progress import phase
+from facepapers.common.training import checkpoint, loop, parallel, precision
+from facepapers.common.vision import networks
+from facepapers.papers.face_attributes import assemble, data, evaluate, method
+from facepapers.papers.face_attributes.config import PAPER, check, preset, start_of
+from facepapers.papers.face_attributes.source import Source, fingerprint
 
 STANDARDISE_FACES = 512  # faces that the readout's mean and deviation come from (our choice)
 IDENTITY_SCALE = 16.0  # of the demo's identity network: softmax on cosines
@@ -24,7 +27,7 @@ IDENTITY_SCALE = 16.0  # of the demo's identity network: softmax on cosines
 
 def main(argv):
     device_name, argv = cli.take_option(argv, "device", "auto")
-    out, argv = cli.take_option(argv, "out", runs.LOCAL)
+    out, argv = cli.take_option(argv, "out", paths.LOCAL)
     weights, argv = cli.take_option(argv, "weights")
     cfg = parse(argv, weights)
     device = parallel.start(device_name)
@@ -36,17 +39,17 @@ def main(argv):
 
 def parse(argv, weights=None):
     """The Config of a command line; `weights` name the trunk."""
-    cfg = cli.experiment(argv, preset, check, "stage3", "python -m papers.face_attributes.train")
+    cfg = cli.experiment(argv, preset, check, "stage3", "python -m facepapers.papers.face_attributes.train")
     named = weights is not None and cfg.trunk not in ("random", "demo")
     return dataclasses.replace(cfg, trunk=assemble.digest_of(weights)) if named else cfg
 
 
-def train(cfg, device, out=runs.LOCAL, weights=None):
+def train(cfg, device, out=paths.LOCAL, weights=None):
     """Train and record one run; returns its record. A finished run is read back, an interrupted one continues."""
     run = runs.Run(PAPER, cfg.run_name, cfg, preset(cfg.preset, cfg.row, cfg.data), out)
     if run.finished():
         print(f"{run.name}: already recorded in {run.folder}; delete that folder to run it again", file=sys.stderr)
-        return checkpoint.read_json(run.folder / "run.json")
+        return storage.read_json(run.folder / "run.json")
     if cfg.row in ("best", "chosen"):
         with phase(f"{run.name}: putting rows together"):
             return assemble.record(cfg, run, device, out, weights) if parallel.is_main() else None
@@ -226,7 +229,7 @@ def train_trunk(cfg, run, device):
     """Train an IResNet on embedded people by a softmax on cosines, test it on others, write the record."""
     faces, identity = data.embedded_people("train")
     torch.manual_seed(cfg.seed)
-    net = nets.IResNet(cfg.units, cfg.widths, cfg.features, input_px=cfg.input_px)
+    net = networks.IResNet(cfg.units, cfg.widths, cfg.features, input_px=cfg.input_px)
     for module in net.modules():
         if isinstance(module, torch.nn.Conv2d):
             torch.nn.init.kaiming_normal_(module.weight, mode="fan_out")
@@ -237,15 +240,15 @@ def train_trunk(cfg, run, device):
     steps = loop.Steps(run.folder, {"model": both, "optimizer": optimizer}, cfg.steps, cfg.batch, "faces",
                        label=run.name, identity=runs.fingerprint(cfg), precision=cfg.precision)  # fmt: skip
     for step in steps:
-        index = torch.randint(len(faces), (cfg.batch,), generator=images.generator(cfg.seed, 3, step))
-        flip = torch.rand(cfg.batch, generator=images.generator(cfg.seed, 4, step)) < 0.5
+        index = torch.randint(len(faces), (cfg.batch,), generator=seeding.generator(cfg.seed, 3, step))
+        flip = torch.rand(cfg.batch, generator=seeding.generator(cfg.seed, 4, step)) < 0.5
         x = evaluate.resized(faces[index], cfg.input_px)
         x = torch.where(flip.view(-1, 1, 1, 1), x.flip(3), x)[share].to(device)
         for group in optimizer.param_groups:
             group["lr"] = rate_at(cfg, step)
         both.train()
         with precision.autocast(device, cfg.precision):
-            cosines = network(nets.to_input(x, net.pixels))
+            cosines = network(networks.to_input(x, net.pixels))
         loss = F.cross_entropy(cosines.float(), identity[index][share].to(device))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

@@ -1,6 +1,9 @@
-"""Peak learning rate of each start depth, judged on validation faces: `python -m papers.face_attributes.tune`.
+"""Peak learning rate of each start depth, judged on validation faces.
 
-    python -m papers.face_attributes.tune --preset short --rows "stage3 stage4" --rates "2e-4 5e-4 1e-3" [--share 0.3]
+`python -m facepapers.papers.face_attributes.tune`
+
+    python -m facepapers.papers.face_attributes.tune --preset short --rows "stage3 stage4" --rates "2e-4 5e-4 1e-3" \
+        [--share 0.3]
 
 Each rate is one run of train.py with the row's settings, `share` of its steps and seed 100 (no seed of a result). What
 wins goes into config.SCHEDULE by hand. Runs are kept below results/local/tune, so an interrupted search continues;
@@ -10,9 +13,10 @@ wins goes into config.SCHEDULE by hand. Runs are kept below results/local/tune, 
 import dataclasses
 from pathlib import Path
 
-from common import cli, parallel, runs
-from papers.face_attributes import train
-from papers.face_attributes.config import check, preset
+from facepapers.common import cli, paths
+from facepapers.common.training import parallel
+from facepapers.papers.face_attributes import train
+from facepapers.papers.face_attributes.config import check, preset
 
 SEED = 100
 
@@ -26,7 +30,7 @@ def main(argv):
     share, argv = cli.take_option(argv, "share", "0.3")
     weights, argv = cli.take_option(argv, "weights")
     table, argv = cli.take_option(argv, "table")
-    out, argv = cli.take_option(argv, "out", runs.LOCAL / "tune")
+    out, argv = cli.take_option(argv, "out", paths.LOCAL / "tune")
     device_name, argv = cli.take_option(argv, "device", "auto")
     if argv:
         raise cli.UserError(

@@ -5,16 +5,16 @@ import itertools
 import torch
 import torch.nn.functional as F
 
-from common.bench import peak_mib
-from papers.hybrid_order_distillation import method
-from papers.hybrid_order_distillation.config import preset
-from papers.hybrid_order_distillation.degrade import degrade
-from papers.hybrid_order_distillation.nets import macs, make_net, parameters
+from facepapers.common.evidence.timing import peak_mib
+from facepapers.papers.hybrid_order_distillation import method
+from facepapers.papers.hybrid_order_distillation.config import preset
+from facepapers.papers.hybrid_order_distillation.degrade import degrade
+from facepapers.papers.hybrid_order_distillation.nets import macs, make_net, parameters
 
 BATCH = 32
 
 
-def networks():
+def trained_networks():
     """(what, network, input) for the step's share of the machine's rate."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     cfg = preset("short")
@@ -24,7 +24,7 @@ def networks():
 
 
 def comparisons():
-    """(what, name, run, other name, other run) for common.bench; a None other is a plain time."""
+    """(what, name, run, other name, other run) for tools.bench; a None other is a plain time."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     for width, n in itertools.product((128, 512), (64, 128, 256, 512)):
         what, ours = f"order 2 and gradient, N = {n}, width {width}", relation(method.distance_loss, n, width, device)

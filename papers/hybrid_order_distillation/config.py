@@ -3,12 +3,13 @@
 import dataclasses
 from dataclasses import dataclass
 
-from common import precision, runs
-from common.cli import UserError
-from common.nets import GIVEN_SHA256
-from common.plan import Plan
-from papers.hybrid_order_distillation.degrade import OPERATORS
-from papers.hybrid_order_distillation.nets import NETS
+from facepapers.common.cli import UserError
+from facepapers.common.evidence import runs
+from facepapers.common.plan import Plan
+from facepapers.common.training import precision
+from facepapers.common.vision.networks import GIVEN_SHA256
+from facepapers.papers.hybrid_order_distillation.degrade import OPERATORS
+from facepapers.papers.hybrid_order_distillation.nets import NETS
 
 PAPER = "hybrid_order_distillation"
 SUBSETS = ((1,), (2,), (3,), (1, 2), (1, 3), (2, 3), (1, 2, 3))

@@ -9,13 +9,16 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from common import checkpoint, images, people, verification
-from common import data as sets
-from common.cli import UserError
-from common.progress import progress
-from papers.hybrid_order_distillation.degrade import degrade, resize
+from facepapers.common import seeding, storage
+from facepapers.common.cli import UserError
+from facepapers.common.data import sets
+from facepapers.common.faces import people
+from facepapers.common.progress import progress
+from facepapers.common.protocols import pair_lists
+from facepapers.common.vision import images
+from facepapers.papers.hybrid_order_distillation.degrade import degrade, resize
 
-# Pictures of `people` persons train, pictures of `test_people` others test. Synthetic: see common/faces.py.
+# Pictures of `people` persons train, pictures of `test_people` others test. Synthetic: see common/faces/drawing.py.
 EMBEDDED = dict(people=80, train=2000, test_people=60, test=480, size=48, pairs=800, seed=2020)
 RETRIEVAL_PX = 256  # RKD: squares of 256 px, whatever the photo's shape, then crops of 224
 IDENTITY = (0.75, 0.5, 0.5, 0.5, 0.5)  # the five numbers of the view that changes nothing
@@ -79,7 +82,7 @@ def _held_out(whole):
     """The training part of an ImageSet, with a fifth of its people as the test: tuning must not see the test."""
     train = whole.split == 0
     pictures, label = whole.images[torch.from_numpy(train)], whole.label[train]
-    test, pairs = verification.hold_out(label, np.ones(len(label), bool))
+    test, pairs = pair_lists.hold_out(label, np.ones(len(label), bool))
     return ImageSet(pictures, label, test.astype(np.uint8), {"pairs_devtest": pairs}, whole.fingerprint + "+held_out")
 
 
@@ -115,7 +118,7 @@ def shared_pairs_excluded(whole):
 
 def view_numbers(views, count):
     """(views, count, 5) uniform numbers that fix the views of all images; view 0 changes nothing."""
-    numbers = torch.rand(views, count, 5, generator=images.generator(VIEWS_SEED, count))
+    numbers = torch.rand(views, count, 5, generator=seeding.generator(VIEWS_SEED, count))
     numbers[0] = torch.tensor(IDENTITY)
     return numbers
 
@@ -195,7 +198,7 @@ class Feed:
 
     def batch(self, step, share, high=True):
         """The Batch of a step. `high`: whether the teacher's picture is needed too."""
-        cfg, gen = self.cfg, images.generator(self.cfg.seed, 2, step)
+        cfg, gen = self.cfg, seeding.generator(self.cfg.seed, 2, step)
         index = self.pick(step)
         view = torch.randint(max(1, cfg.views), (cfg.batch,), generator=gen)
         numbers = self.numbers[view, index] if cfg.views else torch.rand(cfg.batch, 5, generator=gen)
@@ -216,7 +219,7 @@ def picker(labels, cfg):
         raise UserError(f"--batch {cfg.batch}: {cfg.data} has only {n} training images")
     if cfg.per_class:
         return functools.partial(class_batch, *_by_class(labels), cfg)
-    return images.shuffled(n, cfg.batch, cfg.seed)
+    return seeding.shuffled(n, cfg.batch, cfg.seed)
 
 
 def _by_class(labels):
@@ -227,7 +230,7 @@ def _by_class(labels):
 
 def class_batch(order, start, count, cfg, step):
     """Indices (batch,) of batch / K random classes with K of their images each. UserError with too few classes."""
-    gen, k = images.generator(cfg.seed, 1, step), cfg.per_class
+    gen, k = seeding.generator(cfg.seed, 1, step), cfg.per_class
     able = torch.from_numpy(np.flatnonzero(count >= k))
     if len(able) < cfg.batch // k:
         raise UserError(f"--batch {cfg.batch}: only {len(able)} classes have {k} images, {cfg.batch // k} are needed")
@@ -257,7 +260,7 @@ def view_outputs(network, training, cfg, folder, device, chunk=128):
                 for i in parts
             ])  # fmt: skip
             if path:
-                with checkpoint.atomic(path) as temporary, open(temporary, "wb") as handle:
+                with storage.atomic(path) as temporary, open(temporary, "wb") as handle:
                     np.save(handle, made.numpy())
         rows.append(torch.from_numpy(np.load(path)) if path else made)
     return torch.stack(rows)

@@ -11,7 +11,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from common.cli import UserError
+from facepapers.common.cli import UserError
 
 BITS = 22  # Pillow's PRECISION_BITS: 32 - 8 - 2
 

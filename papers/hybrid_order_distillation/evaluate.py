@@ -1,9 +1,9 @@
 """Protocols of the tests at low resolution, and the command that tests a student's weights file.
 
-    python -m papers.hybrid_order_distillation.evaluate --weights FILE --preset short --row assistant_123
+    python -m facepapers.papers.hybrid_order_distillation.evaluate --weights FILE --preset short --row assistant_123
 
-Verification (LFW, embedded): embeddings of image and mirror image are added, ten folds (common/verification.py). Four
-lists of distances: both images low; high against low, both by the student; high by the teacher against low by the
+Verification (LFW, embedded): embeddings of image and mirror image are added, ten folds (protocols/verification.py).
+Four lists of distances: both images low; high against low, both by the student; high by the teacher against low by the
 student; both low by another degradation operator. Retrieval: Recall@K by Euclidean distance on the student's output,
 each test image against all others (RKD's protocol). Classification: top-1, training and test images both low.
 """
@@ -11,13 +11,16 @@ each test image against all others (RKD's protocol). Classification: top-1, trai
 import numpy as np
 import torch
 
-from common import checkpoint, cli, nets, parallel, verification
-from common.cli import UserError
-from papers.hybrid_order_distillation import data
-from papers.hybrid_order_distillation.config import check, preset
-from papers.hybrid_order_distillation.degrade import degrade
-from papers.hybrid_order_distillation.metrics import METRICS, measure
-from papers.hybrid_order_distillation.nets import Learner, make_net
+from facepapers.common import cli
+from facepapers.common.cli import UserError
+from facepapers.common.protocols import verification
+from facepapers.common.training import checkpoint, parallel
+from facepapers.common.vision import networks
+from facepapers.papers.hybrid_order_distillation import data
+from facepapers.papers.hybrid_order_distillation.config import check, preset
+from facepapers.papers.hybrid_order_distillation.degrade import degrade
+from facepapers.papers.hybrid_order_distillation.metrics import METRICS, measure
+from facepapers.papers.hybrid_order_distillation.nets import Learner, make_net
 
 # ---- From networks to predictions
 
@@ -55,7 +58,7 @@ class View:
 
     def embed(self, images, resolution, operator=None):
         """Unit embeddings (N, d), float64; the mirror image's is added."""
-        prepare = lambda part: nets.to_input(self.pictures(part, resolution, operator), self.net.pixels)
+        prepare = lambda part: networks.to_input(self.pictures(part, resolution, operator), self.net.pixels)
         return verification.embed(self.net, images, prepare, 128, self.device)
 
     @torch.no_grad()
@@ -63,7 +66,7 @@ class View:
         """Raw outputs (N, d) float32 of `network` (default: the network itself), without mirror images."""
         made = []
         for part in images.split(128):
-            x = nets.to_input(self.pictures(part, resolution, operator), self.net.pixels)
+            x = networks.to_input(self.pictures(part, resolution, operator), self.net.pixels)
             made.append((network or self.net)(x).float().cpu())
         return torch.cat(made)
 
@@ -141,8 +144,10 @@ def main(argv):
     row, argv = cli.take_option(argv, "row", "assistant_123")
     chosen, argv = cli.take_option(argv, "data")
     if path is None:
-        raise UserError("usage: python -m papers.hybrid_order_distillation.evaluate --weights FILE --preset P --row R")
-    cfg = cli.parse(preset(name, row, chosen), argv, "python -m papers.hybrid_order_distillation.evaluate")
+        raise UserError(
+            "usage: python -m facepapers.papers.hybrid_order_distillation.evaluate --weights FILE --preset P --row R"
+        )
+    cfg = cli.parse(preset(name, row, chosen), argv, "python -m facepapers.papers.hybrid_order_distillation.evaluate")
     check(cfg)
     device = parallel.start(device_name)
     net = make_net(cfg.net, cfg.features, cfg.input_px)

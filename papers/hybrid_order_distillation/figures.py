@@ -4,9 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
-from common import figures, runs, verification
-from papers.hybrid_order_distillation.config import KINDS, ROWS
-from papers.hybrid_order_distillation.metrics import METRICS
+from facepapers.common.evidence import figures, runs
+from facepapers.common.protocols import verification
+from facepapers.papers.hybrid_order_distillation.config import KINDS, ROWS
+from facepapers.papers.hybrid_order_distillation.metrics import METRICS
 
 MAIN = {"classification": "top1_pct", "retrieval": "recall1_pct", "verification": "accuracy_pct"}
 SIDE = {"classification": "top1_other_pct", "retrieval": "recall1_cross_pct", "verification": "accuracy_cross_pct"}

@@ -18,7 +18,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from common.cli import UserError
+from facepapers.common.cli import UserError
 
 TRIPLES_AT_ONCE = 2**19  # entries of the N^3 angle tensor that are held at a time: two tensors of 4 MiB
 COINCIDE = 1e-5  # what is no longer than this share of the mean length has no direction (its gradient is 1 / length)

@@ -1,7 +1,7 @@
 """What is measured, computed from what a record holds: verification, retrieval, classification (see evaluate.py)."""
 
-from common.metrics import Metric, area_metric
-from common.verification import accuracy_metric
+from facepapers.common.protocols.metrics import Metric, area_metric
+from facepapers.common.protocols.verification import accuracy_metric
 
 RECALLS = (1, 2, 4, 8)
 LISTS = {  # ending of the arrays -> what is compared with what

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from common import nets
-from common.cli import UserError
+from facepapers.common.cli import UserError
+from facepapers.common.vision import networks
 
 # The quarter-size student: units and channels of an IResNet's four stages, 238,544 parameters against 999,936.
 QUARTER = dict(units=(1, 1, 1, 1), widths=(32, 48, 64, 64), strided_stem=True)
@@ -32,11 +32,11 @@ NETS = (
 def make_net(name, features=0, input_px=112):
     """The network `name` with embeddings of `features`; 0 keeps the pooled ones. UserError for an unknown name."""
     if name == "mobilefacenet":
-        net = nets.MobileFaceNetReLU(features or 128, input_px)
+        net = networks.MobileFaceNetReLU(features or 128, input_px)
         net.features_out, net.hint = features or 128, "features.5"  # the first block of 1/8 of the input's side
         return net
     if name == "iresnet_quarter":
-        net = nets.IResNet(**QUARTER, features=features or 128, input_px=input_px)
+        net = networks.IResNet(**QUARTER, features=features or 128, input_px=input_px)
         net.features_out, net.hint = features or 128, "layer2"  # 1/8 of the input's side too
         _kaiming(net)
         return net

@@ -1,4 +1,6 @@
-"""Distil one row of the tables: `python -m papers.hybrid_order_distillation.train --preset demo --row assistant_123`.
+"""Distil one row of the tables.
+
+`python -m facepapers.papers.hybrid_order_distillation.train --preset demo --row assistant_123`
 
 Reads top to bottom: teacher, stages, loop, record. `torchrun --nproc-per-node 2 -m ...` runs the same. `--teacher FILE`
 names the given MobileFaceNet where it is not in data/raw/.
@@ -14,17 +16,20 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from common import checkpoint, cli, loop, nets, parallel, precision, runs
-from common.progress import phase, progress
-from papers.hybrid_order_distillation import data, evaluate, method
-from papers.hybrid_order_distillation.config import PAPER, UNTRAINED, Config, check, preset
-from papers.hybrid_order_distillation.degrade import resize
-from papers.hybrid_order_distillation.nets import Learner, Outputs, macs, make_net, parameters
+from facepapers.common import cli, paths, storage
+from facepapers.common.evidence import runs
+from facepapers.common.progress import phase, progress
+from facepapers.common.training import checkpoint, loop, parallel, precision
+from facepapers.common.vision import networks
+from facepapers.papers.hybrid_order_distillation import data, evaluate, method
+from facepapers.papers.hybrid_order_distillation.config import PAPER, UNTRAINED, Config, check, preset
+from facepapers.papers.hybrid_order_distillation.degrade import resize
+from facepapers.papers.hybrid_order_distillation.nets import Learner, Outputs, macs, make_net, parameters
 
 
 def main(argv):
     device_name, argv = cli.take_option(argv, "device", "auto")
-    out, argv = cli.take_option(argv, "out", runs.LOCAL)
+    out, argv = cli.take_option(argv, "out", paths.LOCAL)
     teacher, argv = cli.take_option(argv, "teacher")
     cfg = parse(argv)
     device = parallel.start(device_name)
@@ -36,15 +41,17 @@ def main(argv):
 
 def parse(argv):
     """The Config of a command line."""
-    return cli.experiment(argv, preset, check, "assistant_123", "python -m papers.hybrid_order_distillation.train")
+    return cli.experiment(
+        argv, preset, check, "assistant_123", "python -m facepapers.papers.hybrid_order_distillation.train"
+    )
 
 
-def train(cfg, device, out=runs.LOCAL, teacher_file=None):
+def train(cfg, device, out=paths.LOCAL, teacher_file=None):
     """Train and record one run; returns its record. A finished run is read back, an interrupted one continues."""
     run = runs.Run(PAPER, cfg.run_name, cfg, preset(cfg.preset, cfg.row, cfg.data), out)
     if run.finished():
         print(f"{run.name}: already recorded in {run.folder}; delete that folder to run it again", file=sys.stderr)
-        return checkpoint.read_json(run.folder / "run.json")
+        return storage.read_json(run.folder / "run.json")
     asked, cfg = cfg, run.settle(cfg, device)
     share = parallel.my_slice(cfg.batch)
     parallel.barrier()  # every process has looked before the first one writes
@@ -72,7 +79,7 @@ class Source:
     @torch.no_grad()
     def __call__(self, pictures, operator="pil_bicubic", network=None):
         """Outputs for uint8 pictures (B, 3, S, S) at high resolution; `network`: another form of the learner."""
-        x = nets.to_input(resize(pictures, self.px, operator), self.learner.net.pixels)
+        x = networks.to_input(resize(pictures, self.px, operator), self.learner.net.pixels)
         return (network or self.learner)(x.contiguous(memory_format=torch.channels_last))
 
     def prepare(self, cfg, training, folder):
@@ -110,8 +117,8 @@ def teacher_of(cfg, training, folder, share, device, path=None):
     `cfg` as asked for: with precision "auto" any machine takes the kept one, a forced precision has its own.
     """
     if cfg.teacher_sha256:
-        path = nets.given_weights(path, cfg.teacher_sha256, "--teacher")
-        net = nets.load_mobilefacenet(path)
+        path = networks.given_weights(path, cfg.teacher_sha256, "--teacher")
+        net = networks.load_mobilefacenet(path)
         net.features_out, net.hint = cfg.teacher_features, "features.5"
         return Source(Learner(net), cfg.teacher_px, device, cfg.teacher_sha256)
     own = dataclasses.replace(Config(), **{name: getattr(cfg, name) for name in TEACHER_FIELDS})
@@ -129,12 +136,12 @@ def teacher_of(cfg, training, folder, share, device, path=None):
         if parallel.is_main():
             checkpoint.save_weights(kept, learner, trained_on=cfg.data)
             runs.write_history(home / "history.csv", steps.history)
-            words = {"seconds": steps.seconds, "sha256": checkpoint.sha256(kept), "precision": own.precision}
-            checkpoint.write_json(about, words)
+            words = {"seconds": steps.seconds, "sha256": storage.sha256(kept), "precision": own.precision}
+            storage.write_json(about, words)
             steps.path.unlink(missing_ok=True)
         parallel.barrier()
     checkpoint.load_weights(kept, learner)
-    words = checkpoint.read_json(about)
+    words = storage.read_json(about)
     if words.get("precision", own.precision) != own.precision and parallel.is_main():
         print(f"{home}: this teacher was trained in {words['precision']}", file=sys.stderr)
     return Source(learner, own.teacher_px, device, words["sha256"], words["seconds"])
@@ -145,7 +152,7 @@ def student_net(cfg, name, features, px):
     net = make_net(name, features, px)
     if cfg.pretrained and name.startswith("imagenet"):
         path = cfg.pretrained.replace("{net}", name.removeprefix("imagenet_"))
-        state = {k: v for k, v in nets.read_state(path).items() if not k.startswith("fc.")}
+        state = {k: v for k, v in networks.read_state(path).items() if not k.startswith("fc.")}
         missing = net.body.load_state_dict(state, strict=False)
         if missing.unexpected_keys or any(not k.startswith("fc.") for k in missing.missing_keys):
             raise cli.UserError(f"{path}: not the weights of torchvision's {name.removeprefix('imagenet_')}")
@@ -194,7 +201,7 @@ def new_learner(cfg, source, training, start, stage2):
     """The student (or assistant) with all that its losses need around it; weights as cfg.start says."""
     torch.manual_seed(cfg.seed + 10_000 * stage2)
     net = student_net(cfg, cfg.net, cfg.features, cfg.input_px)
-    if cfg.start == "source" and not nets.difference(net.state_dict(), start.state_dict()):
+    if cfg.start == "source" and not networks.difference(net.state_dict(), start.state_dict()):
         net.load_state_dict(start.state_dict())
     width = source.learner.net.features_out
     options = dict(source_width=width if 1 in cfg.orders or cfg.kd else 0)
@@ -255,7 +262,7 @@ def fit(cfg, learner, source, training, folder, total, resolution, px, label, sh
         target = source.about(batch, cfg.operator) if taught else None
         set_rate(cfg, optimizer, step, total)
         learner.train()
-        x = nets.to_input(batch.seen, learner.net.pixels).contiguous(memory_format=torch.channels_last)
+        x = networks.to_input(batch.seen, learner.net.pixels).contiguous(memory_format=torch.channels_last)
         with precision.autocast(device, cfg.precision):
             said = network(x)
         losses = losses_of(cfg, learner, said, target, source, batch)

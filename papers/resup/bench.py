@@ -4,15 +4,15 @@ import dataclasses
 
 import torch
 
-from common import precision
-from papers.resup import data, method, train
-from papers.resup.config import build_twins, preset
+from facepapers.common.training import precision
+from facepapers.papers.resup import data, method, train
+from facepapers.papers.resup.config import build_twins, preset
 
 CLASSES, FACES, BATCH, STEPS = 8, 4096, 64, 4
 SAMPLES = 25_060  # training faces of FERPlus
 
 
-def networks():
+def trained_networks():
     """(what, network, input) for the step's share of the machine's rate."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     cfg = preset("strong", "ce_two")
@@ -22,7 +22,7 @@ def networks():
 
 
 def comparisons():
-    """(what, name, run, other name, other run) for common.bench."""
+    """(what, name, run, other name, other run) for tools.bench."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     plain, full = training("ce_two", device), training("resup", device)
     yield f"a step of two networks, {BATCH} faces, 48 px", "plain", plain[0], "full ReSup", full[0]

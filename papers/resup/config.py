@@ -5,11 +5,12 @@ from dataclasses import dataclass
 
 import torch
 
-from common import precision, runs
-from common.cli import MissingData, UserError
-from common.plan import Plan
-from papers.resup import nets, noise
-from papers.resup.rows import ROWS
+from facepapers.common.cli import MissingData, UserError
+from facepapers.common.evidence import runs
+from facepapers.common.plan import Plan
+from facepapers.common.training import precision
+from facepapers.papers.resup import nets, noise
+from facepapers.papers.resup.rows import ROWS
 
 PAPER = "resup"
 DATA = ("ferplus", "rafdb", "affectnet", "embedded")
@@ -22,7 +23,7 @@ class Config:
 
     preset: str = "paper"
     data: str = "rafdb"  # the one set that the released code reads; see DATA
-    rule: str = "majority"  # how FERPlus votes become labels; see common/emotions.py
+    rule: str = "majority"  # how FERPlus votes become labels; see common/data/expressions.py
     row: str = "resup"  # see ROWS; the four settings below are a row's
     nets: int = 2
     weighting: str = "swapped"  # see WEIGHTING

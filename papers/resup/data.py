@@ -11,13 +11,14 @@ import hashlib
 import numpy as np
 import torch
 
-from common import data as sets
-from common import emotions, images
-from common import faces as embedded
-from common.cli import UserError
-from papers.resup import noise
+from facepapers.common import seeding
+from facepapers.common.cli import UserError
+from facepapers.common.data import expressions, sets
+from facepapers.common.faces import drawing, shape
+from facepapers.common.vision import images
+from facepapers.papers.resup import noise
 
-# Synthetic: see common/faces.py. Stronger and more frontal than its defaults: a network of minutes must learn them.
+# Synthetic: see faces/drawing.py. Stronger and more frontal than its defaults: a network of minutes must learn them.
 EMBEDDED = dict(train=2000, valid=200, test=600, size=32, seed=2305)
 SHOWN = (0, 1, 2, 3, 4)  # neutral, happiness, surprise, sadness, anger
 LOOKS = dict(
@@ -83,12 +84,12 @@ def load(name, rule="majority"):
 
 
 def _ferplus(name, arrays, rule):
-    label = emotions.labels(arrays["votes"], rule)
-    return label >= 0, label, arrays["fer2013"].astype(np.int64), emotions.EMOTIONS
+    label = expressions.labels(arrays["votes"], rule)
+    return label >= 0, label, arrays["fer2013"].astype(np.int64), expressions.EMOTIONS
 
 
 def _labelled(name, arrays, rule):
-    classes = {"rafdb": emotions.RAFDB, "affectnet": emotions.AFFECTNET}[name]
+    classes = {"rafdb": expressions.RAFDB, "affectnet": expressions.AFFECTNET}[name]
     label = arrays["label"].astype(np.int64)
     if label.min() < 0 or label.max() >= len(classes):
         raise UserError(
@@ -102,7 +103,7 @@ def _labelled(name, arrays, rule):
 def hold_out(split):
     """`split` (0 train, 2 test) with VALID_SHARE of the training faces moved to 1, the same ones for every seed."""
     train = np.flatnonzero(split == 0)
-    chosen = torch.randperm(len(train), generator=images.generator(2305)).numpy()[: round(VALID_SHARE * len(train))]
+    chosen = torch.randperm(len(train), generator=seeding.generator(2305)).numpy()[: round(VALID_SHARE * len(train))]
     split = split.copy()
     split[train[chosen]] = 1
     return split
@@ -111,11 +112,11 @@ def hold_out(split):
 def _embedded_set():
     e = EMBEDDED
     n = e["train"] + e["valid"] + e["test"]
-    drawn = embedded.generate(n, e["seed"], size=e["size"], **LOOKS)
+    drawn = drawing.generate(n, e["seed"], size=e["size"], **LOOKS)
     label = np.searchsorted(SHOWN, drawn.expression.numpy())
     split = np.repeat((0, 1, 2), (e["train"], e["valid"], e["test"]))
     digest = hashlib.sha256(drawn.images.numpy().tobytes() + label.tobytes()).hexdigest()
-    return FaceSet(drawn.images, label, split, tuple(embedded.EXPRESSIONS[k] for k in SHOWN), digest)
+    return FaceSet(drawn.images, label, split, tuple(shape.EXPRESSIONS[k] for k in SHOWN), digest)
 
 
 # ---- Parts
@@ -171,7 +172,7 @@ def repeated(part, training):
 @functools.lru_cache(maxsize=4)
 def order(n, seed, epoch, net):
     """Shuffled indices (n,) of an epoch; each network has its own."""
-    return torch.randperm(n, generator=images.generator(seed, 1, epoch, net))
+    return torch.randperm(n, generator=seeding.generator(seed, 1, epoch, net))
 
 
 def index(cfg, n, step):
@@ -198,7 +199,7 @@ def views(pictures, cfg, index, step, share):
             made.append(made[0])
             continue
         batch = pictures[index[m].to(pictures.device)]
-        made.append(augment(batch, cfg, images.generator(cfg.seed, 2, step, m))[share])
+        made.append(augment(batch, cfg, seeding.generator(cfg.seed, 2, step, m))[share])
     return made
 
 

@@ -1,4 +1,6 @@
-"""Accuracy, and whether the weights find the flipped labels: `python -m papers.resup.evaluate --weights FILE`.
+"""Accuracy, and whether the weights find the flipped labels.
+
+`python -m facepapers.papers.resup.evaluate --weights FILE`
 
 Protocol: share of test faces whose most probable class is the label, in percent. Without a suffix a metric belongs to
 the first network alone, as the released code reports it; "mean" to the mean of both networks' probabilities. Last-epoch
@@ -10,11 +12,12 @@ import dataclasses
 import numpy as np
 import torch
 
-from common import checkpoint, cli, images, parallel, precision
-from papers.resup import data
-from papers.resup.config import ROWS, build_net, preset
-from papers.resup.metrics import METRICS, measure
-from papers.resup.nets import Twins
+from facepapers.common import cli, seeding
+from facepapers.common.training import checkpoint, parallel, precision
+from facepapers.papers.resup import data
+from facepapers.papers.resup.config import ROWS, build_net, preset
+from facepapers.papers.resup.metrics import METRICS, measure
+from facepapers.papers.resup.nets import Twins
 
 CHUNK = 256
 # ---- From networks to arrays
@@ -51,7 +54,7 @@ def training_logits(twins, pictures, cfg, epoch, device):
     found = []
     for start in range(0, len(pictures), CHUNK):
         part = pictures[start : start + CHUNK].to(device)
-        gen = images.generator(cfg.seed, 3, epoch, start)
+        gen = seeding.generator(cfg.seed, 3, epoch, start)
         x = data.augment(part, cfg, gen) if cfg.judge_view == "augmented" else data.plain(part, cfg)
         found.append(forward(twins, x, cfg))
     return torch.cat(found, 1)
@@ -94,7 +97,9 @@ def main(argv):
     path, argv = cli.take_option(argv, "weights")
     name, argv = cli.take_option(argv, "data")
     if path is None or argv:
-        raise cli.UserError("usage: python -m papers.resup.evaluate --weights FILE.safetensors [--data NAME]")
+        raise cli.UserError(
+            "usage: python -m facepapers.papers.resup.evaluate --weights FILE.safetensors [--data NAME]"
+        )
     device = parallel.start(device_name)
     twins, cfg, classes = load(path, device)
     faces = data.load(name or cfg.data, cfg.rule)

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
-from common import figures, runs
-from papers.resup.config import LEVELS, ROWS
-from papers.resup.metrics import class_weights, reliability
-from papers.resup.tables import accuracy_of, beside_published, interval_of, ours_at_30
+from facepapers.common.evidence import figures, runs
+from facepapers.papers.resup.config import LEVELS, ROWS
+from facepapers.papers.resup.metrics import class_weights, reliability
+from facepapers.papers.resup.tables import accuracy_of, beside_published, interval_of, ours_at_30
 
 COLOURS = {
     "ce": "#999999", "ce_two": "#555555", "own": "#c9a227", "swapped": "#228833", "resup": "#cc3311",

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from common.metrics import Metric, area_metric, sums_by
+from facepapers.common.protocols.metrics import Metric, area_metric, sums_by
 
 BINS = 10  # of the reliability diagram
 FEW = 30  # classes with fewer clean training faces are left out of the lowest class weight

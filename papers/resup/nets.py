@@ -6,8 +6,8 @@ Names of the layers are torchvision's, so its files and those derived from it (M
 import torch
 from torch import nn
 
-from common import nets
-from common.cli import MissingData, UserError
+from facepapers.common.cli import MissingData, UserError
+from facepapers.common.vision import networks
 
 STEMS = ("imagenet", "small", "small2")
 
@@ -58,7 +58,7 @@ class ResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x):
-        x = nets.to_input(x.expand(-1, 3, -1, -1), self.pixels).contiguous(memory_format=torch.channels_last)
+        x = networks.to_input(x.expand(-1, 3, -1, -1), self.pixels).contiguous(memory_format=torch.channels_last)
         x = torch.relu(self.bn1(self.conv1(x)))
         if self.stem == "imagenet":
             x = nn.functional.max_pool2d(x, 3, 2, 1)
@@ -85,11 +85,11 @@ def load_body(net, path):
     counter (`num_batches_tracked`) are accepted.
     """
     own = net.state_dict()
-    given = {k: v for k, v in nets.read_state(path).items() if not k.startswith("fc.")}
+    given = {k: v for k, v in networks.read_state(path).items() if not k.startswith("fc.")}
     may_lack = lambda k: k.startswith("fc.") or k.endswith("num_batches_tracked")
     kept = {k: v for k, v in own.items() if may_lack(k) and k not in given}
     before = {k: v.clone() for k, v in own.items()}
-    nets.load_strictly(net, {**kept, **given}, path)
+    networks.load_strictly(net, {**kept, **given}, path)
     same = [k for k, v in net.state_dict().items() if k.endswith("conv1.weight") and torch.equal(v, before[k])]
     if same:
         raise UserError(f"{path}: left {', '.join(same[:3])} as they were; it holds these very random weights")
@@ -114,4 +114,4 @@ def load_imagenet(net):
     own, given = net.state_dict(), imagenet_state()
     body = {k: v for k, v in given.items() if not k.startswith("fc.")}
     head = {k: v for k, v in own.items() if k.startswith("fc.")}
-    return nets.load_strictly(net, {**head, **body}, "torchvision's ImageNet weights")
+    return networks.load_strictly(net, {**head, **body}, "torchvision's ImageNet weights")

@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 
-from common import images
-from common.cli import UserError
+from facepapers.common import seeding
+from facepapers.common.cli import UserError
 
 KEY = 5  # keeps the draw apart from other uses of the run's seed
 
@@ -18,7 +18,7 @@ def symmetric(labels, rate, classes, seed):
     check_rate(rate)
     if rate and classes < 2:
         raise UserError(f"--noise {rate}: with {classes} class there is no other label to flip to")
-    gen = images.generator(seed, KEY)
+    gen = seeding.generator(seed, KEY)
     flip = torch.rand(len(labels), generator=gen).numpy() < rate
     step = torch.randint(1, max(2, classes), (len(labels),), generator=gen).numpy()
     return np.where(flip, (np.asarray(labels) + step) % classes, labels)

@@ -3,9 +3,9 @@
 import tomllib
 from pathlib import Path
 
-from common import figures, runs, stats
-from papers.resup.metrics import METRICS
-from papers.resup.rows import ROWS
+from facepapers.common.evidence import figures, runs, statistics
+from facepapers.papers.resup.metrics import METRICS
+from facepapers.papers.resup.rows import ROWS
 
 OURS = {  # presets at 30 % flips as blocks of the picture beside published rows
     "short": "ours: from scratch, half-width ResNet-18, 48 px, 3,153 test faces; mirroring alone",
@@ -59,4 +59,4 @@ def accuracy_of(row, epoch=""):
 
 def interval_of(metric, records):
     """Mean over the records with its 90 % interval, as in the card."""
-    return stats.level(METRICS[metric], [runs.read_predictions(r["folder"] / "predictions.npz") for r in records])
+    return statistics.level(METRICS[metric], [runs.read_predictions(r["folder"] / "predictions.npz") for r in records])

@@ -1,4 +1,4 @@
-"""Train one row of the ReSup table: `python -m papers.resup.train --preset demo --row resup`.
+"""Train one row of the ReSup table: `python -m facepapers.papers.resup.train --preset demo --row resup`.
 
 Reads top to bottom: data and noise, networks, loop, noise model, record. `torchrun --nproc-per-node 2 -m ...` runs the
 same. `--weights0 FILE --weights1 FILE` are starting weights of the two networks.
@@ -12,16 +12,18 @@ import sys
 import numpy as np
 import torch
 
-from common import checkpoint, cli, loop, parallel, precision, runs
-from common.metrics import area_under_roc
-from common.progress import phase
-from papers.resup import data, evaluate, method
-from papers.resup.config import PAPER, build_twins, check, preset
+from facepapers.common import cli, paths, storage
+from facepapers.common.evidence import environment, runs
+from facepapers.common.progress import phase
+from facepapers.common.protocols.metrics import area_under_roc
+from facepapers.common.training import checkpoint, loop, parallel, precision
+from facepapers.papers.resup import data, evaluate, method
+from facepapers.papers.resup.config import PAPER, build_twins, check, preset
 
 
 def main(argv):
     device_name, argv = cli.take_option(argv, "device", "auto")
-    out, argv = cli.take_option(argv, "out", runs.LOCAL)
+    out, argv = cli.take_option(argv, "out", paths.LOCAL)
     first, argv = cli.take_option(argv, "weights0", "")
     second, argv = cli.take_option(argv, "weights1", "")
     cfg = parse(argv)
@@ -34,15 +36,15 @@ def main(argv):
 
 def parse(argv):
     """The Config of a command line."""
-    return cli.experiment(argv, preset, check, "resup", "python -m papers.resup.train")
+    return cli.experiment(argv, preset, check, "resup", "python -m facepapers.papers.resup.train")
 
 
-def train(cfg, device, out=runs.LOCAL, files=("", "")):
+def train(cfg, device, out=paths.LOCAL, files=("", "")):
     """Train and record one run; returns its record. A finished run is read back, an interrupted one continues."""
     run = runs.Run(PAPER, cfg.run_name, cfg, preset(cfg.preset, cfg.row, cfg.data), out)
     if run.finished():
         print(f"{run.name}: already recorded in {run.folder}; delete that folder to run it again", file=sys.stderr)
-        return checkpoint.read_json(run.folder / "run.json")
+        return storage.read_json(run.folder / "run.json")
     asked, cfg = cfg, run.settle(cfg, device)
     share = parallel.my_slice(cfg.batch)
     faces = data.load(cfg.data, cfg.rule)
@@ -78,8 +80,8 @@ def warm_up_file(cfg, run, fingerprint, files):
     if cfg.nets < 2 or cfg.warmup >= cfg.epochs:
         return None
     shared = {k: v for k, v in runs.as_dict(cfg).items() if k not in AFTER_WARMUP}
-    given = [checkpoint.sha256(f) if f else "" for f in files]
-    words = json.dumps([shared, fingerprint, given, runs.source_sha256(PAPER)])
+    given = [storage.sha256(f) if f else "" for f in files]
+    words = json.dumps([shared, fingerprint, given, environment.source_sha256(PAPER)])
     return run.folder.parent / f"warmup-{hashlib.sha256(words.encode()).hexdigest()[:8]}" / "state.pt"
 
 
@@ -292,7 +294,7 @@ def record(run, cfg, faces, twins, judges, best, parts, files, steps, device, wa
             "classes": " ".join(faces.classes), "noise": cfg.noise_kind,
             "flipped_pct": round(100 * float(training.flip.mean()), 3), "without_label": " ".join(absent),
             "training_faces": len(training), "validation_faces": len(valid), "test_faces": len(test),
-            "init": ", ".join(f"{kind} {checkpoint.sha256(f)[:12] if f else ''}".strip()
+            "init": ", ".join(f"{kind} {storage.sha256(f)[:12] if f else ''}".strip()
                               for kind, f in list(zip(cfg.init, files))[: cfg.nets]),
         },
         selection="last" + (", running average" if cfg.averaging else ""),

@@ -1,0 +1,218 @@
+"""From an official address, a mirror or a folder to checked, safely unpacked files."""
+
+import contextlib
+import functools
+import hashlib
+import io
+import itertools
+import lzma
+import os
+import shutil
+import stat
+import sys
+import tarfile
+import zipfile
+import zlib
+from pathlib import Path
+
+from facepapers.common import paths
+from facepapers.common.cli import MissingData, UserError
+from facepapers.common.data import archive
+from facepapers.common.data.registry import find, missing_line, one_line
+
+LEVELS = ("", "*/", "*/*/", "*/*/*/")  # archives often wrap their content in folders of their own
+
+
+def collect(entry, work, mirror, official, pictures):
+    """(folder with the set's files, list of {file, sha256}). Archives are checked and unpacked into `work`.
+
+    What may stay in an archive is entered in `pictures`, under its path in `work`.
+    """
+    folder = _find_folder(entry, mirror)
+    if folder is not None:
+        return folder, [{"file": f"{folder.name}/", "sha256": None}]
+    origin = []
+    work.mkdir(exist_ok=True)
+    for part in map(find, entry.parts):
+        found, more = collect(part, work / part.name, mirror, official, pictures)
+        origin += more
+        if found != work / part.name:
+            (work / part.name).symlink_to(found.resolve())
+    for path, known in [] if entry.parts else archives_of(entry, mirror, official):
+        origin.append({"file": path.name, "sha256": check_hash(path, known)})
+        unpack(path, work, pictures)
+    return work, origin
+
+
+def _find_folder(entry, mirror):
+    """data/NAME or MIRROR/NAME when it holds a match for every marker, at most three levels deep; else None."""
+    bases = [paths.data_root()] + ([mirror] if isinstance(mirror, Path) else [])
+    for folder in (base / entry.name for base in bases):
+        firsts = [folder.glob(level + entry.marker[0]) for level in LEVELS] if entry.marker else []
+        for first in itertools.chain(*firsts):
+            if all(any(first.parent.glob(marker)) for marker in entry.marker):
+                return folder
+    return None
+
+
+def archives_of(entry, mirror, official):
+    """[(path, known hash)] of the first alternative that can be had. Raises MissingData when there is none."""
+    for alternative in entry.archives:
+        paths = [_find_file(entry, item["file"], mirror) for item in alternative]
+        if all(paths):
+            return [(path, item["hash"]) for path, item in zip(paths, alternative, strict=True)]
+    for alternative in entry.archives:
+        if isinstance(mirror, str):
+            urls = [f"{mirror.rstrip('/')}/{item['file']}" for item in alternative]
+            with contextlib.suppress(MissingData):  # a mirror need not hold this set, or this alternative
+                return [(_download(*pair), pair[1]["hash"]) for pair in zip(urls, alternative, strict=True)]
+        if official and all("url" in item for item in alternative):
+            return [(_download(item["url"], item), item["hash"]) for item in alternative]
+    raise MissingData(missing_line(entry))
+
+
+def _find_file(entry, file, mirror):
+    """The path of an archive on disk, or None."""
+    places = [paths.data_root() / "raw", paths.data_root() / entry.name]
+    if isinstance(mirror, Path):
+        places += [mirror, mirror / entry.name]
+    return next((place / file for place in places if (place / file).is_file()), None)
+
+
+def on_disk(entry, mirror):
+    """Whether the set's folder, all its parts, or one full alternative of its archives is on disk."""
+    if _find_folder(entry, mirror) is not None:
+        return True
+    if entry.parts:
+        return all(on_disk(find(part), mirror) for part in entry.parts)
+    return any(all(_find_file(entry, item["file"], mirror) for item in files) for files in entry.archives)
+
+
+def _download(url, item):
+    """Fetch `url` into data/raw and return the path. Raises MissingData when the server does not have it."""
+    import pooch
+    import requests
+
+    known = None if item["hash"] == "unknown" else item["hash"]
+    by_hand = f"fetch {item['file']} by hand into {paths.data_root() / 'raw'}"
+    pooch.get_logger().setLevel("WARNING")
+    try:
+        path = pooch.retrieve(url, known, item["file"], paths.data_root() / "raw", progressbar=sys.stderr.isatty())
+    except ValueError as error:  # pooch's word for a wrong hash; it has removed the file
+        raise UserError(f"{url}: wrong hash ({one_line(error)}); try again or use another mirror") from None
+    except requests.HTTPError as error:
+        raise MissingData(f"{url}: {one_line(error)}; {by_hand}") from None
+    except requests.RequestException as error:
+        raise UserError(f"{url}: no connection ({one_line(error)}); {by_hand}") from None
+    return Path(path)
+
+
+def check_hash(path, known):
+    """sha256 of the file. `known` is "sha256:...", "md5:..." or "unknown". Raises UserError when it differs."""
+    algorithm, _, expected = known.partition(":")
+    digests = {kind: hashlib.new(kind) for kind in {"sha256", algorithm} - {"unknown"}}
+    with open(path, "rb") as handle:
+        while block := handle.read(1 << 20):
+            for digest in digests.values():
+                digest.update(block)
+    if known != "unknown" and digests[algorithm].hexdigest() != expected:
+        found = digests[algorithm].hexdigest()
+        raise UserError(
+            f"{path}: {algorithm} is {found[:12]}..., expected {expected[:12]}...: damaged or another file; "
+            "delete it and obtain it again"
+        )
+    return digests["sha256"].hexdigest()
+
+
+def unpack(path, folder, pictures=None):
+    """Extract a .zip or .tar(.gz, .xz, .bz2) into `folder`; any other file is linked there.
+
+    With `pictures` (archive.Pictures), the pictures of a .zip or an uncompressed .tar are entered there and stay where
+    they are. Raises UserError when the archive is damaged, or holds anything but files and folders below its root:
+    absolute paths, `..`, links and devices are refused, not skipped.
+    """
+    path, folder = Path(path), Path(folder)
+    with _damage_in_one_line(path):
+        if zipfile.is_zipfile(path):
+            _unpack_zip(path, folder, pictures)
+        elif ".tar" in path.suffixes or path.suffix in (".tgz", ".zip"):
+            _unpack_tar(path, folder, pictures)
+        else:
+            (folder / path.name).symlink_to(path.resolve())
+
+
+@contextlib.contextmanager
+def _damage_in_one_line(path):
+    """What tarfile and zipfile raise on a damaged archive becomes a UserError."""
+    try:
+        yield
+    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError) as error:
+        raise UserError(f"{path}: damaged archive ({one_line(error)}); delete it and obtain it again") from None
+
+
+def _unpack_zip(path, folder, pictures):
+    opened = zipfile.ZipFile(path)
+    with contextlib.nullcontext(opened) if pictures else opened as source:
+        if pictures:
+            pictures.close_later(source)
+        for info in source.infolist():
+            kind = stat.S_IFMT(info.external_attr >> 16)  # 0: packed on a system without such modes
+            _refuse_escape(path, info.filename, kind in (0, stat.S_IFREG, stat.S_IFDIR))
+            if pictures and archive.is_picture(info.filename):
+                pictures.add(folder / info.filename, functools.partial(_read_zipped, path, source, info))
+        rest = [info for info in source.infolist() if not (pictures and archive.is_picture(info.filename))]
+        source.extractall(folder, rest)
+
+
+def _read_zipped(path, source, info):
+    with _damage_in_one_line(path):
+        return source.read(info)
+
+
+def _unpack_tar(path, folder, pictures):
+    with tarfile.open(path) as source:
+        plain = isinstance(source.fileobj, io.BufferedReader)  # a compressed one cannot be read from the middle
+        stay = pictures if plain else None
+        handle = stay and stay.close_later(open(path, "rb"))  # noqa: SIM115
+        for info in source:
+            _refuse_escape(path, info.name, info.isfile() or info.isdir())
+            if stay and info.isfile() and not info.issparse() and archive.is_picture(info.name):
+                stay.add(folder / info.name, functools.partial(_read_tarred, path, handle, info.offset_data, info.size))
+            else:
+                _extract(source, info, folder)
+
+
+def _read_tarred(path, handle, offset, size):
+    content = os.pread(handle.fileno(), size, offset)
+    if len(content) < size:
+        raise UserError(f"{path}: damaged archive (unexpected end of data); delete it and obtain it again")
+    return content
+
+
+def _extract(source, info, folder):
+    """Write a file or folder of a tar, without its owner, times and modes, which take most of TarFile.extract's time.
+
+    The name has been checked; a link that stands in its place is not followed.
+    """
+    target = f"{folder}/{info.name}"
+    if info.isdir():
+        os.makedirs(target, exist_ok=True)
+        return
+    os.makedirs(os.path.dirname(target), exist_ok=True)
+    no_link = lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, 0o666)
+    with source.extractfile(info) as member, open(target, "wb", opener=no_link) as file:
+        shutil.copyfileobj(member, file)
+
+
+@contextlib.contextmanager
+def open_tar(path):
+    """A TarFile that extracts plain data alone; Python before 3.11.4 lacks that filter."""
+    with tarfile.open(path) as archive:
+        archive.extraction_filter = getattr(tarfile, "data_filter", None)
+        yield archive
+
+
+def _refuse_escape(path, member, plain):
+    parts = member.replace("\\", "/").split("/")
+    if parts[0] == "" or ":" in parts[0] or ".." in parts or not plain:
+        raise UserError(f"{path}: refused: {member!r} is a link or device, or leaves the folder; use the official one")

@@ -1,0 +1,79 @@
+"""Readers of class-labelled sets for data.sets: CIFAR-100 (through torchvision), CUB-200-2011, Cars196.
+
+They yield samples (image, row) for `data.pack.gather`; row: name, split (0 train, 1 test), label (0-based class).
+CUB and Cars are split for retrieval, as in metric learning: the first half of the classes trains, the others test.
+Every bad input raises UserError: one line with the file, what is wrong, and the remedy.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from facepapers.common.cli import UserError
+from facepapers.common.data.readers.files import folder_with
+
+
+def cifar100(folder):
+    """Samples of CIFAR-100's Python version: cifar-100-python/{train,test,meta}, read and checked by torchvision."""
+    from torchvision.datasets import CIFAR100
+
+    place = folder_with(folder, "cifar-100-python") if not (Path(folder) / "train").exists() else Path(folder).parent
+    for split, train in enumerate((True, False)):
+        try:
+            part = CIFAR100(place, train=train, download=False)
+        except (RuntimeError, EOFError, KeyError, ValueError) as error:
+            reason = " ".join(str(error).split())[:80]
+            raise UserError(f"{place}: not CIFAR-100's Python files ({reason}); fetch the archive again") from None
+        for i, (image, label) in enumerate(zip(part.data, part.targets, strict=True)):
+            yield (
+                image,
+                {"name": f"{'train' if train else 'test'}{i}", "split": np.uint8(split), "label": np.int16(label)},
+            )
+
+
+def cub200(folder):
+    """Samples of CUB_200_2011: images.txt, image_class_labels.txt, images/. Classes 1-100 train, 101-200 test."""
+    root = folder_with(folder, "images.txt", "image_class_labels.txt")
+    names, labels = (_table(root / file) for file in ("images.txt", "image_class_labels.txt"))
+    if names.keys() != labels.keys():
+        raise UserError(f"{root}: images.txt and image_class_labels.txt list different images; fetch the archive again")
+    half = max(map(int, labels.values())) // 2
+    for key, name in names.items():
+        label = int(labels[key]) - 1
+        yield _bytes(root / "images" / name), _row(name, label, half)
+
+
+def cars196(folder):
+    """Samples of Cars196: cars_annos.mat and car_ims/. Classes 1-98 train, 99-196 test."""
+    from scipy.io import loadmat
+
+    root = folder_with(folder, "cars_annos.mat")
+    try:
+        rows = loadmat(root / "cars_annos.mat", squeeze_me=True)["annotations"]
+        entries = [(str(row["relative_im_path"]), int(row["class"]) - 1) for row in rows]
+    except (KeyError, ValueError, NotImplementedError, TypeError) as error:
+        reason = " ".join(str(error).split())[:80]
+        raise UserError(f"{root / 'cars_annos.mat'}: not Cars196's annotations ({reason}); fetch it again") from None
+    half = (max(label for _, label in entries) + 1) // 2
+    for name, label in entries:
+        yield _bytes(root / name), _row(name, label, half)
+
+
+def _row(name, label, half):
+    return {"name": name, "split": np.uint8(label >= half), "label": np.int16(label)}
+
+
+def _bytes(path):
+    try:
+        return path.read_bytes()
+    except OSError:
+        raise UserError(f"{path}: an image that the list names is absent; fetch the archive again") from None
+
+
+def _table(path):
+    """{first word: second word} of each line."""
+    lines = [line.split() for line in path.read_text().splitlines() if line.strip()]
+    bad = next((number for number, words in enumerate(lines, start=1) if len(words) != 2), None)
+    if bad:
+        raise UserError(f"{path}:{bad}: expected two words; fetch the archive again")
+    return dict(lines)

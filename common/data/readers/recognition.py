@@ -1,0 +1,114 @@
+"""Readers of face-recognition sets for data.sets: identity folders and Labeled Faces in the Wild (LFW).
+
+They yield samples (image, row) for `data.pack.gather`. LFW's pack also holds its protocols and so suffices alone:
+`split` and `people_set` per image, and three lists of pairs as rows (left image, right image, same, fold).
+Every bad input raises UserError: one line with the file, what is wrong, and the remedy.
+"""
+
+import csv
+
+import numpy as np
+import torch
+
+from facepapers.common.cli import UserError
+from facepapers.common.data.pack import open_image
+from facepapers.common.data.readers.alignment import identity_files
+from facepapers.common.data.readers.files import folder_with
+from facepapers.common.protocols import pair_lists
+from facepapers.common.vision import alignment
+
+ALIGNED_PX = 112
+
+
+def identity_folder(folder):
+    """Samples of a tree <identity>/<image>: row {name, identity}."""
+    for path, name, identity in identity_files(folder):
+        yield path.read_bytes(), {"name": name, "identity": identity}
+
+
+def lfw(folder):
+    """Samples of LFW with rows {name, identity, split, people_set}, then its pairs.
+
+    Reads lfw/<person>/<person>_NNNN.jpg (or lfw-deepfunneled/, lfw_funneled/, ...) and the six protocol files. split 0
+    is View 1's DevTrain, 1 its DevTest; people_set 0..9 is View 2's. Faces of 112 px are taken as aligned; larger
+    photos are aligned by the five points of landmarks.csv. Raises UserError when images and protocol disagree.
+    """
+    protocols = folder_with(folder, "peopleDevTrain.txt", "peopleDevTest.txt", "people.txt", "pairs.txt")
+    people = [pair_lists.read_people(protocols / f"peopleDev{part}.txt")[0] for part in ("Train", "Test")]
+    sets = {name: k for k, part in enumerate(pair_lists.read_people(protocols / "people.txt")) for name in part}
+    images = folder_with(folder, "Aaron_Peirsol")
+    points = five_points(folder, images)
+    expected, found, names = people[0] | people[1], {}, []
+    for path, name, identity in identity_files(images):
+        person = path.parent.name
+        found[person] = found.get(person, 0) + 1
+        names.append(name)
+        image = path.read_bytes() if points is None else aligned(path, points.get(name))
+        split = np.uint8(person in people[1])
+        yield image, {"name": name, "identity": identity, "split": split, "people_set": np.uint8(sets.get(person, 255))}
+    _check_people(images, expected, found)
+    parts = {"pairs": "pairs", "pairs_devtrain": "pairsDevTrain", "pairs_devtest": "pairsDevTest"}
+    yield None, {key: _pairs(protocols / f"{file}.txt", names) for key, file in parts.items()}
+
+
+def _pairs(path, names):
+    """(P, 4) int32: positions of the left and right image in `names`, 1 for the same person, fold."""
+    pairs = pair_lists.read_pairs(path)
+    left, right = pair_lists.index_pairs(pairs, names, path)
+    return np.stack([left, right, pairs.same, pairs.fold], 1).astype(np.int32)
+
+
+def _check_people(images, expected, found):
+    wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name, 0) != found.get(name, 0))
+    if wrong:
+        have, want = found.get(wrong[0], 0), expected.get(wrong[0], 0)
+        raise UserError(
+            f"{images}: {len(wrong)} people differ from the protocol, e.g. {wrong[0]}: {have} images, not {want}; "
+            "fetch the archive again"
+        )
+
+
+def five_points(folder, images):
+    """None for aligned faces; else {name: (5, 2)} of landmarks.csv (file, probability, then x and y five times).
+
+    `images` is the tree <identity>/<image>, whose first image tells. UserError without that file, or for a bad line.
+    """
+    first = next(path for path, _, _ in identity_files(images))
+    size = open_image(first).size
+    if size == (ALIGNED_PX, ALIGNED_PX):
+        return None
+    try:
+        path = folder_with(folder, "landmarks.csv") / "landmarks.csv"
+    except UserError:
+        raise UserError(
+            f"{first}: {size[0]}x{size[1]} px, not aligned to {ALIGNED_PX}; put landmarks.csv with five points a photo "
+            "beside it (`python -m facepapers.common.tools.align` writes one with MTCNN)"
+        ) from None
+    with open(path, newline="") as handle:
+        rows = list(csv.reader(handle))[1:]
+    points = {}
+    for number, row in enumerate(rows, start=2):
+        try:
+            points[row[0]] = np.array(row[2:12], float).reshape(5, 2)
+        except (ValueError, IndexError):
+            raise UserError(
+                f"{path}:{number}: expected file, probability and ten numbers, found {','.join(row)[:60]!r}; "
+                "make it again by `python -m facepapers.common.tools.align`"
+            ) from None
+    return points
+
+
+def aligned(path, points):
+    """A photo as uint8 (112, 112, 3), by its points (5, 2). UserError where these are None."""
+    if points is None:
+        raise UserError(f"{path}: has no line in landmarks.csv; make that file for all photos")
+    pixels = torch.from_numpy(np.array(open_image(path).convert("RGB"))).permute(2, 0, 1)
+    return alignment.align(pixels[None], points[None], ALIGNED_PX)[0].permute(1, 2, 0).numpy()
+
+
+def read_in_place(folder):
+    """The reader of sets too large to prepare: always a UserError that says how they are used."""
+    raise UserError(
+        f"{folder}: is read where it lies, nothing to prepare; `python -m facepapers.papers.arcface.train --help`"
+    )
+    yield

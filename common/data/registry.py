@@ -1,0 +1,96 @@
+"""What data/registry.toml says of each set, and where its files lie."""
+
+import contextlib
+import dataclasses
+import difflib
+import os
+import tomllib
+from pathlib import Path
+
+from facepapers.common import paths
+from facepapers.common.cli import UserError
+
+REPOSITORY_DATA = paths.DATA
+
+
+REGISTRY = paths.REGISTRY
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSet:
+    """One entry of the registry; data/README.md explains the fields."""
+
+    name: str
+    title: str
+    homepage: str
+    terms: str
+    citation: str
+    reader: str  # "module:function", called with the folder, yields samples for data.pack.gather
+    counts: list[dict[str, int]]  # accepted numbers of images per split, the official ones first
+    tree: str  # what the folder must look like
+    steps: str  # how to obtain it by hand
+    marker: list[str] = ()  # globs that all match in a folder that holds the set
+    archives: list[list[dict]] = ()  # alternatives; each a list of {file, hash, url}, all needed
+    parts: list[str] = ()  # sets that this one is composed of
+    splits: list[str] = ("train", "test")  # names of the values of the array `split`
+    version: int = 1  # raised when the reader's output changes: older packs are rebuilt
+
+
+def registry():
+    """{name: DataSet} from data/registry.toml. Raises UserError when it cannot be read."""
+    try:
+        tables = tomllib.loads(REGISTRY.read_text())
+        return {name: DataSet(name=name, **table) for name, table in tables.items()}
+    except (OSError, tomllib.TOMLDecodeError, TypeError) as error:
+        raise UserError(f"{REGISTRY}: {one_line(error)}; restore it from git") from None
+
+
+def find(name):
+    sets = registry()
+    if name not in sets:
+        near = difflib.get_close_matches(name, sets, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(sets)}"
+        raise UserError(f"no data set {name!r}: {hint}")
+    return sets[name]
+
+
+def mirror_place(given=None):
+    """The mirror as a Path (folder), a str (URL) or None. Raises UserError for a folder that does not exist."""
+    place = given or os.environ.get("DATA_MIRROR")
+    if not place or place.startswith(("http://", "https://")):
+        return place or None
+    folder = Path(place.removeprefix("file://")).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"{place}: the mirror (--mirror or DATA_MIRROR) is no folder and no http(s) address")
+    return folder.resolve()
+
+
+def prepared_path(entry):
+    return paths.data_root() / "prepared" / f"{entry.name}.npz"
+
+
+@contextlib.contextmanager
+def errors_in_one_line():
+    """A full disk, a missing permission and the like become a UserError that names the file."""
+    try:
+        yield
+    except OSError as error:
+        where, why = error.filename or paths.data_root(), error.strerror or one_line(error)
+        raise UserError(f"{where}: {why}; make room or give access, then run the same command again") from None
+
+
+def one_line(error):
+    return " ".join(str(error).split())[:160] or type(error).__name__
+
+
+def counts_text(counts):
+    return " + ".join(f"{count} {name}" for name, count in counts.items())
+
+
+def missing_line(entry):
+    """One line: what is missing and what to do."""
+    if entry.parts:
+        return f"{entry.name}: needs all of {', '.join(entry.parts)}; `make data-{entry.name}` prints the steps"
+    if any(all("url" in item for item in files) for files in entry.archives):
+        return f"{entry.name}: not on this machine; `make data-{entry.name}` downloads it ({entry.homepage})"
+    return f"{entry.name}: not on this machine, no free download; `make data-{entry.name}` prints the steps"

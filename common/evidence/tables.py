@@ -1,0 +1,156 @@
+"""Cells as Markdown: the cards' tables and the front page's."""
+
+import csv
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+
+from facepapers.common import cli, paths
+from facepapers.common.evidence import claims, runs
+
+BEGIN, END = "<!-- generated: {name} -->", "<!-- end of {name} -->"
+
+
+USAGE = "usage: python -m facepapers.common.tools.report write | verify [-v] [--paper <paper>] | why <paper>.<claim>"
+
+
+BENCH = ("what", "ours", "ours_ms", "other", "other_ms", "ratio")  # columns of bench.csv that a card shows
+
+
+HEADS = {
+    "level": ("published cell", "published", "ours [90 % interval]", "seeds", "test boxes, protocol", "status"),
+    "contrast": ("claim", "gain [95 % interval]", "seeds", "verdict"),
+    "measured": ("measured by us, no published value", "data", "ours [90 % interval]", "seeds", "status"),
+}
+
+
+def row(cell):
+    """A cell as strings, in the order of HEADS."""
+    claim, seeds = cell.claim, str(len(cell.records)) if cell.records else "—"
+    if cell.kind == "level":
+        return claim["what"], claim["published"], value(cell), seeds, claim.get("boxes", "—"), cell.status
+    if cell.kind == "contrast":
+        return claim["what"], value(cell), seeds, cell.status
+    return claim["what"], claim["data"], value(cell), seeds, cell.status
+
+
+def value(cell):
+    """`5.43 [5.20, 5.66]`, or a dash where no run answers the cell."""
+    i = cell.interval
+    return f"{i.mean:.2f} [{i.low:.2f}, {i.high:.2f}]" if i else "—"
+
+
+def split(cells, kind):
+    """(cells of one kind that runs answer, those without a run)."""
+    cells = [c for c in cells if c.kind == kind]
+    return [c for c in cells if c.interval], [c for c in cells if not c.interval]
+
+
+def tables(cells, kind):
+    """Markdown of the cells of one kind: a table of those that runs answer, the others folded away below it."""
+    answered, waiting = split(cells, kind)
+    text = table(answered, kind)
+    if waiting:
+        text += f"\n<details><summary>{waiting_line(waiting, kind)}</summary>\n\n{table(waiting, kind)}\n</details>\n"
+    return text
+
+
+def waiting_line(cells, kind):
+    count = f"{len(cells)} {'cell' if len(cells) == 1 else 'cells'}"
+    return f"{HEADS[kind][0]}: {count} without a run"
+
+
+def table(cells, kind):
+    """Markdown table; empty when there are no cells."""
+    if not cells:
+        return ""
+    lines = [HEADS[kind], ["---"] * len(HEADS[kind]), *map(row, cells)]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def headlines(paper, cells=None):
+    """Markdown of a paper's headline cells that runs answer, for its notebook; the card has every cell."""
+    shown = [c for c in cells or claims.cells(paper) if c.claim.get("headline") and c.interval]
+    return "\n".join(filter(None, (table([c for c in shown if c.kind == kind], kind) for kind in HEADS)))
+
+
+def paper_block(paper, cells):
+    """The generated part of a paper's card; its tables.py, if any, adds one of its own by `comparison(records)`."""
+    blocks = [tables(cells, kind) for kind in HEADS]
+    if find_spec(f"papers.{paper}.tables"):
+        blocks.append(import_module(f"facepapers.papers.{paper}.tables").comparison(runs.recorded(paper)))
+    figures = sorted(Path(paths.RECORDED, paper, "figures").glob("*.png"))
+    pictures = [f"![{f.stem}](../../results/{paper}/figures/{f.name})\n" for f in figures]
+    note = (
+        "Intervals cover seeds (Student's t) and test samples, added in quadrature; with one seed they cover the "
+        f"samples alone. A gain is positive when the first-named side is better. `make why CELL={paper}.<claim>` "
+        "explains a cell, `make verify` recomputes all of them.\n"
+    )
+    return "\n".join([*filter(None, blocks), note, *pictures, *speed_block(paper), *outside_block(paper)])
+
+
+def speed_block(paper):
+    """The recorded comparisons of `make bench`, if there are any: [Markdown]."""
+    path = Path(paths.RECORDED, paper, "bench.csv")
+    if not path.exists():
+        return []
+    rows = list(csv.DictReader(path.read_text().splitlines()))
+    one = rows[0]
+    head = ("speed, in one run", "ours", "ms", "other", "ms", "other / ours")
+    lines = [head, ["---"] * len(head), *([r[key] for key in BENCH] for r in rows)]
+    table = "".join("| " + " | ".join(line) + " |\n" for line in lines)
+    return [
+        f"{table}\n`make bench` of {one['date']}: {one['device']}, {one['threads']} threads, torch {one['torch']}.\n"
+    ]
+
+
+def outside_block(paper):
+    """The comparisons of results/outside.csv with code that `make bench` cannot run, if there are any: [Markdown]."""
+    path = Path(paths.RECORDED, "outside.csv")
+    rows = list(csv.DictReader(path.read_text().splitlines())) if path.exists() else []
+    rows = [r for r in rows if r["paper"] == paper]
+    if not rows:
+        return []
+    head = ("speed, measured outside", "against", "commit", "times faster", "times smaller", "conditions")
+    keys = ("what", "peer", "commit", "faster", "smaller", "conditions")
+    lines = [head, ["---"] * len(head), *([r[key] or "—" for key in keys] for r in rows)]
+    return ["".join("| " + " | ".join(line) + " |\n" for line in lines)]
+
+
+def summary_block(all_cells):
+    """The generated table of the top-level README: each paper's headline cells, and published ones that were run."""
+    head = ("paper", "cell", "published", "ours", "status")
+    lines, notes = [head, ["---"] * len(head)], []
+    for paper in dict.fromkeys(cell.paper for cell in all_cells):
+        cells = [c for c in all_cells if c.paper == paper]
+        link = f"[{paper.replace('_', '-')}](papers/{paper}/README.md)"
+        shown = [c for c in cells if c.claim.get("headline") or (c.records and c.kind == "level")]
+        for cell in shown:
+            published = cell.claim.get("published", "claim" if cell.kind == "contrast" else "—")
+            lines.append((link, cell.claim["what"], published, value(cell), cell.status))
+        rest = [c for c in cells if c not in shown and c.claim["preset"] != "demo"]
+        answered = sum(bool(c.interval) for c in rest)
+        if rest:
+            notes.append(f"{link}: {answered} with a run, {len(rest) - answered} without")
+    table = "".join("| " + " | ".join(line) + " |\n" for line in lines)
+    return table + (f"\nFurther cells on real data in the cards: {'; '.join(notes)}.\n" if notes else "")
+
+
+def precision_block(papers):
+    """One sentence: the contrasts that claims mark to be checked in both precisions, and what the runs give."""
+    parts = []
+    for paper in papers:
+        if cells := claims.in_each_precision(paper):
+            what, seeds = cells["bf16"].claim["what"], " / ".join(str(len(c.records)) for c in cells.values())
+            gains = " / ".join(f"{value(c)} {c.status}" for c in cells.values())
+            parts.append(f"{paper.replace('_', '-')}, {what}: {gains} ({seeds} seeds)")
+    return f"One contrast per paper's demo, in bf16 / fp32: {'; '.join(parts)}." if parts else ""
+
+
+def insert(text, name, block, path):
+    """`text` with the part between the markers of `name` replaced. UserError when the markers are missing."""
+    begin, end = BEGIN.format(name=name), END.format(name=name)
+    if begin not in text or end not in text:
+        raise cli.UserError(f"{path}: lacks the lines {begin!r} and {end!r} around the generated table; restore them")
+    before, rest = text.split(begin, 1)
+    return f"{before}{begin}\n{block}\n{end}{rest.split(end, 1)[1]}"

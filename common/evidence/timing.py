@@ -1,0 +1,104 @@
+"""Measuring seconds and memory: two sides in turn, medians, in one process."""
+
+import contextlib
+import ctypes
+import gc
+import math
+import os
+import statistics
+import threading
+import time
+from pathlib import Path
+
+import torch
+
+LIMITS = {"comparison_s": 3.0, "all_s": 170.0}  # of timed rounds; of everything
+
+
+def timed(run):
+    started = time.perf_counter()
+    run()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def seconds_alone(make, rounds=9):
+    """Median seconds of what `make` returns, after one warm-up; its memory is given back afterwards."""
+    run = make()
+    seconds = statistics.median(timed(run) for _ in range(affordable(rounds, timed(run))))
+    del run
+    give_back()
+    return seconds
+
+
+def compare(run, other, rounds=9):
+    """Median seconds of both, timed in turn after one warm-up each, and the ratio other/run of these.
+
+    Numbers are seconds that were measured before.
+    """
+    if not callable(run):
+        return run, other, other / run
+    rounds = affordable(rounds, timed(run) + timed(other))
+    ours, theirs = map(statistics.median, zip(*((timed(run), timed(other)) for _ in range(rounds)), strict=True))
+    return ours, theirs, theirs / ours
+
+
+def affordable(rounds, seconds):
+    """How many rounds of `seconds` each a comparison may take: at least one."""
+    return max(1, min(rounds, int(min(LIMITS["comparison_s"] / max(seconds, 1e-9), rounds))))
+
+
+def peak_mib(run, device, warm=True):
+    """Memory that `run` needs beyond what was held before, MiB: the allocator's on a GPU, the resident set on a CPU.
+
+    `warm` runs it once before, so that what libraries load for good is not counted.
+    """
+    if warm:
+        run()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    give_back()
+    before, stop = resident(), threading.Event()
+    seen = [before]
+
+    def watch():
+        while not stop.wait(0.001):
+            seen[0] = max(seen[0], resident())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        run()
+    finally:
+        stop.set()
+        watcher.join()
+        give_back()
+    return (seen[0] - before) / 2**20
+
+
+def give_back():
+    """Return memory that is not used to the system: glibc keeps it, and what is reused would not be seen as needed."""
+    gc.collect()
+    with contextlib.suppress(AttributeError, OSError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def resident():
+    """Bytes of this process in memory now (NaN where the system does not tell)."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return math.nan
+
+
+def available():
+    """Bytes of main memory that can be had without swapping (caches count; where unknown: what is free)."""
+    try:
+        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        return int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError):
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -1,0 +1,138 @@
+"""Pairs of images to verify: LFW's protocol files, drawn lists, folds."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from facepapers.common.cli import MissingData, UserError
+
+
+class Pairs(NamedTuple):
+    """P pairs of images given by their names (people's files: Name/Name_0001.jpg)."""
+
+    left: np.ndarray  # (P,) str
+    right: np.ndarray  # (P,) str
+    same: np.ndarray  # (P,) bool
+    fold: np.ndarray  # (P,) int, 0..9
+
+
+def contiguous_folds(n_pairs, folds=10):
+    """Fold (P,) of each pair when the list is cut into equal runs: scikit-learn's KFold without shuffling."""
+    if n_pairs < folds:
+        raise UserError(f"{n_pairs} pairs cannot be cut into {folds} folds")
+    return np.repeat(np.arange(folds), [len(part) for part in np.array_split(np.arange(n_pairs), folds)])
+
+
+def sample_pairs(index, identity, count, seed):
+    """(2 count, 4) pairs among the images `index`: `count` (or as many as there are) same, as many different."""
+    rng = np.random.default_rng(seed)
+    left, right = np.triu_indices(len(index), 1)
+    same = identity[index[left]] == identity[index[right]]
+    count = min(count, int(same.sum()), int((~same).sum()))
+    chosen = np.concatenate([rng.choice(np.flatnonzero(same == kind), count, replace=False) for kind in (True, False)])
+    fold = balanced_folds(same[chosen])
+    return np.stack([index[left[chosen]], index[right[chosen]], same[chosen], fold], 1).astype(np.int32)
+
+
+def hold_out(identity, train, count=3000, seed=2007):
+    """(test (N,) bool, pairs (P, 4)): a fifth of the people in `train` (N,), and pairs of theirs (see sample_pairs).
+
+    For tuning, which must not see the people of the test: train on `train & ~test`.
+    """
+    import torch
+
+    from facepapers.common.seeding import generator
+
+    people = np.unique(identity[train])
+    order = torch.randperm(len(people), generator=generator(seed)).numpy()
+    test = train & np.isin(identity, people[order[: len(people) // 5]])
+    return test, sample_pairs(np.flatnonzero(test), identity, count, seed)
+
+
+def balanced_folds(same, folds=10):
+    """Fold (P,) of each pair when the same-person pairs and the others are each cut into runs, in their order.
+
+    For lists that are not in blocks, such as LFW's pairsDevTest (all same-person pairs come first): contiguous folds
+    would hold one kind only. On pairs.txt both give LFW's official ten.
+    """
+    fold = np.empty(len(same), int)
+    for kind in (True, False):
+        where = np.flatnonzero(np.asarray(same, bool) == kind)
+        fold[where] = contiguous_folds(len(where), folds)
+    return fold
+
+
+def lfw_name(person, number):
+    """Name/Name_0001.jpg"""
+    return f"{person}/{person}_{int(number):04d}.jpg"
+
+
+def read_pairs(path):
+    """Pairs of an LFW pairs file. Fold: the file's own sets (View 2), or ten balanced ones (View 1).
+
+    The first line holds the number of sets (View 2 only) and the number of pairs of each kind per set. Raises
+    UserError, with the line, for a malformed file.
+    """
+    lines = _protocol_lines(path)
+    try:
+        header = [int(word) for word in lines[0]]
+        sets, each = header if len(header) == 2 else (1, *header)
+    except (ValueError, IndexError, TypeError):
+        raise UserError(f"{path}:1: expected '[sets] pairs-per-kind'; fetch the protocol file again") from None
+    if len(lines) != 1 + 2 * sets * each:
+        wanted = 2 * sets * each
+        raise UserError(f"{path}: {len(lines) - 1} pairs where its first line promises {wanted}; fetch it again")
+    left, right, same = [], [], []
+    for number, words in enumerate(lines[1:], start=2):
+        if len(words) not in (3, 4) or not (words[1] + words[-1]).isdigit():
+            raise UserError(f"{path}:{number}: expected 'name n n' or 'name n name n', found {' '.join(words)!r}")
+        left.append(lfw_name(words[0], words[1]))
+        right.append(lfw_name(words[-2] if len(words) == 4 else words[0], words[-1]))
+        same.append(len(words) == 3)
+    same = np.array(same)
+    fold = contiguous_folds(len(same), sets) if sets > 1 else balanced_folds(same)
+    return Pairs(np.array(left), np.array(right), same, fold)
+
+
+def read_people(path):
+    """Sets of {person: number of images} of an LFW people file: a list of ten (View 2) or of one (View 1)."""
+    lines = _protocol_lines(path)
+    view2 = len(lines) > 1 and len(lines[0]) == len(lines[1]) == 1  # "10" and then "601": sets, people in the first
+    at, sets = int(view2), []
+    try:
+        for _ in range(int(lines[0][0]) if view2 else 1):
+            count = int(lines[at][0])
+            people = lines[at + 1 : at + 1 + count]
+            sets.append({name: int(images) for name, images in people})
+            at += 1 + count
+            if len(people) != count:
+                raise IndexError
+    except (ValueError, IndexError):
+        raise UserError(f"{path}: set {len(sets) + 1} does not hold the people it promises; fetch it again") from None
+    return sets
+
+
+def index_pairs(pairs, names, path):
+    """Positions (P,), (P,) of the pairs' images in the list `names`. UserError, with the pairs' file `path`, when an
+    image is absent.
+    """
+    place = {name: i for i, name in enumerate(names)}
+    absent = [name for name in (*pairs.left, *pairs.right) if name not in place]
+    if absent:
+        raise UserError(
+            f"{path}: names {len(set(absent))} images that are absent, e.g. {absent[0]}; "
+            "obtain the whole data set, or the protocol file that belongs to it"
+        )
+    return np.array([place[n] for n in pairs.left]), np.array([place[n] for n in pairs.right])
+
+
+def _protocol_lines(path):
+    """The words of each non-empty line."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise MissingData(f"{path}: no such protocol file; `make data-lfw` obtains it") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not a text file; fetch the protocol file again") from None
+    return [line.split() for line in text.splitlines() if line.strip()]

@@ -1,0 +1,3 @@
+"""Commands that see every paper: reproduce, report, bench, notebooks.
+
+The top floor: may import everything, and nothing imports it."""

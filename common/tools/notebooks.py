@@ -1,0 +1,52 @@
+"""Execute every `papers/*/explain.ipynb` in place: `make notebooks`. Outputs carry no timings, so diffs stay small."""
+
+import sys
+import time
+from pathlib import Path
+
+from facepapers.common import cli, paths, storage
+
+
+def execute(path, timeout_s=600):
+    """The executed notebook as a nbformat node, without what went to stderr: progress, which differs each time.
+
+    UserError naming the notebook and the error of its first bad cell.
+    """
+    import nbformat
+    from nbclient import NotebookClient
+    from nbclient.exceptions import CellExecutionError
+
+    notebook = nbformat.read(path, as_version=4)
+    client = NotebookClient(
+        notebook, timeout=timeout_s, kernel_name="python3", resources={"metadata": {"path": str(paths.ROOT)}},
+        record_timing=False,
+    )  # fmt: skip
+    try:
+        client.execute()
+    except CellExecutionError as error:
+        first = (error.evalue.splitlines() or [""])[0]
+        raise cli.UserError(f"{path}: a cell failed: {error.ename}: {first}") from None
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+    notebook.metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    return notebook
+
+
+def main(argv):
+    import nbformat
+
+    wanted = [Path(a) for a in argv] or sorted(Path(paths.ROOT, "papers").glob("*/explain.ipynb"))
+    for path in wanted:
+        if not path.exists():
+            raise cli.UserError(f"{path}: no such notebook")
+        started = time.perf_counter()
+        notebook = execute(path)
+        with storage.atomic(path) as temporary:
+            nbformat.write(notebook, temporary)
+        print(f"executed {path} in {time.perf_counter() - started:.0f} s")
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(paths.ROOT))
+    cli.entry(main, about=__doc__)

@@ -1,0 +1,197 @@
+"""Tables, verification and provenance: `python -m facepapers.common.tools.report write | verify | why <paper>.<claim>`.
+
+Everything is drawn from `claims.toml` and the committed records; the text between the markers of a README is
+written here and nowhere else. `verify` and `why` load neither PyTorch nor a paper's networks: `metrics.py` of a paper,
+and `tables.py` if it has one, import NumPy alone.
+"""
+
+import difflib
+import heapq
+import sys
+import time
+from collections import Counter
+from importlib import import_module
+from pathlib import Path
+
+from facepapers.common import cli, paths, storage
+from facepapers.common.evidence import claims, environment, runs
+from facepapers.common.evidence.page import page
+from facepapers.common.evidence.tables import HEADS, USAGE, insert, paper_block, precision_block, summary_block, value
+
+
+def generated(root=paths.ROOT, *, cells=None):
+    """Every generated text file, path -> content, from the papers' `cells` (paper -> list; by default computed)."""
+    cells = {paper: claims.cells(paper) for paper in claims.papers()} if cells is None else cells
+    files, every = cards(cells, root), [cell for found in cells.values() for cell in found]
+    path = Path(root, "README.md")
+    text = insert(path.read_text(), "results", summary_block(every), path)
+    files[path] = insert(text, "precision", precision_block(cells), path)
+    files[Path(root, "results", "index.html")] = page(every)
+    return files
+
+
+def cards(cells, root):
+    """The papers' cards, path -> content, from their `cells` (paper -> list)."""
+    files = {}
+    for paper, found in cells.items():
+        path = Path(root, "papers", paper, "README.md")
+        files[path] = insert(path.read_text(), "results", paper_block(paper, found), path)
+    return files
+
+
+def write():
+    """Draw the figures, then write every table and the page."""
+    for paper in claims.papers():
+        records = runs.recorded(paper)
+        import_module(f"facepapers.papers.{paper}.figures").draw(records, paths.RECORDED / paper / "figures")
+    for path, text in generated().items():
+        with storage.atomic(path) as temporary:
+            temporary.write_text(text)
+        print(f"wrote {path.relative_to(paths.ROOT)}")
+
+
+def verify(paper=None, verbose=False):
+    """Recompute every metric of every committed record and every cell; raise UserError at the first difference.
+
+    `paper`: that one and its card alone, not the files that all papers share. `verbose` prints each cell.
+    """
+    started, values, cells = time.perf_counter(), {}, {}
+    for name in [paper] if paper else claims.papers():
+        records, evidence = runs.recorded(name), claims.Evidence()
+        values[name] = sum(check_record(name, record, evidence) for record in records)
+        cells[name] = claims.cells(name, records, evidence)
+        for cell in cells[name] if verbose else ():
+            print(f"{cell.status:14s} {cell.name:44s} {published(cell):>12s}  ours {value(cell)}")
+    fresh = cards(cells, paths.ROOT) if paper else generated(cells=cells)
+    stale = [str(p.relative_to(paths.ROOT)) for p, text in fresh.items() if not p.exists() or p.read_text() != text]
+    if stale:
+        raise cli.UserError(f"stale: {', '.join(stale)}; run `make report` and commit the result")
+    tables = f"{paper}'s tables fresh (those of all papers not compared)" if paper else "all tables fresh"
+    print(f"{summary(cells, values)}\nverified: {sum(values.values())} metric values recomputed from predictions, "
+          f"{tables}, {time.perf_counter() - started:.1f} s")  # fmt: skip
+
+
+def summary(cells, values):
+    """Text: how many cells of each paper have each status, and how many of its metric values were recomputed.
+
+    `cells`: paper -> Cells, `values`: paper -> number.
+    """
+    counts = {paper: Counter(cell.status for cell in found) for paper, found in cells.items()}
+    every = sorted((c for found in cells.values() for c in found), key=lambda c: list(HEADS).index(c.kind))
+    lines = [("cells", *(paper.replace("_", "-") for paper in cells), "all")]
+    for status in dict.fromkeys(cell.status for cell in every):
+        numbers = [counts[paper][status] for paper in cells]
+        lines.append((status, *numbers, sum(numbers)))
+    lines.append(("together", *map(len, cells.values()), len(every)))
+    lines.append(("metric values", *values.values(), sum(values.values())))
+    widths = [max(len(str(line[k])) for line in lines) for k in range(len(lines[0]))]
+    first, *others = widths
+    aligned = lambda line: "  ".join(f"{text!s:>{width}s}" for text, width in zip(line[1:], others, strict=True))
+    return "\n".join(f"{line[0]:{first}s}  {aligned(line)}" for line in lines)
+
+
+def published(cell):
+    return f"published {cell.claim['published']}" if cell.kind == "level" else ""
+
+
+def check_record(paper, record, evidence):
+    """Recompute a record's metrics from its predictions; returns how many. UserError when anything differs."""
+    path = record["folder"] / "predictions.npz"
+    if not path.exists() or storage.sha256(path) != record["predictions_sha256"]:
+        raise cli.UserError(f"{path}: missing or not the file that run.json names; restore it from git")
+    predictions, known = evidence.predictions(record), claims.metrics_of(paper)
+    for name, recorded in record["metrics"].items():
+        if name not in known or not known[name].available(predictions):
+            raise cli.UserError(f"{record['folder'] / 'run.json'}: {name} cannot be computed from its predictions")
+        again = known[name].value(predictions)
+        if not abs(again - recorded) <= 1e-6 * max(1.0, abs(recorded)):
+            raise cli.UserError(f"{record['folder'] / 'run.json'}: {name} is {recorded}, its predictions give {again}")
+    return len(record["metrics"])
+
+
+def named(name):
+    """(paper, claim's id) of a cell's name. UserError with the nearest names where no claim has it."""
+    known = claims.names()
+    if not name.strip():
+        raise cli.UserError(f"usage: make why CELL=<paper>.<claim>, for example CELL={known[0]}")
+    paper, dot, claim_id = name.partition(".")
+    name = f"{paper.replace('-', '_')}{dot}{claim_id}"
+    if name not in known:
+        raise cli.UserError(f"no cell {name!r}; the nearest names are {', '.join(nearest(name, known))}")
+    return name.split(".", 1)
+
+
+def nearest(name, known, count=3):
+    """The `count` names of `known` that are most like `name`, which may also be a claim's id without its paper."""
+    likeness = lambda text: difflib.SequenceMatcher(None, name, text).ratio()
+    return heapq.nlargest(count, known, key=lambda full: max(likeness(full), likeness(full.partition(".")[2])))
+
+
+def why(name):
+    """Print the chain cell -> claim -> runs -> settings, source, environment, data, predictions."""
+    cell = claims.cell(*named(name))
+    print(f"{cell.name}: {cell.claim['what']}\n  kind      {cell.kind}\n  metric    {cell.metric.label}")
+    for key in ("published", "source", "selection", "n_runs", "tolerance", "tolerance_reason", "boxes"):
+        if key in cell.claim:
+            print(f"  {key:9s} {cell.claim[key]}")
+    print(f"  ours      {value(cell)}\n  status    {cell.status}")
+    if not cell.records:
+        print(f"  no committed run has data {cell.claim['data']!r} and preset {cell.claim['preset']!r} for this cell")
+    sides = [(cell.claim.get("better", ""), cell.records), (cell.claim.get("than", ""), cell.others)]
+    for side, records in sides:
+        for record in records:
+            explain(record, cell.metric, side)
+
+
+def explain(record, metric, side):
+    """Print where one run's number comes from."""
+    source, env = record["source"], record["environment"]
+    same = (
+        "this checkout's"
+        if source["sha256"] == environment.source_sha256(record["paper"])
+        else "other than this checkout's"
+    )
+    predictions = runs.read_predictions(record["folder"] / "predictions.npz")
+    print(f"\n  run {record['run']} {f'({side})' if side else ''}")
+    lines = {
+        metric.name: f"{metric.value(predictions):.4f} ({record['selection']} weights)",
+        "changed": record["overrides"] or "nothing: the preset's own settings",
+        "precision": runs.precision_of(record) + (", forced" if "precision" in record["overrides"] else ""),
+        "commit": f"{source['commit']}{' with uncommitted changes' if source['dirty'] else ''}; sources {same}",
+        "machine": f"{env['device']}, {env['threads']} threads, torch {env['torch']}, Python {env['python']}"
+        f"{', compiled' if env.get('compiled') else ''}",
+        "time": f"{record['started']}, {record['seconds']:.0f} s training, {record['samples_per_s']} samples/s",
+        "data": ", ".join(f"{k} {v}" for k, v in record["data"].items()),
+        "weights": (record["weights"] or {}).get("sha256"),
+        "predictions": f"{record['folder'].name}/predictions.npz, sha256 {record['predictions_sha256']}",
+        "settings": ", ".join(f"{k}={v}" for k, v in record["config"].items()),
+    }
+    for key, text in lines.items():
+        print(f"    {key:12s} {text}")
+
+
+def main(argv):
+    command, rest = (argv[0], argv[1:]) if argv else ("", [])
+    if command == "write" and not rest:
+        write()
+    elif command == "verify":
+        verify(*verify_options(rest))
+    elif command == "why" and len(rest) == 1:
+        why(rest[0])
+    else:
+        raise cli.UserError(USAGE)
+
+
+def verify_options(argv):
+    """(paper or None, whether to print each cell) of the words after `verify`."""
+    paper, rest = cli.take_option(argv, "paper")
+    if set(rest) - {"-v"}:
+        raise cli.UserError(USAGE)
+    if paper is not None and paper.replace("-", "_") not in claims.papers():
+        raise cli.UserError(f"no paper {paper!r}; known are {', '.join(claims.papers())}")
+    return paper and paper.replace("-", "_"), bool(rest)
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(paths.ROOT))
+    cli.entry(main, about=__doc__)

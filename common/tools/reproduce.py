@@ -1,0 +1,141 @@
+"""`make reproduce-<paper>`: choose a preset, train and evaluate its rows, print published beside recorded and yours.
+
+A paper describes its plan in `papers/<paper>/config.py`: PLAN, preset -> common.plan.Plan.
+"""
+
+import os
+import sys
+import time
+from importlib import import_module
+from pathlib import Path
+
+from facepapers.common import cli, paths
+from facepapers.common.data import sets
+from facepapers.common.evidence import claims, runs, tables
+from facepapers.common.progress import phase
+
+
+def main(argv):
+    if not argv:
+        raise cli.UserError(f"usage: make reproduce-<paper>; papers: {', '.join(known_papers())}")
+    paper = argv[0].replace("-", "_")
+    if paper not in claims.papers():
+        raise cli.UserError(f"no paper {argv[0]!r}; known are {', '.join(known_papers())}")
+    wanted, rest = cli.take_option(argv[1:], "preset", "auto")
+    rows, rest = cli.take_option(rest, "rows", "")
+    seeds, rest = cli.take_option(rest, "seeds", "")
+    chosen, rest = cli.take_option(rest, "data")
+    out, rest = cli.take_option(rest, "out", paths.LOCAL)
+    settings = import_module(f"facepapers.papers.{paper}.config")
+    plans = settings.PLAN
+    preset, name = choose(plans, wanted, chosen)
+    if plans[preset].reference_s and not (rows or seeds or rest or has_gpu()):
+        print(f"  {expected(plans[preset], settings.PRESETS[preset].precision)}")
+    plan, started = plans[preset], time.time()
+    train = import_module(f"facepapers.papers.{paper}.train")
+    for seed in numbers(seeds) or plan.seeds:
+        for row in rows.split() or plan.rows:
+            options = ["--preset", preset, "--row", row, "--data", name, "--seed", str(seed), "--out", str(out)]
+            train.main([*options, *rest])
+    with phase("table and pictures"):
+        show(paper, preset, name, out)
+    print(f"\ndone in {time.time() - started:.0f} s")
+
+
+def expected(plan, wanted):
+    """How long a plan takes on this machine, from a probe of a quarter of a second, in the `wanted` precision."""
+    import torch
+
+    from facepapers.common.tools.probe import gflops
+    from facepapers.common.training import precision
+
+    fp32, native = gflops(torch.float32), precision.choose(wanted, torch.device("cpu")) == "bf16"
+    bf16 = gflops(torch.bfloat16) if native else 0.0
+    rate = f"{fp32:.0f} GFLOP/s" + (f", {bf16:.0f} in bf16" if native else "")
+    return f"about {duration(plan.seconds(fp32, bf16))} on this machine ({torch.get_num_threads()} threads, {rate})"
+
+
+def duration(seconds):
+    """`50 seconds`, `3 minutes`, `2.5 hours`."""
+    if seconds < 90:
+        return f"{max(10, round(seconds, -1)):.0f} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
+
+
+def against(mine, recorded):
+    """The status of a cell; where nothing is published, whether the two intervals of record and rerun meet."""
+    if mine.kind != "measured" or recorded.interval is None:
+        return mine.status
+    meet = mine.interval.low <= recorded.interval.high and recorded.interval.low <= mine.interval.high
+    return "agrees with the record" if meet else "differs from the record"
+
+
+def known_papers():
+    return [paper.replace("_", "-") for paper in claims.papers()]
+
+
+def numbers(text):
+    try:
+        return [int(word) for word in text.split()]
+    except ValueError:
+        raise cli.UserError(f"--seeds {text!r}: whole numbers separated by spaces, such as --seeds '0 1 2'") from None
+
+
+def choose(plans, wanted, name):
+    """(preset, data set): the wanted one, or with "auto" the richest that data and hardware allow; says which."""
+    if wanted not in ("auto", *plans):
+        raise cli.UserError(f"unknown preset {wanted!r}: known are auto, {', '.join(plans)}")
+    options = [wanted]
+    if wanted == "auto":  # a data set that was asked for by name decides which presets make sense
+        options = [p for p in ("paper", "short", "demo") if p in plans and (not name or name in plans[p].data)]
+        options = options or ["short"]
+    passed_over = []
+    for preset in options:
+        names = (name,) if name else plans[preset].data
+        here = [s for s in names if s == "embedded" or all(map(sets.available, s.split("+")))]
+        gets = " or ".join(" and ".join(f"`make data-{part}`" for part in s.split("+")) for s in names)
+        if not here:
+            passed_over.append(
+                f"preset {preset} needs {' or '.join(names)}, not on this machine: {gets} says how to get it, "
+                "DATA_MIRROR=<folder or URL> names one that holds the archives"
+            )
+        elif wanted == "auto" and plans[preset].needs_gpu and not has_gpu():
+            passed_over.append(f"preset {preset} is sized for a GPU; PRESET={preset} runs it on the CPU all the same")
+        else:
+            print(f"preset {preset} on {here[0]}" + (f": {plans[preset].takes}" if plans[preset].takes else ""))
+            print("".join(f"  richer, but not chosen: {line}\n" for line in passed_over), end="")
+            return preset, here[0]
+    raise cli.MissingData(passed_over[-1])
+
+
+def has_gpu():
+    import torch
+
+    return torch.cuda.is_available() or "RANK" in os.environ
+
+
+def show(paper, preset, name, out):
+    """Print the table of a preset and data set (published, recorded here, yours), other runs, pictures."""
+    mine = [r for r in runs.recorded(paper, out) if (r["data"]["name"], r["config"]["preset"]) == (name, preset)]
+    recorded = {c.name: c for c in claims.cells(paper)}
+    lines = [("cell", "published", "recorded here", "yours", "status of yours")]
+    for cell in claims.cells(paper, mine):
+        if cell.records:
+            known = recorded[cell.name]
+            published = cell.claim.get("published", "—")
+            lines.append((cell.claim["what"], published, tables.value(known), tables.value(cell), against(cell, known)))
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    print()
+    for line in lines if len(lines) > 1 else []:
+        print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
+    for record in mine:
+        if set(record["overrides"]) - runs.FREE:
+            values = ", ".join(f"{k} {v:.2f}" for k, v in list(record["metrics"].items())[:3])
+            print(f"own settings, answers no cell: {record['run']}: {values}")
+    figures = import_module(f"facepapers.papers.{paper}.figures").draw(mine, Path(out) / paper / "figures")
+    print("\n" + "".join(f"picture: {os.path.relpath(f)}\n" for f in figures), end="")
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(paths.ROOT))
+    cli.entry(main, about=__doc__)

@@ -1,0 +1,125 @@
+"""Weights with a hash, and state that resumes to the same bits."""
+
+import json
+import random
+
+import numpy as np
+
+from facepapers.common.cli import UserError
+from facepapers.common.storage import atomic, sha256
+
+
+def save_weights(path, model, **metadata):
+    """Write `model`'s tensors as safetensors (no pickle) and return the file's sha256."""
+    from safetensors.torch import save_file
+
+    tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    # One entry, because safetensors writes several in random order: equal weights must give equal files.
+    about = json.dumps({k: str(v) for k, v in metadata.items()}, sort_keys=True)
+    with atomic(path) as temporary:
+        save_file(tensors, str(temporary), metadata={"about": about})
+    return sha256(path)
+
+
+def load_weights(path, model):
+    """Load safetensors into `model`, strictly; returns the file's metadata.
+
+    Raises UserError naming the keys that differ when the file belongs to another architecture.
+    """
+    tensors, metadata = read_weights(path)
+    wanted = model.state_dict()
+    missing, surplus = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
+    shapes = [k for k in wanted.keys() & tensors.keys() if wanted[k].shape != tensors[k].shape]
+    if missing or surplus or shapes:
+        parts = [
+            f"{len(keys)} {what} (e.g. {keys[0]})"
+            for what, keys in (("keys missing", missing), ("keys unknown", surplus), ("shapes differ", sorted(shapes)))
+            if keys
+        ]
+        raise UserError(f"{path}: weights of another architecture: {', '.join(parts)}")
+    model.load_state_dict(tensors, strict=True)
+    return metadata
+
+
+def read_weights(path):
+    """(dict of tensors, dict of metadata) of a safetensors file; UserError when missing or damaged."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="pt") as handle:
+            names = list(handle.keys())
+            about = json.loads((handle.metadata() or {}).get("about", "{}"))
+            return {name: handle.get_tensor(name) for name in names}, about
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such weights file") from None
+    except (SafetensorError, OSError, json.JSONDecodeError) as error:
+        raise UserError(f"{path}: not a readable safetensors file ({error}); fetch or train it again") from None
+
+
+def rng_state():
+    """State of every global generator that a training step could draw from."""
+    import torch  # here and below: hashes and JSON are read without it
+
+    state = {"torch": torch.get_rng_state(), "python": repr(random.getstate())}
+    kind, keys, position, has_gauss, cached = np.random.get_state()
+    state["numpy"] = [kind, keys.tolist(), int(position), int(has_gauss), float(cached)]
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def set_rng_state(state):
+    import ast
+
+    import torch
+
+    torch.set_rng_state(state["torch"].cpu())
+    random.setstate(ast.literal_eval(state["python"]))
+    kind, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
+
+
+def save_state(path, parts, **scalars):
+    """Write everything needed to continue: `parts` maps names to objects with a state_dict.
+
+    The weights of `parts`, plain `scalars` (step, best value, history) and all generator states go into one
+    file that `torch.load(weights_only=True)` can read, so no code is ever unpickled.
+    """
+    import torch
+
+    state = {name: part.state_dict() for name, part in parts.items()}
+    with atomic(path) as temporary:
+        torch.save({"parts": state, "scalars": scalars, "rng": rng_state()}, temporary)
+
+
+def read_scalars(path):
+    """The scalars of a file of `save_state`, without reading its tensors. UserError when it is damaged."""
+    import torch
+
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)["scalars"]
+    except Exception as error:  # torch.load raises many kinds for a truncated file
+        raise _no_checkpoint(path, error) from None
+
+
+def _no_checkpoint(path, error):
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return UserError(f"{path}: cannot resume from this checkpoint ({reason}); delete it to start again")
+
+
+def load_state(path, parts):
+    """Restore `parts` in place; returns the scalars. UserError when the file is damaged or does not fit."""
+    import torch
+
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        if saved["parts"].keys() != parts.keys():
+            raise KeyError(f"holds {sorted(saved['parts'])}, this run needs {sorted(parts)}")
+        for name, part in parts.items():
+            part.load_state_dict(saved["parts"][name])
+        set_rng_state(saved["rng"])
+    except Exception as error:  # torch.load raises many kinds for a truncated file
+        raise _no_checkpoint(path, error) from None
+    return saved["scalars"]

@@ -1,0 +1,189 @@
+"""Resumable steps: progress, logging, a stop at NaN, a checkpoint at Ctrl-C. The loop body stays in train.py.
+
+steps = Steps(folder, {"model": model, "optimizer": optimizer}, total=cfg.steps, batch=cfg.batch, unit="faces")
+for step in steps:
+    ...                       # forward, backward, optimizer.step()
+    steps.log(loss=loss)
+"""
+
+import math
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import torch
+
+from facepapers.common.cli import Interrupted, UserError
+from facepapers.common.progress import Meter
+from facepapers.common.training import checkpoint, parallel
+
+
+class Best:
+    """The weights with the lowest (or highest) validation value so far: validation-chosen selection."""
+
+    def __init__(self, model, lower_is_better=True):
+        self.model, self.sign = model, 1 if lower_is_better else -1
+        self.value, self.step, self.weights = None, -1, None
+
+    def offer(self, value, step):
+        """Keep the model's present weights if `value` beats the best so far."""
+        if math.isfinite(value) and (self.value is None or self.sign * value < self.sign * self.value):
+            self.value, self.step = float(value), int(step)
+            self.weights = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
+
+    def forget(self):
+        self.value, self.step, self.weights = None, -1, None
+
+    def restore(self):
+        """Put the best weights back into the model."""
+        if self.weights is not None:
+            self.model.load_state_dict(self.weights)
+
+    def state_dict(self):
+        return {"value": self.value, "step": self.step, "weights": self.weights}
+
+    def load_state_dict(self, state):
+        self.value, self.step, self.weights = state["value"], state["step"], state["weights"]
+
+
+def averaged(model, decay):
+    """A running average of `model`'s weights and statistics, with a shorter memory at first.
+
+    Call `.update_parameters(model)` after each step. The memory grows to 1 / (1 - decay) steps, so that the random
+    start is soon forgotten.
+    """
+
+    def mix(old, new, count):
+        if old[0].is_floating_point():
+            torch._foreach_lerp_(old, new, 1 - min(decay, (1 + int(count)) / (10 + int(count))))
+        else:  # counters
+            torch._foreach_copy_(old, new)
+
+    return torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=mix, use_buffers=True)
+
+
+class Steps:
+    """Iterate step numbers from the last checkpoint to `total`.
+
+    `parts` (name -> object with state_dict) is what a checkpoint holds. A checkpoint is written every `save_s`
+    seconds and when the process is told to stop; `describe(step)` names a step's samples for the NaN report.
+    `identity` (a fingerprint of the settings) keeps a run from continuing another configuration's checkpoint;
+    `precision` ("bf16" or "fp32") is kept for whoever continues it.
+    Raises Interrupted after the save, UserError when a logged value stops being finite.
+    """
+
+    def __init__(self, folder, parts, total, batch, unit="samples", log_every=50, save_s=120, describe=None, label="",
+                 identity="", precision=""):  # fmt: skip
+        self.path, self.parts, self.total = Path(folder) / "checkpoint.pt", parts, total
+        self.batch, self.unit, self.label, self.identity = batch, unit, label, identity
+        self.log_every, self.save_s, self.describe, self.precision = log_every, save_s, describe, precision
+        self.history, self.seconds, self.first = [], 0.0, 0
+        self._pending, self._stop = [], False
+        if self.path.exists() and self.resume(self.path, parts) != identity:
+            raise UserError(f"{self.path}: was written under other settings; delete it to start again")
+
+    def resume(self, path, parts):
+        """Continue from a file of `save`, which holds `parts`; returns the identity of the run that wrote it."""
+        saved = checkpoint.load_state(path, parts)
+        self.first, self.history, self.seconds = saved["step"], saved["history"], saved["seconds"]
+        if parallel.is_main():
+            other = saved.get("precision", self.precision)
+            note = f"; computed in {other} so far, from here on in {self.precision}" if other != self.precision else ""
+            print(f"resuming {path.parent.name} at step {self.first} of {self.total}{note}", file=sys.stderr)
+        return saved.get("identity", "")
+
+    def __iter__(self):
+        restore = self._catch_signals()
+        self._since, self._last_save = time.perf_counter(), time.monotonic()
+        try:
+            label = f"{self.label} step".lstrip()
+            with Meter(label, self.total, self.unit, self.first, self.batch, keep=True) as self._meter:
+                yield from self._count()
+                if self._meter.speaks and self.total > self.first:
+                    self._meter.say()
+        finally:
+            self.seconds += time.perf_counter() - self._since
+            restore()
+
+    def _count(self):
+        for step in range(self.first, self.total):
+            self.step = step
+            yield step
+            self._meter.add()
+            if (step + 1) % self.log_every == 0 or step + 1 == self.total:
+                self.flush()
+            self._save_if_due(step + 1)
+
+    def log(self, **values):
+        """Keep this step's values (tensors stay on the device until the next flush)."""
+        self._pending.append((self.step, {k: v.detach() if torch.is_tensor(v) else v for k, v in values.items()}))
+
+    def note(self, **values):
+        """Add values (e.g. a validation error) to the history's newest row."""
+        self.flush()
+        if not self.history or self.history[-1]["step"] != self.step + 1:
+            self.history.append({"step": self.step + 1})
+        self.history[-1].update({k: float(v) for k, v in values.items()})
+
+    def flush(self):
+        """Move pending values into one history row, their mean; stop the run if one is not finite."""
+        if not self._pending:
+            return
+        names = self._pending[0][1]
+        table = {n: torch.stack([torch.as_tensor(row[n]) for _, row in self._pending]).float().cpu() for n in names}
+        for name, values in table.items():
+            bad = (~torch.isfinite(values)).nonzero()
+            if len(bad):
+                self._report_nan(name, self._pending[int(bad[0])][0])
+        row = {"step": self.step + 1, **{n: float(v.mean()) for n, v in table.items()}}
+        self._pending = []
+        self.history.append(row)
+        self._meter.remark("  ".join(f"{k} {v:.4g}" for k, v in row.items() if k != "step"))
+
+    def save(self, done, path=None, parts=None):
+        """Write the checkpoint (or such a file of some parts) from which step number `done` is the next."""
+        self.flush()
+        now = time.perf_counter()
+        self.seconds, self._since = self.seconds + now - self._since, now
+        if parallel.is_main():
+            scalars = dict(step=done, history=self.history, seconds=self.seconds, identity=self.identity)
+            checkpoint.save_state(path or self.path, parts or self.parts, precision=self.precision, **scalars)
+        self._last_save = time.monotonic()
+
+    def _save_if_due(self, done):
+        stop = self._stop
+        if parallel.world() > 1 and done % 10 == 0:  # all ranks must leave at the same step
+            stop = parallel.any_rank(self._stop, next(iter(self.parts["model"].parameters())).device)
+        elif parallel.world() > 1:
+            stop = False
+        if stop:
+            self.save(done)
+            raise Interrupted(f"saved at step {done} of {self.total}; the same command continues from there")
+        if time.monotonic() - self._last_save > self.save_s:
+            self.save(done)
+
+    def _report_nan(self, name, step):
+        samples = f" (samples {self.describe(step)})" if self.describe else ""
+        raise UserError(
+            f"{name} is not finite at step {step}{samples}; lower the learning rate or look at these samples"
+        )
+
+    def _catch_signals(self):
+        """First Ctrl-C or SIGTERM: finish the step and save. A second one stops at once."""
+        if threading.current_thread() is not threading.main_thread():
+            return lambda: None
+        old = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+
+        def restore():
+            for number, handler in old.items():
+                signal.signal(number, handler)
+
+        def request(number, frame):
+            self._stop = True
+            restore()
+
+        for number in old:
+            signal.signal(number, request)
+        return restore

@@ -1,0 +1,166 @@
+"""Batched image operations on tensors: similarity crops, colour, erasing, blur, JPEG. No loop over samples.
+
+Images are (B, C, H, W) float32 with values 0..255; points are (B, P, 2) pixels (x, y), pixel centres at integers.
+Random numbers are drawn on the CPU from an explicit generator, so a CPU and a GPU see the same augmentation.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+
+def uniform(low, high, shape, gen, device="cpu"):
+    """Uniform numbers in [low, high) of `shape`."""
+    return (low + (high - low) * torch.rand(shape, generator=gen)).to(device)
+
+
+def similarity(centre, side, angle_rad, flip, size):
+    """Affine maps from crop pixels to image pixels, (B, 2, 3).
+
+    A crop of `size` pixels shows the square of `side` (B,) image pixels around `centre` (B, 2), turned by
+    `angle_rad` (B,), mirrored left-right where `flip` (B,) is true.
+    """
+    scale = side / size
+    cos, sin = torch.cos(angle_rad) * scale, torch.sin(angle_rad) * scale
+    mirror = 1.0 - 2.0 * flip.to(scale.dtype)
+    linear = torch.stack([torch.stack([cos * mirror, -sin], -1), torch.stack([sin * mirror, cos], -1)], -2)
+    middle = (size - 1) / 2
+    offset = centre - linear.sum(-1) * middle
+    return torch.cat([linear, offset.unsqueeze(-1)], -1)
+
+
+def invert(matrix):
+    """Inverse of affine maps (B, 2, 3)."""
+    (a, b), (c, d) = matrix[:, 0, :2].unbind(1), matrix[:, 1, :2].unbind(1)
+    adjugate = torch.stack([torch.stack([d, -b], -1), torch.stack([-c, a], -1)], -2)
+    linear = adjugate / (a * d - b * c).view(-1, 1, 1)
+    return torch.cat([linear, -linear @ matrix[:, :, 2:]], -1)
+
+
+def transform_points(points, matrix):
+    """Apply affine maps (B, 2, 3) to points (B, P, 2)."""
+    return points @ matrix[:, :, :2].transpose(1, 2) + matrix[:, :, 2].unsqueeze(1)
+
+
+def crop(images, matrix, size):
+    """Sample (B, C, size, size) crops from `images` (B, C, H, W), bilinear, edge pixels repeated outside.
+
+    `matrix` (B, 2, 3) maps crop pixels to image pixels. Keep the shrink factor at 2 or less (see `halve`):
+    bilinear sampling looks at two pixels a side and would alias beyond that.
+    """
+    height, width = images.shape[-2:]
+    steps = torch.arange(size, device=images.device, dtype=torch.float32)
+    y, x = torch.meshgrid(steps, steps, indexing="ij")
+    pixels = torch.stack([x, y], -1).view(1, -1, 2).expand(len(images), -1, -1)
+    source = transform_points(pixels, matrix.to(images.device))
+    extent = torch.tensor([width, height], device=images.device, dtype=torch.float32)
+    grid = ((2 * source + 1) / extent - 1).view(-1, size, size, 2)
+    return F.grid_sample(images.float(), grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def halve(images):
+    """Average 2x2 blocks of uint8 images (N, C, H, W). Point (x, y) moves to ((x - 0.5) / 2, (y - 0.5) / 2)."""
+    parts = [F.avg_pool2d(chunk.float(), 2).round().to(torch.uint8) for chunk in images.split(256)]
+    return torch.cat(parts)
+
+
+def flip_points(points, permutation, flip):
+    """Give the points of mirrored samples the names of their new side. `permutation` is the markup's flip table."""
+    return torch.where(flip.view(-1, 1, 1), points[:, permutation], points)
+
+
+def colour_jitter(images, gen, brightness=0.2, contrast=0.2, saturation=0.2, grey=0.1):
+    """Random gain, offset and saturation per image, and grey images with probability `grey`."""
+    n, device = len(images), images.device
+    gain = uniform(1 - contrast, 1 + contrast, (n, 1, 1, 1), gen, device)
+    offset = uniform(-255 * brightness, 255 * brightness, (n, 1, 1, 1), gen, device)
+    keep = uniform(1 - saturation, 1 + saturation, (n, 1, 1, 1), gen, device)
+    keep = keep * (uniform(0, 1, (n, 1, 1, 1), gen, device) >= grey)
+    weights = torch.tensor([0.299, 0.587, 0.114], device=device).view(1, 3, 1, 1)
+    luma = (images * weights).sum(1, keepdim=True)
+    coloured = luma + (images - luma) * keep
+    mean = luma.mean((2, 3), keepdim=True)
+    return ((coloured - mean) * gain + mean + offset).clamp_(0, 255)
+
+
+def erase(images, gen, probability=0.5, smallest=0.1, largest=0.45):
+    """Cover a random rectangle (side lengths as shares of the image) with a random colour."""
+    n, _, height, width = images.shape
+    size = uniform(smallest, largest, (n, 2), gen, images.device)
+    centre = uniform(0, 1, (n, 2), gen, images.device)
+    on = uniform(0, 1, (n, 1, 1, 1), gen, images.device) < probability
+    colour = uniform(0, 255, (n, images.shape[1], 1, 1), gen, images.device)
+    y = torch.arange(height, device=images.device).view(1, -1, 1) / height
+    x = torch.arange(width, device=images.device).view(1, 1, -1) / width
+    inside_y = (y - centre[:, 1].view(-1, 1, 1)).abs() < size[:, 1].view(-1, 1, 1) / 2
+    inside_x = (x - centre[:, 0].view(-1, 1, 1)).abs() < size[:, 0].view(-1, 1, 1) / 2
+    return torch.where((inside_y & inside_x).unsqueeze(1) & on, colour, images)
+
+
+def blur(images, gen, probability=0.3, largest_sigma=1.5, radius=4):
+    """Gaussian blur with a random sigma (pixels) per image, separable, one grouped convolution per axis."""
+    n, channels, _, _ = images.shape
+    sigma = uniform(0.2, largest_sigma, (n, 1), gen, images.device)
+    on = uniform(0, 1, (n, 1), gen, images.device) < probability
+    offsets = torch.arange(-radius, radius + 1, device=images.device, dtype=torch.float32)
+    kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
+    kernel = torch.where(on, kernel / kernel.sum(1, keepdim=True), (offsets == 0).float())
+    kernel = kernel.repeat_interleave(channels, 0)
+    flat = images.reshape(1, n * channels, *images.shape[-2:])
+    flat = F.pad(flat, (radius, radius, radius, radius), mode="replicate")
+    flat = F.conv2d(flat, kernel.view(-1, 1, 1, 2 * radius + 1), groups=n * channels)
+    flat = F.conv2d(flat, kernel.view(-1, 1, 2 * radius + 1, 1), groups=n * channels)
+    return flat.view_as(images)
+
+
+# ITU T.81 Annex K quantisation tables, as every JPEG encoder's default at quality 50.
+_LUMA = [
+    16, 11, 10, 16, 24, 40, 51, 61, 12, 12, 14, 19, 26, 58, 60, 55, 14, 13, 16, 24, 40, 57, 69, 56,
+    14, 17, 22, 29, 51, 87, 80, 62, 18, 22, 37, 56, 68, 109, 103, 77, 24, 35, 55, 64, 81, 104, 113, 92,
+    49, 64, 78, 87, 103, 121, 120, 101, 72, 92, 95, 98, 112, 100, 103, 99,
+]  # fmt: skip
+
+
+_CHROMA = [
+    17, 18, 24, 47, 99, 99, 99, 99, 18, 21, 26, 66, 99, 99, 99, 99, 24, 26, 56, 99, 99, 99, 99, 99,
+    47, 66, 99, 99, 99, 99, 99, 99, *[99] * 32,
+]  # fmt: skip
+
+
+_TO_YCC = [[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]]
+
+
+def jpeg(images, quality):
+    """What baseline JPEG (4:2:0) at `quality` (B,) in 1..100 leaves of RGB images; 0 or less leaves them alone.
+
+    Colour transform, block cosine transform, quantisation and back, batched; entropy coding is lossless and
+    left out. Tables are scaled by the Independent JPEG Group's rule.
+    """
+    n, _, height, width = images.shape
+    quality = quality.to(images.device).float()
+    scale = torch.where(quality < 50, 5000 / quality.clamp(min=1), 200 - 2 * quality)
+    to_ycc = torch.tensor(_TO_YCC, device=images.device)
+    padded = F.pad(images.float(), (0, -width % 16, 0, -height % 16), mode="replicate")
+    planes = torch.einsum("kc,bchw->bkhw", to_ycc, padded)
+    luma = _quantise_blocks(planes[:, :1] - 128, _LUMA, scale) + 128
+    chroma = _quantise_blocks(F.avg_pool2d(planes[:, 1:], 2), _CHROMA, scale)
+    chroma = F.interpolate(chroma, scale_factor=2, mode="bilinear", align_corners=False)
+    back = torch.linalg.inv(torch.tensor(_TO_YCC)).to(images.device)
+    coded = torch.einsum("ck,bkhw->bchw", back, torch.cat([luma, chroma], 1))
+    coded = coded[:, :, :height, :width].round().clamp(0, 255)
+    return torch.where((quality > 0).view(n, 1, 1, 1), coded, images.float())
+
+
+def _quantise_blocks(planes, table, scale):
+    """Round the 8x8 cosine coefficients of (B, K, H, W) to the scaled table's steps."""
+    n, k, height, width = planes.shape
+    steps = torch.tensor(table, device=planes.device, dtype=torch.float32).view(1, 1, 1, 1, 8, 8)
+    steps = ((steps * scale.view(n, 1, 1, 1, 1, 1) + 50) / 100).floor().clamp(1, 255)
+    i = torch.arange(8, device=planes.device, dtype=torch.float32)
+    dct = torch.cos(math.pi * (2 * i + 1) * i.unsqueeze(1) / 16) / 2
+    dct[0] /= math.sqrt(2)
+    blocks = planes.view(n, k, height // 8, 8, width // 8, 8).transpose(3, 4)
+    coefficients = dct @ blocks @ dct.T
+    blocks = dct.T @ ((coefficients / steps).round() * steps) @ dct
+    return blocks.transpose(3, 4).reshape(n, k, height, width)

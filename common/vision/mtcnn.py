@@ -1,0 +1,187 @@
+"""MTCNN (Zhang et al. 2016): three small networks propose, refine and place the five points of a face."""
+
+import pickle
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from facepapers.common.cli import MissingData, UserError
+
+
+class PNet(nn.Module):
+    """Fully convolutional proposals: (B, 3, H, W) to face probability (B, h, w) and box regression (B, 4, h, w)."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.prelu1 = nn.Conv2d(3, 10, 3), nn.PReLU(10)
+        self.conv2, self.prelu2 = nn.Conv2d(10, 16, 3), nn.PReLU(16)
+        self.conv3, self.prelu3 = nn.Conv2d(16, 32, 3), nn.PReLU(32)
+        self.conv4_1, self.conv4_2 = nn.Conv2d(32, 2, 1), nn.Conv2d(32, 4, 1)
+
+    def forward(self, x):
+        x = F.max_pool2d(self.prelu1(self.conv1(x)), 2, 2, ceil_mode=True)
+        x = self.prelu3(self.conv3(self.prelu2(self.conv2(x))))
+        return self.conv4_1(x).softmax(1)[:, 1], self.conv4_2(x)
+
+
+class RNet(nn.Module):
+    """Refinement of 24x24 crops: face probability (B,) and box regression (B, 4)."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.prelu1 = nn.Conv2d(3, 28, 3), nn.PReLU(28)
+        self.conv2, self.prelu2 = nn.Conv2d(28, 48, 3), nn.PReLU(48)
+        self.conv3, self.prelu3 = nn.Conv2d(48, 64, 2), nn.PReLU(64)
+        self.dense4, self.prelu4 = nn.Linear(576, 128), nn.PReLU(128)
+        self.dense5_1, self.dense5_2 = nn.Linear(128, 2), nn.Linear(128, 4)
+
+    def forward(self, x):
+        x = F.max_pool2d(self.prelu1(self.conv1(x)), 3, 2, ceil_mode=True)
+        x = F.max_pool2d(self.prelu2(self.conv2(x)), 3, 2, ceil_mode=True)
+        x = _flat(self.prelu3(self.conv3(x)))
+        x = self.prelu4(self.dense4(x))
+        return self.dense5_1(x).softmax(1)[:, 1], self.dense5_2(x)
+
+
+class ONet(nn.Module):
+    """Output on 48x48 crops: face probability (B,), box regression (B, 4), points (B, 10) as five x, then five y."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.prelu1 = nn.Conv2d(3, 32, 3), nn.PReLU(32)
+        self.conv2, self.prelu2 = nn.Conv2d(32, 64, 3), nn.PReLU(64)
+        self.conv3, self.prelu3 = nn.Conv2d(64, 64, 3), nn.PReLU(64)
+        self.conv4, self.prelu4 = nn.Conv2d(64, 128, 2), nn.PReLU(128)
+        self.dense5, self.prelu5 = nn.Linear(1152, 256), nn.PReLU(256)
+        self.dense6_1, self.dense6_2, self.dense6_3 = nn.Linear(256, 2), nn.Linear(256, 4), nn.Linear(256, 10)
+
+    def forward(self, x):
+        x = F.max_pool2d(self.prelu1(self.conv1(x)), 3, 2, ceil_mode=True)
+        x = F.max_pool2d(self.prelu2(self.conv2(x)), 3, 2, ceil_mode=True)
+        x = F.max_pool2d(self.prelu3(self.conv3(x)), 2, 2, ceil_mode=True)
+        x = _flat(self.prelu4(self.conv4(x)))
+        x = self.prelu5(self.dense5(x))
+        return self.dense6_1(x).softmax(1)[:, 1], self.dense6_2(x), self.dense6_3(x)
+
+
+def _flat(x):
+    """(B, C, H, W) to (B, W * H * C): the weights come from column-major code."""
+    return x.permute(0, 3, 2, 1).flatten(1)
+
+
+class Mtcnn:
+    """Detector from a folder with pnet.pt, rnet.pt and onet.pt (facenet-pytorch's state dicts).
+
+    Raises MissingData when a file is absent and UserError when it is not that network's state dict.
+    """
+
+    thresholds = (0.6, 0.7, 0.7)  # facenet-pytorch's defaults, as the pyramid factor
+    factor = 0.709
+
+    def __init__(self, folder, device="cpu", min_face_px=20):
+        self.device, self.min_face_px = device, min_face_px
+        self.pnet, self.rnet, self.onet = (
+            _load(net, Path(folder) / f"{name}.pt").to(device)
+            for net, name in ((PNet(), "pnet"), (RNet(), "rnet"), (ONet(), "onet"))
+        )
+
+    @torch.no_grad()
+    def detect(self, image):
+        """(boxes (F, 4) x0, y0, x1, y1, probability (F,), points (F, 5, 2)) of an RGB uint8 image (3, H, W), in px."""
+        x = image.to(self.device).float()[None]
+        boxes = self._propose(x)
+        if len(boxes):
+            probability, shift = self.rnet(_crops(x, boxes, 24))
+            good = probability > self.thresholds[1]
+            boxes, probability, shift = boxes[good], probability[good], shift[good]
+            pick = _nms(boxes, probability, 0.7)
+            boxes = _square(_shift(boxes[pick], shift[pick]))
+        if not len(boxes):
+            return torch.empty(0, 4), torch.empty(0), torch.empty(0, 5, 2)
+        probability, shift, points = self.onet(_crops(x, boxes, 48))
+        good = probability > self.thresholds[2]
+        boxes, probability, shift, points = boxes[good], probability[good], shift[good], points[good]
+        size = boxes[:, 2:] - boxes[:, :2] + 1
+        points = points.view(-1, 2, 5).transpose(1, 2) * size[:, None] + boxes[:, None, :2] - 1
+        boxes = _shift(boxes, shift)
+        pick = _nms(boxes, probability, 0.7)
+        return boxes[pick].cpu(), probability[pick].cpu(), points[pick].cpu()
+
+    def _propose(self, x):
+        """Square boxes (F, 4) from PNet on an image pyramid."""
+        height, width = x.shape[2:]
+        scale, found = 12 / self.min_face_px, []
+        while min(height, width) * scale >= 12:
+            size = (int(height * scale + 1), int(width * scale + 1))
+            probability, shift = self.pnet(_scaled(F.interpolate(x, size, mode="area")))
+            y, column = (probability[0] > self.thresholds[0]).nonzero(as_tuple=True)
+            corner = torch.stack([column, y], 1).float() * 2 + 1  # a cell sees 12 px, the next one starts 2 px on
+            boxes = torch.cat([(corner / scale).floor(), ((corner + 11) / scale).floor()], 1)
+            score, shift = probability[0, y, column], shift[0, :, y, column].T
+            pick = _nms(boxes, score, 0.5)
+            found.append(torch.cat([boxes[pick], score[pick, None], shift[pick]], 1))
+            scale *= self.factor
+        if not found:
+            return torch.empty(0, 4)
+        boxes, score, shift = torch.cat(found).split([4, 1, 4], 1)
+        pick = _nms(boxes, score[:, 0], 0.7)
+        return _square(_shift(boxes[pick], shift[pick], extra=0))
+
+
+def main_face(boxes, points, width, height):
+    """Five points (5, 2) of the face that is large and near the middle; UserError when there is none.
+
+    Size counts by area, the distance of the box's centre from the image's by twice its square (facenet's rule).
+    """
+    if not len(boxes):
+        raise UserError("no face was found; give its five points, or lower min_face_px")
+    size = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    centre = (boxes[:, :2] + boxes[:, 2:]) / 2 - torch.tensor([width / 2, height / 2])
+    return points[(size - 2 * centre.square().sum(1)).argmax()]
+
+
+def _load(net, path):
+    try:
+        net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    except FileNotFoundError:
+        raise MissingData(f"{path}: no such file; it comes with facenet-pytorch (see data/README.md)") from None
+    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, TypeError, ValueError) as error:
+        reason = str(error).splitlines()[0][:80]
+        raise UserError(f"{path}: not {type(net).__name__}'s state dict ({reason}); fetch it again") from None
+    return net.eval()
+
+
+def _scaled(x):
+    return (x - 127.5) * 0.0078125
+
+
+def _nms(boxes, score, overlap):
+    """Indices of boxes that no better one overlaps by more than `overlap`, best first."""
+    from torchvision.ops import nms
+
+    return nms(boxes, score, overlap)
+
+
+def _shift(boxes, shift, extra=1):
+    """Boxes moved by the network's relative corrections. `extra`: whether a box of n px spans n or n - 1."""
+    size = boxes[:, 2:] - boxes[:, :2] + extra
+    return boxes + shift * size.repeat(1, 2)
+
+
+def _square(boxes):
+    """Boxes of the larger side around the same centres."""
+    side = (boxes[:, 2:] - boxes[:, :2]).amax(1, keepdim=True)
+    first = (boxes[:, :2] + boxes[:, 2:]) / 2 - side / 2
+    return torch.cat([first, first + side], 1)
+
+
+def _crops(x, boxes, size):
+    """(F, 3, size, size) network input: the part of each box inside the image (1, 3, H, W), stretched to the size."""
+    height, width = x.shape[2:]
+    corners, limit = boxes.int(), torch.tensor([width, height], dtype=torch.int32, device=boxes.device)
+    low = torch.minimum(corners[:, :2].clamp(min=1) - 1, limit - 1)
+    high = torch.maximum(torch.minimum(corners[:, 2:], limit), low + 1)  # a box outside sees the border
+    parts = [x[:, :, y0:y1, x0:x1] for (x0, y0), (x1, y1) in zip(low.tolist(), high.tolist(), strict=True)]
+    return _scaled(torch.cat([F.interpolate(part, (size, size), mode="area") for part in parts]))
