@@ -362,6 +362,16 @@ def test_errors_are_in_pixels_of_the_original_image(drawn_faces):
     )
 
 
+def test_each_crop_and_its_mirror_image_are_predicted_once(drawn_faces):
+    cfg, index = settings("mean-shape", crop=32), torch.arange(100, 110)
+    faces = crops.FaceCrops(drawn_faces, 32, 1.25, CPU)
+    model, cut, seen = config.Model(cfg, COFW29), faces.testing(index, cfg, crops.Offsets()), []
+    model.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+    found = evaluate.errors(model, cut, drawn_faces, index, faces.reduction, mirrored=True)
+    assert found.keys() >= {"error_px", "error_px_mirrored"}
+    assert torch.equal(torch.cat(seen), torch.cat([cut.images, cut.images.flip(-1)]))
+
+
 # Prediction
 
 

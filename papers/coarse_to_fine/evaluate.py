@@ -30,8 +30,11 @@ def predict(model, pixels, flip=None, batch=256):
     """
     model.eval()
     points = torch.cat([model(part) for part in pixels.split(batch)])
-    if flip is None:
-        return points
+    return points if flip is None else with_mirror(model, pixels, points, flip, batch)
+
+
+def with_mirror(model, pixels, points, flip, batch=256):
+    """Mean (N, P, 2) of `points`, predicted for crops (N, 3, S, S), and of what their mirror images predict."""
     x, y = predict(model, pixels.flip(-1), batch=batch)[:, flip].unbind(-1)
     return (points + torch.stack([pixels.shape[-1] - 1 - x, y], -1)) / 2
 
@@ -53,18 +56,19 @@ def errors(model, crops, faces, index, reduction, mirrored=False):
     truth = images.transform_points(crops.points, crops.to_image).cpu().double()
     distance = markups.inter_pupil(truth, faces.markup) * scale[:, 0]
 
-    def error_px(flip=None):
-        predicted = images.transform_points(predict(model, crops.images, flip), crops.to_image).cpu().double()
+    def error_px(points):
+        predicted = images.transform_points(points, crops.to_image).cpu().double()
         return ((predicted - truth).norm(dim=-1) * scale).float().numpy()
 
+    points = predict(model, crops.images)
     arrays = {
-        "error_px": error_px(),
+        "error_px": error_px(points),
         "interpupil_px" if faces.markup.n_points == 29 else "eyecentre_px": distance.float().numpy(),
         "interocular_px": (markups.inter_ocular(truth, faces.markup) * scale[:, 0]).float().numpy(),
         "principal": np.isin(np.arange(faces.markup.n_points), faces.markup.principal),
     }
     if mirrored:
-        arrays["error_px_mirrored"] = error_px(faces.markup.flip)
+        arrays["error_px_mirrored"] = error_px(with_mirror(model, crops.images, points, faces.markup.flip))
     challenge = np.array([faces.subset[i] == "challenge" for i in index.tolist()])
     for name, marks in (("occluded", faces.occluded[index].numpy()), ("challenge", challenge)):
         if marks.any():

@@ -131,7 +131,9 @@ def record(run, cfg, faces, model, best, test, test_crops, reduction, steps, dev
         figures.faces(
             test_crops.images[shown].cpu(), test_crops.points[shown].cpu(), points.cpu(), run.folder / "faces.png"
         )
-    if best.value is not None:
+    if best.step == cfg.steps:  # the last weights are the chosen ones, and are tested already
+        predictions["error_px_validation_chosen"] = predictions["error_px"]
+    elif best.value is not None:
         best.model = model
         best.restore()
         chosen = evaluate.errors(model, test_crops, faces, test, reduction)
