@@ -111,11 +111,21 @@ def test_a_level_gets_its_computed_status(root, error, status):
     assert cell("lfpw-cft").status == "data missing"
 
 
+def test_unlike_things_side_by_side_get_no_verdict(root):
+    path = root / "papers" / PAPER / "claims.toml"
+    line = 'id = "cofw-nme-short"\n'
+    path.write_text(path.read_text().replace(line, f'{line}reference = "another network"\n'))
+    assert cell("cofw-nme-short").status == "data missing"
+    for seed in range(3):
+        put(root, "cft", 6.3, seed)
+    assert cell("cofw-nme-short").status == "reference" and cell("cofw-nme-short").interval
+
+
 def test_a_contrast_needs_three_seeds_a_side(root):
     for seed in range(3):
         put(root, "cft", 5 + 0.01 * seed, seed, "lfpw")
     put(root, "direct", 6, 0, "lfpw")
-    assert cell("lfpw-coarse-to-fine").status == "inconclusive"
+    assert cell("lfpw-coarse-to-fine").status == "one seed: higher"
     assert len(cell("lfpw-coarse-to-fine").records) == 1  # only the seed that both sides have
     for seed in (1, 2):
         put(root, "direct", 6 + 0.01 * seed, seed, "lfpw")
@@ -178,7 +188,8 @@ def test_the_front_page_holds_a_contrast_in_either_precision(root):
     put(root, "cft", 8, 1, "embedded", "demo", precision="fp32")
     put(root, "mean-shape", 20, 0, "embedded", "demo", trained=False, precision="fp32")
     assert block().startswith("One contrast per paper's demo, in bf16 / fp32: coarse-to-fine, CFT beats the mean shape")
-    assert ": 15.01 [" in block() and " supported / 12.01 [" in block() and " inconclusive (3 / 1 seeds)." in block()
+    assert ": 15.01 [" in block() and " supported / 12.01 [" in block()
+    assert " one seed: higher (3 / 1 seeds)." in block()
     assert len(cell("embedded-learns").records) == 3 and cell("embedded-learns").interval.mean > 14, "as before"
 
 
@@ -234,8 +245,8 @@ def test_verify_passes_on_fresh_files_and_counts(root, capsys):
     assert said[0].split() == ["cells", "coarse-to-fine", "all"] and len({len(line) for line in said[:-1]}) == 1
     rows = {line.rsplit(maxsplit=2)[0]: line.split()[-2:] for line in said[1:-1]}
     assert rows == {
-        "replicated": ["1", "1"], "not run": ["1", "1"], "data missing": ["21", "21"], "together": ["23", "23"],
-        "metric values": [str(count), str(count)],
+        "one seed: no difference seen": ["1", "1"], "not run": ["1", "1"], "data missing": ["21", "21"],
+        "together": ["23", "23"], "metric values": [str(count), str(count)],
     }  # fmt: skip
     assert f"verified: {count} metric values recomputed" in said[-1] and "all tables fresh" in said[-1]
     report.main(["verify", "-v"])
@@ -351,9 +362,9 @@ def test_why_prints_the_chain(root, capsys):
     for name in (f"{PAPER}.cofw-nme-short", "coarse-to-fine.cofw-nme-short"):
         report.main(["why", name])
         said = capsys.readouterr().out
-        for word in ("6.33", "abstract", "0.25", "official test boxes", "inter-pupil", "status    inconclusive",
-                     "cofw-short-cft-s0",
-                     "cofw-short-cft-s1", "c" * 40, "uncommitted changes", "a processor", "f" * 64, "a" * 64, "lr=",
+        for word in ("6.33", "abstract", "0.25", "official test boxes", "inter-pupil",
+                     "status    two seeds: no difference seen", "cofw-short-cft-s0", "cofw-short-cft-s1",
+                     "c" * 40, "uncommitted changes", "a processor", "f" * 64, "a" * 64, "lr=",
                      "predictions.npz, sha256"):  # fmt: skip
             assert word in said, word
 

@@ -73,6 +73,21 @@ def test_level_status(low, high, lower_is_better, higher_is_better):
     assert statistics.level_status(SCORE, interval(low, high), 6.25, 0.25) == higher_is_better
 
 
+@pytest.mark.parametrize("metric", [ERROR, SCORE])
+@pytest.mark.parametrize(
+    ("low", "high", "side"),
+    [
+        (6.2, 6.4, "no difference seen"),
+        (5.9, 6.1, "no difference seen"),  # reaches into the band
+        (5.0, 5.9, "lower"),
+        (6.6, 7.0, "higher"),
+    ],
+)
+def test_a_level_of_one_or_two_seeds_gets_no_verdict(metric, low, high, side):
+    assert statistics.level_status(metric, interval(low, high, 1), 6.25, 0.25) == f"one seed: {side}"
+    assert statistics.level_status(metric, interval(low, high, 2), 6.25, 0.25) == f"two seeds: {side}"
+
+
 @pytest.mark.parametrize(
     ("low", "high", "seeds", "status"),
     [
@@ -80,8 +95,9 @@ def test_level_status(low, high, lower_is_better, higher_is_better):
         (-0.5, -0.1, 3, "refuted"),
         (-0.1, 0.5, 3, "inconclusive"),
         (0.0, 0.5, 3, "inconclusive"),
-        (0.1, 0.5, 2, "inconclusive"),  # two seeds say nothing about their spread
-        (-0.5, -0.1, 1, "inconclusive"),
+        (0.1, 0.5, 2, "two seeds: higher"),  # two seeds say little about their spread
+        (-0.5, -0.1, 1, "one seed: lower"),
+        (-0.1, 0.5, 1, "one seed: no difference seen"),
     ],
 )
 def test_contrast_status(low, high, seeds, status):
@@ -103,7 +119,7 @@ def test_contrast_status(low, high, seeds, status):
 )
 def test_claims_of_not_worse_and_of_no_difference(low, high, rule, status):
     assert statistics.contrast_status(interval(low, high, 3), **rule) == status
-    assert statistics.contrast_status(interval(low, high, 2), **rule) == "inconclusive"
+    assert statistics.contrast_status(interval(low, high, 2), **rule).startswith("two seeds: ")
 
 
 def test_a_gain_is_positive_when_the_first_side_is_better():

@@ -20,7 +20,11 @@ REQUIRED = {
 
 @dataclass
 class Cell:
-    """A claim with what the records say about it."""
+    """A claim with what the records say about it.
+
+    A level's `reference` says in words why the published number stands beside ours without a verdict: another network,
+    another protocol.
+    """
 
     paper: str
     kind: str  # level | contrast | measured
@@ -161,7 +165,9 @@ def _fill(cell, records, evidence):
     if not cell.records:
         return _absent(cell, records)
     cell.interval = statistics.level(metric, of(cell.records), bootstrap=evidence.bootstrap)
-    if cell.kind == "level":
+    if "reference" in claim:
+        cell.status = "reference"  # unlike things side by side: whichever is higher says nothing of the method
+    elif cell.kind == "level":
         cell.status = statistics.level_status(metric, cell.interval, float(claim["published"]), claim["tolerance"])
     else:
         cell.status = "demo only" if claim["preset"] == "demo" else "other data"

@@ -1,7 +1,8 @@
 """Intervals and verdicts. A status is computed here and typed nowhere.
 
 Two things vary: the trained model (seeds) and the faces that happen to be in the test set. Both half-widths are
-added in quadrature. With one seed only the second is known, and the tables say so.
+added in quadrature. With one seed only the second is known, so fewer than SEEDS seeds get no verdict: their status says
+how many there are and on which side they fell.
 """
 
 import functools
@@ -11,6 +12,7 @@ import numpy as np
 
 LEVEL_CONFIDENCE = 0.90  # two one-sided 5 % tests: the usual level for showing equivalence
 CONTRAST_CONFIDENCE = 0.95
+SEEDS = 3  # with fewer, the spread between seeds is not known well enough for a verdict
 DRAWS = 400  # resamples of the test samples
 BLOCK = 2**22  # numbers of resamples handled at once
 
@@ -74,12 +76,19 @@ def contrast(metric, runs_a, runs_b, confidence=CONTRAST_CONFIDENCE, bootstrap=N
 
 
 def level_status(metric, interval, published, tolerance):
-    """`replicated`, `better`, `worse` or `inconclusive`, from the interval and the band published +- tolerance."""
-    if published - tolerance <= interval.low and interval.high <= published + tolerance:
+    """`replicated`, `better`, `worse` or `inconclusive`, from the interval and the band published +- tolerance.
+
+    With fewer than SEEDS seeds there is no verdict: `one seed: higher`, `lower` or `no difference seen`, where higher
+    means a larger number than published, better or not.
+    """
+    low, high = published - tolerance, published + tolerance
+    if interval.n_seeds < SEEDS:
+        return _too_few(interval, low, high)
+    if low <= interval.low and interval.high <= high:
         return "replicated"
-    if interval.high < published - tolerance:
+    if interval.high < low:
         return "better" if metric.lower_is_better else "worse"
-    if interval.low > published + tolerance:
+    if interval.low > high:
         return "worse" if metric.lower_is_better else "better"
     return "inconclusive"
 
@@ -88,10 +97,11 @@ def contrast_status(interval, margin=0.0, within=None):
     """`supported`, `refuted` or `inconclusive`: on which side of zero the whole interval of the gain lies.
 
     With `margin` the claim is "at most `margin` worse": the side of -margin decides. With `within` it is "no different
-    by more than that": supported inside the band, refuted outside.
+    by more than that": supported inside the band, refuted outside. With fewer than SEEDS seeds there is no verdict:
+    `one seed: higher`, `lower` or `no difference seen` says on which side of zero the gain lies.
     """
-    if interval.n_seeds < 3:
-        return "inconclusive"  # two seeds say nothing about the spread between seeds
+    if interval.n_seeds < SEEDS:
+        return _too_few(interval, 0.0, 0.0)
     if within is not None:
         outside = interval.low > within or interval.high < -within
         inside = -within < interval.low and interval.high < within
@@ -99,6 +109,11 @@ def contrast_status(interval, margin=0.0, within=None):
     if interval.low > -margin:
         return "supported"
     return "refuted" if interval.high < -margin else "inconclusive"
+
+
+def _too_few(interval, low, high):
+    side = "higher" if interval.low > high else "lower" if interval.high < low else "no difference seen"
+    return f"{'one seed' if interval.n_seeds == 1 else 'two seeds'}: {side}"
 
 
 def _interval(values, sampling_error, n_samples, confidence):

@@ -61,7 +61,7 @@ def verify(paper=None, verbose=False):
         values[name] = sum(check_record(name, record, evidence) for record in records)
         cells[name] = claims.cells(name, records, evidence)
         for cell in cells[name] if verbose else ():
-            print(f"{cell.status:14s} {cell.name:44s} {published(cell):>12s}  ours {value(cell)}")
+            print(f"{cell.status:28s} {cell.name:44s} {published(cell):>12s}  ours {value(cell)}")
     fresh = cards(cells, paths.ROOT) if paper else generated(cells=cells)
     stale = [str(p.relative_to(paths.ROOT)) for p, text in fresh.items() if not p.exists() or p.read_text() != text]
     if stale:
@@ -131,7 +131,7 @@ def why(name):
     """Print the chain cell -> claim -> runs -> settings, source, environment, data, predictions."""
     cell = claims.cell(*named(name))
     print(f"{cell.name}: {cell.claim['what']}\n  kind      {cell.kind}\n  metric    {cell.metric.label}")
-    for key in ("published", "source", "selection", "n_runs", "tolerance", "tolerance_reason", "boxes"):
+    for key in ("published", "source", "selection", "n_runs", "tolerance", "tolerance_reason", "reference", "boxes"):
         if key in cell.claim:
             print(f"  {key:9s} {cell.claim[key]}")
     print(f"  ours      {value(cell)}\n  status    {cell.status}")
