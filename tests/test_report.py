@@ -17,8 +17,11 @@ from facepapers.papers.coarse_to_fine import config, evaluate
 from tests.conftest import REPOSITORY, one_line_error
 
 PAPER = "coarse_to_fine"
-README = "# A card\n\n<!-- generated: results -->\n<!-- end of results -->\n\nThe end.\n"
-FRONT = README.replace("The end.", "<!-- generated: precision -->\n<!-- end of precision -->\n\nThe end.")
+CARDS = (f"papers/{PAPER}/README.md", f"papers/{PAPER}/NOTES.md")
+NOTES = "# A card\n\n<!-- generated: results -->\n<!-- end of results -->\n\nThe end.\n"
+CARD = NOTES.replace("The end.", "<!-- generated: findings -->\n<!-- end of findings -->\n\nThe end.")
+FRONT = NOTES.replace("The end.", "<!-- generated: precision -->\n<!-- end of precision -->\n\n"
+                      "<!-- generated: score -->\n<!-- end of score -->\n\nThe end.")  # fmt: skip
 
 
 @pytest.fixture
@@ -27,7 +30,8 @@ def root(tmp_path, monkeypatch):
     folder = tmp_path / "papers" / PAPER
     folder.mkdir(parents=True)
     shutil.copy(REPOSITORY / "papers" / PAPER / "claims.toml", folder)
-    (folder / "README.md").write_text(README)
+    (folder / "README.md").write_text(CARD)
+    (folder / "NOTES.md").write_text(NOTES)
     (tmp_path / "README.md").write_text(FRONT)
     monkeypatch.setattr(paths, "ROOT", tmp_path)
     monkeypatch.setattr(paths, "RECORDED", tmp_path / "results")
@@ -196,10 +200,12 @@ def test_the_front_page_holds_a_contrast_in_either_precision(root):
 def test_tables_hold_what_the_cells_say(root):
     for seed in range(3):
         put(root, "cft", 6.3, seed)
+        put(root, "cft", 6.3, seed, preset="paper")
     fresh(root)
-    card, front = ((root / p / "README.md").read_text() for p in (f"papers/{PAPER}", "."))
-    assert "| CFT on COFW, mean error, shortened training | 6.33 | 6.3" in card and "| replicated |" in card
-    assert "| replicated |" in front and front.endswith("The end.\n") and front.startswith("# A card")
+    front, card, notes = ((root / p).read_text() for p in ("README.md", *CARDS))
+    assert "| CFT on COFW, mean error, shortened training | 6.33 | 6.3" in notes and "shortened training" not in card
+    assert "| CFT on COFW, mean error | 6.33 | 6.3" in card and "| replicated |" in card
+    assert "| % ↓ | 3 | replicated |" in front and front.endswith("The end.\n") and front.startswith("# A card")
     page = (root / "results" / "index.html").read_text()
     assert "6.33" in page and "class='replicated'" in page and "Zhiwen Shao" in page
     fresh(root)
@@ -228,7 +234,7 @@ def test_a_recorded_benchmark_stands_in_the_card(root, monkeypatch, capsys):
     assert not (root / "results" / PAPER / "bench.csv").exists() and calls.count(1) == calls.count(2) > 1
     bench.main([PAPER, "--record"])
     fresh(root)
-    card = (root / "papers" / PAPER / "README.md").read_text()
+    card = (root / "papers" / PAPER / "NOTES.md").read_text()
     lines = [line for line in card.splitlines() if line.startswith(("| cropping | batched | ", "| a step | ours | "))]
     assert len(lines) == 2 and lines[0].count(" | one by one | ") == 1 and lines[1].endswith("|  |  |  |")
     assert "ratio" not in card and f"torch {torch.__version__}" in card
@@ -328,7 +334,7 @@ def test_predictions_changed_together_with_their_hash_are_noticed(root):
     one_line_error(error, folder / "run.json", "its predictions give")
 
 
-@pytest.mark.parametrize("name", ["README.md", f"papers/{PAPER}/README.md", "results/index.html"])
+@pytest.mark.parametrize("name", ["README.md", *CARDS, "results/index.html"])
 def test_a_number_typed_by_hand_is_stale(root, name):
     error, _ = tampered(
         root, lambda folder: (root / name).write_text((root / name).read_text().replace("6.33", "6.30"))
@@ -338,7 +344,7 @@ def test_a_number_typed_by_hand_is_stale(root, name):
 
 def test_a_new_record_makes_the_tables_stale(root):
     error, _ = tampered(root, lambda folder: put(root, "cft", 6.4, 1))
-    one_line_error(error, "stale", "README.md")
+    one_line_error(error, "stale", "NOTES.md")
 
 
 def test_prose_around_the_table_is_free(root):
@@ -353,7 +359,14 @@ def test_lost_markers_are_one_line(root):
     (root / "README.md").write_text("# no markers\n")
     with pytest.raises(cli.UserError) as error:
         report.generated()
-    one_line_error(error, root / "README.md", "generated: results", "restore")
+    one_line_error(error, root / "README.md", "generated: score", "restore")
+
+
+def test_a_paper_without_notes_is_one_line(root):
+    (root / "papers" / PAPER / "NOTES.md").unlink()
+    with pytest.raises(cli.UserError) as error:
+        report.generated()
+    one_line_error(error, root / "papers" / PAPER / "NOTES.md", "no such file", "markers of results")
 
 
 def test_why_prints_the_chain(root, capsys):
@@ -450,7 +463,7 @@ def test_speed_measured_outside_stands_in_the_card(root):
     (root / "results").mkdir(exist_ok=True)
     (root / "results" / "outside.csv").write_text("paper,what,peer,commit,faster,smaller,conditions\n" + rows)
     fresh(root)
-    card = (root / "papers" / PAPER / "README.md").read_text()
+    card = (root / "papers" / PAPER / "NOTES.md").read_text()
     assert "| a head | a peer | release | 1.5 | — | one thread |\n" in card and "somebody" not in card
 
 

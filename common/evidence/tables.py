@@ -1,4 +1,4 @@
-"""Cells as Markdown: the cards' tables and the front page's."""
+"""Cells as Markdown tables, and a paper's notes: every cell, its pictures and speeds."""
 
 import csv
 from importlib import import_module
@@ -14,7 +14,7 @@ BEGIN, END = "<!-- generated: {name} -->", "<!-- end of {name} -->"
 USAGE = "usage: python -m facepapers.common.tools.report write | verify [-v] [--paper <paper>] | why <paper>.<claim>"
 
 
-BENCH = ("what", "ours", "ours_ms", "other", "other_ms", "ratio")  # columns of bench.csv that a card shows
+BENCH = ("what", "ours", "ours_ms", "other", "other_ms", "ratio")  # columns of bench.csv that the notes show
 
 
 HEADS = {
@@ -68,14 +68,19 @@ def table(cells, kind):
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
+def on_card(cell):
+    """Whether a cell stands in its paper's card: what claims.toml marks as `headline` or `card`."""
+    return bool(cell.claim.get("headline") or cell.claim.get("card"))
+
+
 def headlines(paper, cells=None):
-    """Markdown of a paper's headline cells that runs answer, for its notebook; the card has every cell."""
-    shown = [c for c in cells or claims.cells(paper) if c.claim.get("headline") and c.interval]
+    """Markdown of the cells of a paper's card that runs answer, for its notebook; NOTES.md has every cell."""
+    shown = [c for c in cells or claims.cells(paper) if on_card(c) and c.interval]
     return "\n".join(filter(None, (table([c for c in shown if c.kind == kind], kind) for kind in HEADS)))
 
 
-def paper_block(paper, cells):
-    """The generated part of a paper's card; its tables.py, if any, adds one of its own by `comparison(records)`."""
+def notes_block(paper, cells):
+    """The generated part of a paper's NOTES.md; its tables.py, if any, adds one of its own by `comparison(records)`."""
     blocks = [tables(cells, kind) for kind in HEADS]
     if find_spec(f"papers.{paper}.tables"):
         blocks.append(import_module(f"facepapers.papers.{paper}.tables").comparison(runs.recorded(paper)))
@@ -115,25 +120,6 @@ def outside_block(paper):
     keys = ("what", "peer", "commit", "faster", "smaller", "conditions")
     lines = [head, ["---"] * len(head), *([r[key] or "—" for key in keys] for r in rows)]
     return ["".join("| " + " | ".join(line) + " |\n" for line in lines)]
-
-
-def summary_block(all_cells):
-    """The generated table of the top-level README: each paper's headline cells, and published ones that were run."""
-    head = ("paper", "cell", "published", "ours", "status")
-    lines, notes = [head, ["---"] * len(head)], []
-    for paper in dict.fromkeys(cell.paper for cell in all_cells):
-        cells = [c for c in all_cells if c.paper == paper]
-        link = f"[{paper.replace('_', '-')}](papers/{paper}/README.md)"
-        shown = [c for c in cells if c.claim.get("headline") or (c.records and c.kind == "level")]
-        for cell in shown:
-            published = cell.claim.get("published", "claim" if cell.kind == "contrast" else "—")
-            lines.append((link, cell.claim["what"], published, value(cell), cell.status))
-        rest = [c for c in cells if c not in shown and c.claim["preset"] != "demo"]
-        answered = sum(bool(c.interval) for c in rest)
-        if rest:
-            notes.append(f"{link}: {answered} with a run, {len(rest) - answered} without")
-    table = "".join("| " + " | ".join(line) + " |\n" for line in lines)
-    return table + (f"\nFurther cells on real data in the cards: {'; '.join(notes)}.\n" if notes else "")
 
 
 def precision_block(papers):

@@ -6,7 +6,7 @@ together, they are the `seconds_alone` of each. Its `trained_networks()` yields 
 for a few steps, and their rate stands beside that of matrix products on the same machine.
 
 All of it takes at most three minutes: slow comparisons get fewer rounds, and what no time is left for is named and left
-out. `make bench ARGS=--record` takes its time and also writes results/<paper>/bench.csv, which the paper's card shows.
+out. `make bench ARGS=--record` takes its time and also writes results/<paper>/bench.csv, which the paper's notes show.
 """
 
 import csv

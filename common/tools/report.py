@@ -14,29 +14,41 @@ from importlib import import_module
 from pathlib import Path
 
 from facepapers.common import cli, paths, storage
-from facepapers.common.evidence import claims, environment, runs
+from facepapers.common.evidence import cards, claims, environment, runs
 from facepapers.common.evidence.page import page
-from facepapers.common.evidence.tables import HEADS, USAGE, insert, paper_block, precision_block, summary_block, value
+from facepapers.common.evidence.tables import HEADS, USAGE, insert, notes_block, precision_block, value
 
 
 def generated(root=paths.ROOT, *, cells=None):
     """Every generated text file, path -> content, from the papers' `cells` (paper -> list; by default computed)."""
     cells = {paper: claims.cells(paper) for paper in claims.papers()} if cells is None else cells
-    files, every = cards(cells, root), [cell for found in cells.values() for cell in found]
+    files, every = papers_files(cells, root), [cell for found in cells.values() for cell in found]
+    blocks = {"score": cards.score(every), "results": cards.front_table(every), "precision": precision_block(cells)}
     path = Path(root, "README.md")
-    text = insert(path.read_text(), "results", summary_block(every), path)
-    files[path] = insert(text, "precision", precision_block(cells), path)
+    files[path] = filled(path, blocks)
     files[Path(root, "results", "index.html")] = page(every)
     return files
 
 
-def cards(cells, root):
-    """The papers' cards, path -> content, from their `cells` (paper -> list)."""
+def papers_files(cells, root):
+    """The papers' cards and notes, path -> content, from their `cells` (paper -> list)."""
     files = {}
     for paper, found in cells.items():
-        path = Path(root, "papers", paper, "README.md")
-        files[path] = insert(path.read_text(), "results", paper_block(paper, found), path)
+        folder = Path(root, "papers", paper)
+        blocks = {"findings": cards.findings(paper, found), "results": cards.card_block(paper, found)}
+        files[folder / "README.md"] = filled(folder / "README.md", blocks)
+        files[folder / "NOTES.md"] = filled(folder / "NOTES.md", {"results": notes_block(paper, found)})
     return files
+
+
+def filled(path, blocks):
+    """A file's text with `blocks`, name -> Markdown, between its markers. UserError where it or they are missing."""
+    if not path.exists():
+        raise cli.UserError(f"{path}: no such file; write it with markers of {', '.join(blocks)}, as other papers do")
+    text = path.read_text()
+    for name, block in blocks.items():
+        text = insert(text, name, block, path)
+    return text
 
 
 def write():
@@ -62,7 +74,7 @@ def verify(paper=None, verbose=False):
         cells[name] = claims.cells(name, records, evidence)
         for cell in cells[name] if verbose else ():
             print(f"{cell.status:28s} {cell.name:44s} {published(cell):>12s}  ours {value(cell)}")
-    fresh = cards(cells, paths.ROOT) if paper else generated(cells=cells)
+    fresh = papers_files(cells, paths.ROOT) if paper else generated(cells=cells)
     stale = [str(p.relative_to(paths.ROOT)) for p, text in fresh.items() if not p.exists() or p.read_text() != text]
     if stale:
         raise cli.UserError(f"stale: {', '.join(stale)}; run `make report` and commit the result")

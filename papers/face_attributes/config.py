@@ -126,7 +126,7 @@ PLAN = {
     "short": Plan(
         ("utkface+ferplus",),
         (*(f"probe{k}" for k in range(1, STAGES + 1)), *MAIN, "best", "chosen"), (0,),
-        "hours on two CPU cores; see the card",
+        "hours on two CPU cores; see NOTES.md",
     ),
     "few": Plan(("utkface+ferplus",), MAIN, (0,), "half an hour on two CPU cores"),
     "paper": Plan(

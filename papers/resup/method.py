@@ -145,7 +145,7 @@ def table(mixture):
     The ratio of two Betas has at most one extremum. Right of a maximum the table stays at it, as in the released code;
     left of a minimum too (ours), for otherwise the least plausible labels would gain weight: by the ratio itself, or
     where both densities lie at their floor. The two ends count as CLIP and 1 - CLIP, as in the fit;
-    the released code has them at 1e-12 and 1 - 1e-12 (README.md: what this changes).
+    the released code has them at 1e-12 and 1 - 1e-12 (NOTES.md: what this changes).
     """
     p = posterior(mixture, torch.linspace(TINY, 1 - TINY, POINTS, dtype=torch.float64))
     place = torch.arange(POINTS)

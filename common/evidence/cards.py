@@ -1,0 +1,100 @@
+"""The front page and the papers' cards as Markdown: the score, the headline rows, the findings, the picture."""
+
+import re
+from collections import Counter
+from pathlib import Path
+
+from facepapers.common import cli, paths
+from facepapers.common.evidence import claims, tables
+
+VERDICTS = ("replicated", "better", "worse")  # of a published number; a contrast's are supported and refuted
+FRONT = ("paper", "what", "published", "ours", "unit", "seeds", "status", "finding")
+PER_PAPER = 3  # headline rows on the front page
+
+
+def score(cells):
+    """One line: how many published numbers and claims there are, and what became of them."""
+    levels, contrasts = ([c for c in cells if c.kind == kind] for kind in ("level", "contrast"))
+    beside = sum(c.status == "reference" for c in levels)
+    compared = sum(bool(c.interval) for c in levels) - beside
+    found = Counter(c.status for c in [*levels, *contrasts])
+    verdicts = ", ".join(f"{found[v]} {v}" for v in VERDICTS if found[v] or v == "replicated")
+    drawn = sum(c.status == "supported" and c.claim["data"] == "embedded" for c in contrasts)
+    opened = len(contrasts) - found["supported"] - found["refuted"]
+    return (
+        f"**{len(levels)} published numbers**: {compared} compared ({verdicts}), {beside} beside something unlike "
+        f"(`reference`), {len(levels) - compared - beside} waiting for data or not run. "
+        f"**{len(contrasts)} claims** of a difference: {found['supported']} supported ({drawn} of them on drawn "
+        f"faces), {found['refuted']} refuted, {opened} open."
+    )
+
+
+def front_table(cells):
+    """The front page's table: the headline cells, at most PER_PAPER of a paper. UserError where claims mark more."""
+    lines = [FRONT, ["---"] * len(FRONT)]
+    for paper in dict.fromkeys(cell.paper for cell in cells):
+        shown = [c for c in cells if c.paper == paper and c.claim.get("headline")]
+        if len(shown) > PER_PAPER:
+            raise cli.UserError(f"papers/{paper}/claims.toml: {len(shown)} headlines; mark {PER_PAPER} at most")
+        for cell in shown:
+            link, seeds = f"[{paper.replace('_', '-')}](papers/{paper}/README.md)", str(len(cell.records) or "—")
+            published = cell.claim.get("published", "—")
+            lines.append((link, cell.claim["what"], published, tables.value(cell), unit(cell), seeds, cell.status,
+                          finding(cell)))  # fmt: skip
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def unit(cell):
+    """`% ↓` where lower is better, `points ↑` for a gain: from the last parentheses of the metric's label."""
+    written = re.search(r"\(([^(),]+)[^()]*\)$", cell.metric.label)
+    name = written.group(1) if written else ""
+    if cell.kind == "contrast":  # a gain is positive when the first side is better, whatever the metric
+        return f"{'points' if name == '%' else name} ↑".strip()
+    return f"{name} {'↓' if cell.metric.lower_is_better else '↑'}".strip()
+
+
+def finding(cell):
+    """The sentence that claims.toml holds for the cell's present status; nothing once the status is another."""
+    return cell.claim.get("finding", {}).get(cell.status, "")
+
+
+def findings(paper, cells):
+    """A card's bullets, from `findings` of claims.toml.
+
+    {id} becomes the cell's value and {id.status} its status, so that no number is typed. UserError for an unknown id.
+    """
+    known = {cell.claim["id"]: cell for cell in cells}
+
+    def filled(match):
+        name, status = match.groups()
+        if name not in known:
+            raise cli.UserError(f"papers/{paper}/claims.toml: findings name {name!r}, which is no claim's id")
+        cell = known[name]
+        return cell.status if status else f"{cell.interval.mean:.2f}" if cell.interval else "—"
+
+    bullets = claims.read(paper)["paper"].get("findings", [])
+    return "".join(f"- {re.sub(r'{([a-z0-9-]+)([.]status)?}', filled, bullet)}\n" for bullet in bullets)
+
+
+def card_block(paper, cells):
+    """A card's headline tables and one picture, and how much more NOTES.md holds."""
+    shown = [c for c in cells if tables.on_card(c)]
+    blocks = [tables.tables(shown, kind) for kind in tables.HEADS]
+    rest = [c for c in cells if c not in shown]
+    answered = sum(bool(c.interval) for c in rest)
+    note = (
+        f"Intervals cover seeds and test samples; a gain is positive when the first-named side is better. {answered} "
+        f"more cells with a run and {len(rest) - answered} without stand in [NOTES.md](NOTES.md), with all pictures "
+        f"and speeds; `make why CELL={paper}.<claim>` explains a number.\n"
+    )
+    return "\n".join([*filter(None, blocks), note, *picture(paper, shown)])
+
+
+def picture(paper, cells):
+    """[Markdown] of the picture of the data and preset that the first answered headline is about, if there is one."""
+    for cell in sorted((c for c in cells if c.interval), key=lambda c: not c.claim.get("headline")):
+        data, preset = cell.claim["data"], cell.claim["preset"]
+        name = f"{data.replace('+', '-')}-{preset}.png"
+        if Path(paths.RECORDED, paper, "figures", name).exists():
+            return [f"![Recorded runs on {data}, preset {preset}](../../results/{paper}/figures/{name})\n"]
+    return []
