@@ -302,12 +302,20 @@ def test_make_help_lists_the_targets():
         assert word in done.stdout
 
 
-def test_the_citation_names_five_papers():
-    path = REPOSITORY / "CITATION.cff"
-    if not path.exists():
-        pytest.skip("CITATION.cff is not written yet")
-    references = path.read_text().split("references:")[1]
-    assert len(re.findall(r"^\s+- type:", references, re.M)) == 5
+def test_the_citation_is_complete(project):
+    """What a converter makes BibTeX of: title and year of the repository, and each paper's people and identifier."""
+    top, papers = (REPOSITORY / "CITATION.cff").read_text().split("references:\n")
+    title = (REPOSITORY / "README.md").read_text().splitlines()[0].removeprefix("# ")
+    assert re.search(rf'^title: "{title}"$', top, re.M) and re.search(r"^date-released: \d{4}-\d\d-\d\d$", top, re.M)
+    assert f"version: {project['version']}\n" in top and re.search(r"^authors:\n  - name: ", top, re.M)
+    papers = papers.split("  - type: ")[1:]
+    written = {claims.read(paper)["paper"]["title"] for paper in claims.papers()}
+    assert {re.search(r'title: "(.*)"', paper).group(1) for paper in papers} == written and len(papers) == 5
+    for paper in papers:
+        assert paper.count("family-names: ") == paper.count("given-names: ") > 0, paper
+        assert re.search(r"^    year: \d{4}$", paper, re.M)
+        number = re.search(r"arxiv.org/abs/([\d.]+)", paper).group(1)
+        assert f"type: doi, value: 10.48550/arXiv.{number}" in paper
 
 
 def test_generated_files_are_fresh(committed_cells):
