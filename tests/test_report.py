@@ -378,8 +378,13 @@ def test_why_prints_the_chain(root, capsys):
         for word in ("6.33", "abstract", "0.25", "official test boxes", "inter-pupil",
                      "status    two seeds: no difference seen", "cofw-short-cft-s0", "cofw-short-cft-s1",
                      "c" * 40, "uncommitted changes", "a processor", "f" * 64, "a" * 64, "lr=",
-                     "predictions.npz, sha256"):  # fmt: skip
+                     "predictions.npz, sha256", "changed since unknown"):  # fmt: skip
             assert word in said, word
+
+
+def test_why_names_what_has_changed_since():
+    assert report.since([]) == "nothing that the run imported"
+    assert report.since(["a", "b"]) == "a, b" and report.since(["a", "b", "c"], 2) == "a, b and 1 more"
 
 
 def test_why_without_a_run(root, capsys):

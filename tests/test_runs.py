@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from facepapers.common import cli, paths, storage
-from facepapers.common.evidence import environment, runs
+from facepapers.common import cli, storage
+from facepapers.common.evidence import runs
 from facepapers.common.training import checkpoint, loop
 from facepapers.papers.coarse_to_fine import method, train
 from facepapers.papers.coarse_to_fine.config import Config
@@ -384,7 +384,7 @@ def test_a_record_says_everything(whole):
                 "samples_per_s", "peak_memory_mib", "started", "source", "environment"):  # fmt: skip
         assert record[key] not in (None, {}, ""), key
     assert record["data"].keys() >= {"name", "fingerprint", "test_faces", "boxes"}
-    assert record["source"].keys() == {"commit", "dirty", "sha256"}
+    assert record["source"].keys() == {"commit", "dirty", "sha256", "modules"}
     wanted = {"python", "torch", "torchvision", "numpy", "device", "device_type", "threads", "processes", "platform"}
     assert record["environment"].keys() >= wanted
     assert record["overrides"].keys() >= {"crop", "batch", "steps"} and "seed" not in record["overrides"]
@@ -429,24 +429,12 @@ def test_a_changed_setting_gets_a_folder_of_its_own(whole):
     assert runs.fingerprint(plain) != runs.fingerprint(dataclasses.replace(plain, lr=plain.lr * 2))
 
 
-def test_the_source_hash_changes_with_any_line(tmp_path, monkeypatch):
-    for name in ("common/a.py", "papers/x/b.py", "papers/y/c.py"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text("1\n")
-    monkeypatch.setattr(paths, "ROOT", tmp_path)
-    first = environment.source_sha256("x")
-    (tmp_path / "papers/y/c.py").write_text("2\n")
-    assert environment.source_sha256("x") == first  # another paper's
-    (tmp_path / "papers/x/b.py").write_text("2\n")
-    assert environment.source_sha256("x") != first
-
-
-def test_without_git_the_commit_comes_from_the_environment(tmp_path, monkeypatch):
-    monkeypatch.setattr(paths, "ROOT", tmp_path)
-    monkeypatch.delenv("REPRO_COMMIT", raising=False)
-    assert environment.source_state("x")["commit"] is None and environment.source_state("x")["dirty"] is None
-    monkeypatch.setenv("REPRO_COMMIT", "abc")
-    assert environment.source_state("x")["commit"] == "abc"
+def test_a_record_names_what_its_run_imported(whole):
+    modules = json.loads((folder_of(whole[3]) / "run.json").read_text())["source"]["modules"]
+    assert {"facepapers.common.training.loop", "facepapers.papers.coarse_to_fine.method"} <= modules.keys()
+    assert not [name for name in modules if name.startswith("facepapers.papers.") and "coarse_to_fine" not in name]
+    method_file = REPOSITORY / "papers" / "coarse_to_fine" / "method.py"
+    assert modules["facepapers.papers.coarse_to_fine.method"] == storage.sha256(method_file)
 
 
 def test_a_record_that_lacks_something_is_named(tmp_path):

@@ -10,12 +10,51 @@ from pathlib import Path
 
 import numpy as np
 
-from facepapers.common import paths
+from facepapers.common import paths, storage
 
 
 def source_state(paper):
-    """Commit, dirty flag, and a hash over the Python files that the run could have used."""
-    return {"commit": git("rev-parse", "HEAD"), "dirty": _dirty(), "sha256": source_sha256(paper)}
+    """Commit, dirty flag, a hash over the Python files that the run could have used, and one of each module it did."""
+    return {
+        "commit": git("rev-parse", "HEAD"),
+        "dirty": _dirty(),
+        "sha256": source_sha256(paper),
+        "modules": imported_modules(paper),
+    }
+
+
+def imported_modules(paper):
+    """{module: sha256 of its file}: what this process has imported of the paper and of common, in order."""
+    ours = ("facepapers.common.", f"facepapers.papers.{paper}.")
+    specs = [getattr(module, "__spec__", None) for module in list(sys.modules.values())]  # __main__ has one with -m
+    files = {spec.name: spec.origin for spec in specs if spec and spec.origin and spec.name.startswith(ours)}
+    return {name: storage.sha256(file) for name, file in sorted(files.items())}
+
+
+def changed_since(record):
+    """What of a record's source is no longer as it was when it ran, the paper's own first; None where nothing tells.
+
+    Names of modules, where the record holds its modules' hashes; of files of the paper and of common that differ from
+    its commit, where it is older than that and git knows the commit.
+    """
+    source = record["source"]
+    if "modules" in source:
+        changed = [name for name, digest in source["modules"].items() if _module_sha256(name) != digest]
+        return sorted(changed, reverse=True)  # papers before common
+    folders = ("common", f"papers/{record['paper']}")
+    listed = git("diff", "--name-status", source["commit"], "--", *folders) if source["commit"] else None
+    if listed is None:
+        return None
+    lines = [line.split("\t") for line in listed.splitlines()]
+    changed = [words[-1] for words in lines if words[-1].endswith(".py") and words[0] != "R100"]  # R100: only moved
+    return sorted(changed, reverse=True)
+
+
+def _module_sha256(name):
+    """The hash of a module's file in this checkout, or None where it is gone."""
+    path = paths.ROOT.joinpath(*name.split(".")[1:])
+    found = [file for file in (path.with_suffix(".py"), path / "__init__.py") if file.exists()]
+    return storage.sha256(found[0]) if found else None
 
 
 def source_sha256(paper):

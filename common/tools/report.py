@@ -65,7 +65,7 @@ def write():
 def verify(paper=None, verbose=False):
     """Recompute every metric of every committed record and every cell; raise UserError at the first difference.
 
-    `paper`: that one and its card alone, not the files that all papers share. `verbose` prints each cell.
+    `paper`: that one and its card and notes alone, not the files that all papers share. `verbose` prints each cell.
     """
     started, values, cells = time.perf_counter(), {}, {}
     for name in [paper] if paper else claims.papers():
@@ -158,18 +158,14 @@ def why(name):
 def explain(record, metric, side):
     """Print where one run's number comes from."""
     source, env = record["source"], record["environment"]
-    same = (
-        "this checkout's"
-        if source["sha256"] == environment.source_sha256(record["paper"])
-        else "other than this checkout's"
-    )
     predictions = runs.read_predictions(record["folder"] / "predictions.npz")
     print(f"\n  run {record['run']} {f'({side})' if side else ''}")
     lines = {
         metric.name: f"{metric.value(predictions):.4f} ({record['selection']} weights)",
-        "changed": record["overrides"] or "nothing: the preset's own settings",
+        "overrides": record["overrides"] or "nothing: the preset's own settings",
         "precision": runs.precision_of(record) + (", forced" if "precision" in record["overrides"] else ""),
-        "commit": f"{source['commit']}{' with uncommitted changes' if source['dirty'] else ''}; sources {same}",
+        "commit": f"{source['commit']}{' with uncommitted changes' if source['dirty'] else ''}",
+        "changed since": since(environment.changed_since(record)),
         "machine": f"{env['device']}, {env['threads']} threads, torch {env['torch']}, Python {env['python']}"
         f"{', compiled' if env.get('compiled') else ''}",
         "time": f"{record['started']}, {record['seconds']:.0f} s training, {record['samples_per_s']} samples/s",
@@ -179,7 +175,15 @@ def explain(record, metric, side):
         "settings": ", ".join(f"{k}={v}" for k, v in record["config"].items()),
     }
     for key, text in lines.items():
-        print(f"    {key:12s} {text}")
+        print(f"    {key:13s} {text}")
+
+
+def since(names, most=8):
+    """What a record's source has changed, as words: at most so many names."""
+    if names is None:
+        return "unknown: the record names no modules, and git does not have its commit here"
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more if names else "nothing that the run imported"
 
 
 def main(argv):

@@ -1,4 +1,4 @@
-"""The card's own table, from records and claims.toml alone: accuracies at 30 % flips, printed elsewhere and ours."""
+"""The notes' own table, from records and claims.toml alone: accuracies at 30 % flips, printed elsewhere and ours."""
 
 import tomllib
 from pathlib import Path
@@ -15,7 +15,7 @@ OURS = {  # presets at 30 % flips as blocks of the picture beside published rows
 
 
 def comparison(records):
-    """Markdown: accuracies at 30 % flips, printed elsewhere and ours, initialisation in a column. For the card."""
+    """Markdown: accuracies at 30 % flips, printed elsewhere and ours, initialisation in a column. For NOTES.md."""
     head = ("FERPlus, 30 % symmetric flips", "accuracy (%)", "initialisation and network", "source")
     lines = [head, ["---"] * len(head)]
     for start, block in beside_published(ours_at_30(records)).items():
@@ -58,5 +58,5 @@ def accuracy_of(row, epoch=""):
 
 
 def interval_of(metric, records):
-    """Mean over the records with its 90 % interval, as in the card."""
+    """Mean over the records with its 90 % interval, as in the tables."""
     return statistics.level(METRICS[metric], [runs.read_predictions(r["folder"] / "predictions.npz") for r in records])
