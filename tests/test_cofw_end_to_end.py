@@ -41,12 +41,9 @@ def cofw(tmp_path, monkeypatch):
     write_cofw(folder / "COFW_test_color.mat", "test", drawn(9, 2))
     monkeypatch.setenv("DATA_ROOT", str(tmp_path / "data"))
     monkeypatch.delenv("DATA_MIRROR", raising=False)
-    entry = registry.find("cofw")
-    counts = [{"train": 24, "test": 9}]
-    small = (
-        dataclasses.replace(entry, counts=counts) if dataclasses.is_dataclass(entry) else {**entry, "counts": counts}
-    )
-    monkeypatch.setattr(registry, "find", lambda name: small)
+    described = registry.REGISTRY.read_text().replace("train = 1345, test = 507", "train = 24, test = 9")
+    (tmp_path / "registry.toml").write_text(described)
+    monkeypatch.setattr(registry, "REGISTRY", tmp_path / "registry.toml")
     quick = dataclasses.replace(config.PRESETS["short"], steps=4, batch=4, evaluate_every=2, precision="fp32")
     monkeypatch.setitem(config.PRESETS, "short", quick)
     monkeypatch.setattr(train, "MEAN_FACES", 8)
