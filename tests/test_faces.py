@@ -8,6 +8,7 @@ import torch
 
 from facepapers.common.data.markups import COFW29
 from facepapers.common.faces import drawing, head, polynomials, sampling, scene, shape
+from facepapers.common.faces.factors import Faces, Factors
 
 QUIET = {"blur": (0.0, 0.01), "noise": (0.0, 0.0), "occluded_share": 0.0}
 FRONTAL = QUIET | {"yaw_deg": 0.0, "pitch_deg": 0.0, "roll_deg": 0.0}
@@ -44,7 +45,7 @@ def luminance_at(images, points):
 
 def frontal(n, seed=0, **options):
     """Neutral 30-year-old frontal faces without blur and noise."""
-    factors = sampling.sample_factors(n, seed, **(FRONTAL | {"expressions": (0,)} | options))
+    factors = sampling.sample_factors(n, seed, sampling.Ranges(**(FRONTAL | {"expressions": (0,)} | options)))
     return change(factors, action_jitter=0.0, gaze=0.0, age_years=30.0, light_strength=0.2)
 
 
@@ -53,7 +54,7 @@ def frontal(n, seed=0, **options):
 
 def test_same_seed_gives_the_same_bits():
     first, second = drawing.generate(12, 5, size=32), drawing.generate(12, 5, size=32)
-    for field in dataclasses.fields(sampling.Faces):
+    for field in dataclasses.fields(Faces):
         assert torch.equal(getattr(first, field.name), getattr(second, field.name)), field.name
 
 
@@ -65,7 +66,7 @@ def test_different_seeds_differ():
 
 def test_more_samples_only_append():
     few, many = sampling.sample_factors(5, 3), sampling.sample_factors(50, 3)
-    for field in dataclasses.fields(sampling.Factors):
+    for field in dataclasses.fields(Factors):
         torch.testing.assert_close(getattr(few, field.name), getattr(many, field.name)[:5], rtol=0, atol=1e-6)
 
 
@@ -249,10 +250,10 @@ def test_a_mask_covers_the_mouth_and_sunglasses_cover_the_pupils():
 # Every factor matters
 
 
-@pytest.mark.parametrize("name", [f.name for f in dataclasses.fields(sampling.Factors)])
+@pytest.mark.parametrize("name", [f.name for f in dataclasses.fields(Factors)])
 def test_each_factor_changes_the_picture(name):
-    base = sampling.sample_factors(16, 8, occluded_share=1.0, intensity=(0.8, 1.0))
-    other = sampling.sample_factors(16, 9, occluded_share=1.0, intensity=(0.1, 0.3))
+    base = sampling.sample_factors(16, 8, sampling.Ranges(occluded_share=1.0, intensity=(0.8, 1.0)))
+    other = sampling.sample_factors(16, 9, sampling.Ranges(occluded_share=1.0, intensity=(0.1, 0.3)))
     if name == "smirk_side":
         base = change(base, expression=shape.EXPRESSIONS.index("contempt"))
     changed = dataclasses.replace(base, **{name: getattr(other, name)})

@@ -1,17 +1,22 @@
 """Lids, brows, lips and strokes of the skin, as polynomials through the landmarks."""
 
 import functools
+from typing import NamedTuple
 
 import torch
 
 from facepapers.common.data.markups import COFW29
+from facepapers.common.faces.factors import Factors
 from facepapers.common.faces.polynomials import affine_at, below, constant, disc, frame_of, product
+from facepapers.common.faces.pose import Pose
 from facepapers.common.faces.shape import childness, oldness
 
+IRIS_RADIUS = 0.108
+PUPIL_SHARE = 0.42  # of the iris radius
 # Soft strokes on the skin: (anchor landmarks, offset, long axis, short axis, luminance, luminance per unit
 # of sideways light, driver). Axes are the 1/e radii. A driver multiplies the luminance (see `_drivers`). The
 # names that end in _r are mirrored.
-STROKES = {
+STROKES: dict[str, tuple] = {
     "bridge": ((20, 20, 16, 17), (0, 0.02, 0), (0, 0.26, 0.1), (0.07, 0, 0), 0.07, 0, None),
     "bridge_side_r": ((20, 20, 16, 17), (0.14, 0, -0.1), (0.03, 0.24, 0.1), (0.075, 0, 0), -0.05, 0.11, None),
     "tip": ((20,), (0, -0.03, 0), (0.08, 0, 0), (0, 0.08, 0), 0.09, 0, None),
@@ -52,7 +57,7 @@ STROKES = {
 }  # fmt: skip
 
 
-def eye_curves(pose, flat, side):
+def eye_curves(pose: Pose, flat: torch.Tensor, side: str) -> dict[str, torch.Tensor]:
     """Lids, iris and catch light of one eye; `side` is 'l' or 'r'."""
     outer, inner, top, bottom, pupil = (8, 10, 12, 13, 16) if side == "l" else (9, 11, 14, 15, 17)
     across, down = axes_of(pose, flat)
@@ -69,19 +74,13 @@ def eye_curves(pose, flat, side):
     }
 
 
-IRIS_RADIUS = 0.108
-
-
-PUPIL_SHARE = 0.42  # of the iris radius
-
-
-def axes_of(pose, points):
+def axes_of(pose: Pose, points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The model's x and y axes in the image plane, (N, 2) each."""
     axes = pose.axis(torch.eye(3)[:2].to(points).expand(len(points), 2, 3))
     return axes[:, 0], axes[:, 1]
 
 
-def brow_curves(pose, flat, side):
+def brow_curves(pose: Pose, flat: torch.Tensor, side: str) -> dict[str, torch.Tensor]:
     """Upper edge, lower edge and ends of one brow; blunt at the inner end, thin at the outer one."""
     outer, inner, top, bottom = (0, 2, 4, 5) if side == "l" else (1, 3, 6, 7)
     down = axes_of(pose, flat)[1]
@@ -96,7 +95,7 @@ def brow_curves(pose, flat, side):
     }
 
 
-def mouth_curves(pose, flat):
+def mouth_curves(pose: Pose, flat: torch.Tensor) -> dict[str, torch.Tensor]:
     """The four lip curves through both corners, and the window between the corners."""
     left, right = flat[:, 22], flat[:, 23]
     u, v = frame_of((left + right) / 2, (right - left) / 2, axes_of(pose, flat)[1])
@@ -108,10 +107,22 @@ def mouth_curves(pose, flat):
     return curves | {"mouth_window": (constant(1.0, square) - square) * half[:, None] / 2}
 
 
+class Strokes(NamedTuple):
+    """K strokes as tensors, those of both sides included."""
+
+    anchors: torch.Tensor  # (K, 29) weights of the landmarks
+    offset: torch.Tensor  # (K, 3)
+    long: torch.Tensor  # (K, 3) axis
+    short: torch.Tensor  # (K, 3) axis
+    luminance: torch.Tensor  # (K,)
+    side_light: torch.Tensor  # (K,) luminance per unit of sideways light
+    drivers: list[str | None]
+
+
 @functools.cache
-def stroke_tables():
-    """Anchor weights (K, 29), offsets and axes (K, 3), luminances and sideways light (K,), K drivers."""
-    rows = []
+def stroke_tables() -> Strokes:
+    """STROKES with the mirrored ones."""
+    rows: list[tuple] = []
     for name, (anchors, offset, long, short, lum, side, driver) in STROKES.items():
         rows.append((anchors, offset, long, short, lum, side, driver))
         if name.endswith("_r"):
@@ -121,35 +132,43 @@ def stroke_tables():
     for k, row in enumerate(rows):
         for anchor in row[0]:
             weights[k, anchor] += 1 / len(row[0])
-    columns = [torch.tensor([row[i] for row in rows], dtype=torch.float32) for i in range(1, 6)]
-    return weights, *columns, [row[6] for row in rows]
+    numbers = (torch.tensor([row[i] for row in rows], dtype=torch.float32) for i in range(1, 6))
+    offset, long, short, luminance, side_light = numbers
+    return Strokes(weights, offset, long, short, luminance, side_light, [row[6] for row in rows])
 
 
-def stroke_polynomials(pose, points):
+def stroke_polynomials(pose: Pose, points: torch.Tensor) -> torch.Tensor:
     """-(u^2 + v^2) of every stroke, (N, K, 6): the exponential is the stroke."""
-    weights, offset, long, short, _, _, _ = stroke_tables()
-    centre = pose.flat(weights.to(points) @ points + offset.to(points))
-    n = len(points)
-    u, v = frame_of(centre, pose.axis(long.to(points).expand(n, -1, 3)), pose.axis(short.to(points).expand(n, -1, 3)))
+    strokes = stroke_tables()
+    centre = pose.flat(strokes.anchors.to(points) @ points + strokes.offset.to(points))
+    long, short = (pose.axis(axis.to(points).expand(len(points), -1, 3)) for axis in (strokes.long, strokes.short))
+    u, v = frame_of(centre, long, short)
     return -product(u, u) - product(v, v)
 
 
-def stroke_colours(f, look, act, light, colours):
+def stroke_colours(
+    f: Factors,
+    look: dict[str, torch.Tensor],
+    act: dict[str, torch.Tensor],
+    light: torch.Tensor,
+    colours: dict[str, torch.Tensor],
+) -> torch.Tensor:
     """Colour change (N, K, 3) of every stroke under this light, age and expression."""
-    _, _, _, _, lum, side, drivers = stroke_tables()
-    amount = lum.to(light) + side.to(light) * light[:, :1] * f.light_strength[:, None] * 2  # (N, K)
+    strokes = stroke_tables()
+    lit = strokes.side_light.to(light) * light[:, :1] * f.light_strength[:, None] * 2
+    amount = strokes.luminance.to(light) + lit  # (N, K)
     level = _drivers(f, look, act)
     one = torch.ones_like(f.scale)
-    amount = amount * torch.stack([level.get(d, one) if d else one for d in drivers], 1)
+    amount = amount * torch.stack([level.get(d, one) if d else one for d in strokes.drivers], 1)
     colour = amount[..., None] * (0.25 + 0.75 * colours["skin"])[:, None]
     special = {"beard": colours["hair"] * 0.8 - colours["skin"] * 0.85, "blush": colours["blush"]}
     for name, delta in special.items():
-        rows = [k for k, d in enumerate(drivers) if d == name]
+        rows = [k for k, d in enumerate(strokes.drivers) if d == name]
         colour[:, rows] = (level[name][:, None] * delta)[:, None]
     return colour
 
 
-def _drivers(f, look, act):
+def _drivers(f: Factors, look: dict[str, torch.Tensor], act: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """How strongly wrinkles, dimples, beard and blush show, (N,) each."""
     old, grown = oldness(f), 1 - childness(f)
     return {

@@ -4,7 +4,9 @@ from dataclasses import dataclass
 
 import torch
 
+from facepapers.common.faces.factors import Factors
 from facepapers.common.faces.polynomials import constant, evaluate, frame_of, pixel_basis, product
+from facepapers.common.faces.pose import Pose
 from facepapers.common.faces.shape import childness, oldness
 
 # The head is a smooth union of ellipsoids: centre and radii. The chin and the nose follow their landmarks.
@@ -15,8 +17,6 @@ HEAD = {
     "chin": ((0, 0.0, -0.42), (0.50, 0.42, 0.42)),
     "nose": ((0, -0.17, -0.31), (0.17, 0.31, 0.30)),
 }
-
-
 UNION_SHARPNESS = 9.0  # of the smooth union, per unit
 
 
@@ -30,7 +30,7 @@ class Surface:
     size: torch.Tensor  # (N, K) mean radius of the outline, model units
 
 
-def turned_ellipsoids(pose, centres, radii):
+def turned_ellipsoids(pose: Pose, centres: torch.Tensor, radii: torch.Tensor) -> Surface:
     """Exact orthographic outlines and depths of ellipsoids with (N, K, 3) centres and radii."""
     spread = torch.einsum("nij,nkj,nlj->nkil", pose.rotation, radii**2, pose.rotation)  # R diag(r^2) R^T
     plane = spread[..., :2, :2]
@@ -46,14 +46,16 @@ def turned_ellipsoids(pose, centres, radii):
     return Surface(constant(1.0, q) - q, slope, bulge, torch.linalg.det(plane) ** 0.25)
 
 
-def _unit_axes(scale, like):
+def _unit_axes(scale: torch.Tensor, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The image axes, one model unit long, as (N, K, 2) each."""
     zero = torch.zeros_like(like[..., 0])
     unit = zero + scale[..., 0]
     return torch.stack([unit, zero], -1), torch.stack([zero, unit], -1)
 
 
-def head_ellipsoids(f, look, points):
+def head_ellipsoids(
+    f: Factors, look: dict[str, torch.Tensor], points: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Centres and radii (N, 5, 3) in the order of HEAD."""
     n = len(points)
     centres = torch.tensor([c for c, _ in HEAD.values()]).to(points).repeat(n, 1, 1)
@@ -73,12 +75,12 @@ def head_ellipsoids(f, look, points):
     return centres, radii
 
 
-def smooth_union(polynomials_or_planes, dim):
+def smooth_union(polynomials_or_planes: torch.Tensor, dim: int) -> torch.Tensor:
     """Smooth maximum of signed distances."""
     return (polynomials_or_planes * UNION_SHARPNESS).clamp_min(-40).exp().sum(dim).log() / UNION_SHARPNESS
 
 
-def chin_tip(pose, outline, points):
+def chin_tip(pose: Pose, outline: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
     """Where the head's outline ends below the chin, (N, 2): bisection along the face's down axis."""
     down = pose.axis(torch.tensor([0.0, 1, 0]).to(points).expand(len(points), 1, 3))[:, 0]
     down = down / down.norm(dim=-1, keepdim=True) * pose.scale[:, None]

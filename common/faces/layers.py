@@ -15,15 +15,20 @@ from facepapers.common.faces.curves import (
     stroke_colours,
     stroke_polynomials,
 )
-from facepapers.common.faces.head import HEAD, smooth_union
-from facepapers.common.faces.light import _body_shade, _shading, lighting
+from facepapers.common.faces.factors import Factors
+from facepapers.common.faces.head import HEAD, Surface, smooth_union
 from facepapers.common.faces.polynomials import bell, disc, evaluate, frame_of, lift, product, soft_edge
-from facepapers.common.faces.scene import body_shapes, surface_coordinates
+from facepapers.common.faces.pose import Pose
+from facepapers.common.faces.scene import Scene, body_shapes, surface_coordinates
+from facepapers.common.faces.shading import body_shade, head_shade, lighting
 from facepapers.common.faces.shape import oldness
+
+Planes = dict[str, torch.Tensor]  # polynomials at every pixel, (N, P) each
+Layer = tuple[torch.Tensor, str]  # coverage (N, P) and name
 
 
 @functools.cache
-def _textures(device):
+def _textures(device: torch.device) -> tuple[torch.Tensor, ...]:
     """Two noise tables (1, 1, 128, 128), mean 0, standard deviation 1, constant."""
     noise = torch.randn(2, 128, 128, generator=torch.Generator().manual_seed(11))
     kernel = torch.tensor([1.0, 4, 6, 4, 1]) / 16
@@ -32,13 +37,13 @@ def _textures(device):
     return (smooth / smooth.std((1, 2), keepdim=True))[:, None, None].to(device).unbind(0)
 
 
-def _sample(texture, u, v):
+def _sample(texture: torch.Tensor, u: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     """Bilinear look-up of a (1, 1, H, W) table at coordinates in -1..1: (N, P) -> (N, P)."""
     grid = torch.stack([u, v], -1)[None]
     return torch.nn.functional.grid_sample(texture, grid, padding_mode="reflection", align_corners=False)[0, 0]
 
 
-def background_plan(f):
+def background_plan(f: Factors) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradient, stripes, three blobs: polynomials (N, 5, 6), colours (N, 3, 5), base colour (N, 3)."""
     u = f.background
     base, dark = u[:, :3], u[:, 3:4]
@@ -59,14 +64,14 @@ def background_plan(f):
     return torch.cat([affine, blobs], 1), tints, (base * 0.75 + 0.15) * (0.4 + 0.6 * dark)
 
 
-def _draw_background(d, basis):
+def _draw_background(d: SimpleNamespace, basis: torch.Tensor) -> torch.Tensor:
     planes = evaluate(d.background, basis)
     planes[:, 1].sin_()
     bell(planes[:, 2:])
     return torch.baddbmm(d.background_base[..., None], d.background_tints, planes)
 
 
-def hair_plan(scene, cranium):
+def hair_plan(scene: Scene, cranium: Surface) -> dict[str, torch.Tensor]:
     """The hairline on the skull's surface: see `_hair_mask` for what each number does."""
     look, f = scene.look, scene.f
     affine, factor = surface_coordinates(scene.pose, cranium)
@@ -84,7 +89,9 @@ def hair_plan(scene, cranium):
     }
 
 
-def _hair_mask(d, planes, px, basis):
+def _hair_mask(
+    d: SimpleNamespace, planes: Planes, px: torch.Tensor, basis: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Coverage of the hair in front of the head (N, P); model x, y, z of the skull's surface (N, 3, P)."""
     bulge = (planes["cranium"].clamp_min(0) * (d.bulge_unit[:, None] / px)).sqrt_()
     xyz = torch.addcmul(evaluate(d.surface, basis), d.surface_bulge[..., None], bulge[:, None])
@@ -96,7 +103,7 @@ def _hair_mask(d, planes, px, basis):
     return torch.maximum(soft_edge(distance, 1.5), sides), xyz
 
 
-def _eye_layers(planes, px, clip):
+def _eye_layers(planes: Planes, px: torch.Tensor, clip: torch.Tensor) -> list[Layer]:
     """Lash line, glint, pupil, iris, white: [(coverage (N, P), name)], front first."""
     parts = []
     for side in "lr":
@@ -112,7 +119,7 @@ def _eye_layers(planes, px, clip):
     return list(zip(both, ("lash", "glint", "pupil", "iris", "white"), strict=True))
 
 
-def _mouth_layers(d, planes, px, clip):
+def _mouth_layers(d: SimpleNamespace, planes: Planes, px: torch.Tensor, clip: torch.Tensor) -> list[Layer]:
     """Lip line, teeth, open mouth, lower and upper lip, front first."""
     one, two, three, four = (planes[f"lip_{k}"] for k in (1, 2, 3, 4))
     line = soft_edge(0.014 * px - (two + three).abs() / 2) * soft_edge(planes["mouth_window"])
@@ -123,13 +130,13 @@ def _mouth_layers(d, planes, px, clip):
     return [(a * clip, name) for a, name in zip((line, row, gap, lower, upper), names, strict=True)]
 
 
-def _brow_layer(d, planes, clip):
+def _brow_layer(d: SimpleNamespace, planes: Planes, clip: torch.Tensor) -> list[Layer]:
     edges = [torch.minimum(planes[f"brow_top_{s}"], planes[f"brow_bottom_{s}"]) for s in "lr"]
     edges = [torch.minimum(e, planes[f"brow_ends_{s}"]) for e, s in zip(edges, "lr", strict=True)]
     return [(soft_edge(torch.maximum(*edges), 1.6) * clip * d.brow_density[:, None], "brow")]
 
 
-def _ear_layer(d, planes):
+def _ear_layer(d: SimpleNamespace, planes: Planes) -> list[Layer]:
     """An ear shows when its side is turned to the viewer."""
     left, right = d.ear_facing[:, :1], d.ear_facing[:, 1:]
     return [(torch.maximum(soft_edge(planes["ear_l"]) * left, soft_edge(planes["ear_r"]) * right), "ear")]
@@ -141,7 +148,7 @@ LAYERS = (  # front first
 )  # fmt: skip
 
 
-def layer_colours(scene):
+def layer_colours(scene: Scene) -> torch.Tensor:
     """Flat colours of LAYERS, (N, 3, L)."""
     c, f = scene.colours, scene.f
     like = c["skin"]
@@ -160,7 +167,7 @@ def layer_colours(scene):
     return torch.stack([table[name] for name in LAYERS], 2)
 
 
-def _over(layers):
+def _over(layers: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """Weights of the layers (front first) after hiding one another (N, K, P); what shines through (N, P)."""
     through, weights = torch.ones_like(layers[0]), []
     for coverage in layers:
@@ -180,7 +187,7 @@ SHAPES = (
 LIGHTS = ("light", "light_outline", "nose_light", "nose_outline")
 
 
-def plan(scene):
+def plan(scene: Scene) -> SimpleNamespace:
     """All that the pixel stage needs, as a namespace of tensors with leading dimension N."""
     f, look, act = scene.f, scene.look, scene.act
     shapes, cranium = body_shapes(scene)
@@ -215,7 +222,7 @@ def plan(scene):
     )
 
 
-def _all_planes(d, px, basis):
+def _all_planes(d: SimpleNamespace, px: torch.Tensor, basis: torch.Tensor) -> Planes:
     """Every polynomial of the head at every pixel, {name: (N, P)}, distances in pixels."""
     values = evaluate(torch.cat([d.shapes * px[:, :, None], d.lights, d.outline], 1), basis)
     planes = dict(zip([*SHAPES, *LIGHTS], values.unbind(1)))
@@ -224,7 +231,7 @@ def _all_planes(d, px, basis):
     return planes
 
 
-def compose_layers(d, size, basis):
+def compose_layers(d: SimpleNamespace, size: int, basis: torch.Tensor) -> torch.Tensor:
     """The picture without occluder: (N, 3, P), about 0..1."""
     px = d.scale[:, None] * size
     planes = _all_planes(d, px, basis)
@@ -240,12 +247,12 @@ def compose_layers(d, size, basis):
     relief = d.stroke_colours @ bell(evaluate(d.strokes, basis))
     flat = torch.baddbmm(relief.mul_(weight["skin"][:, None]), d.layer_colours, weights)
     body = weight["neck"] + weight["cloth"]
-    shade = torch.lerp(_shading(d, planes), _body_shade(d, planes["head"] / px), body)
+    shade = torch.lerp(head_shade(d, planes), body_shade(d, planes["head"] / px), body)
     shade = shade.mul_(_texture(d, xyz, weight))
     return flat.mul_(shade[:, None]).addcmul_(_draw_background(d, basis), behind[:, None])
 
 
-def _texture(d, xyz, weight):
+def _texture(d: SimpleNamespace, xyz: torch.Tensor, weight: dict[str, torch.Tensor]) -> torch.Tensor:
     """Factor (N, P): strands in the hair, mottling, freckles and rough old skin on the face."""
     x, y, z = xyz.unbind(1)
     smooth, fine = _textures(x.device)
@@ -256,7 +263,15 @@ def _texture(d, xyz, weight):
     return 1 + hair + (d.rough[:, None] * grain - spots) * weight["skin"]
 
 
-def ellipse_planes(pose, centre, long, short, width, px, basis):
+def ellipse_planes(
+    pose: Pose,
+    centre: torch.Tensor,
+    long: torch.Tensor,
+    short: torch.Tensor,
+    width: torch.Tensor,
+    px: torch.Tensor,
+    basis: torch.Tensor,
+) -> torch.Tensor:
     """Distances in pixels to ellipses given by model-space centres and axes (N, K, 3); width (N, K)."""
     shape = disc(pose.flat(centre), pose.axis(long), pose.axis(short), width)
     return evaluate(shape * px[..., None], basis)

@@ -1,5 +1,7 @@
 """Hands, glasses, masks and locks of hair, and the points that they cover."""
 
+from collections.abc import Iterator
+
 import torch
 
 from facepapers.common.faces.curves import axes_of
@@ -9,7 +11,7 @@ from facepapers.common.faces.polynomials import below, evaluate, frame_of, pixel
 from facepapers.common.faces.scene import Scene
 
 
-def _hand(scene, px, basis):
+def _hand(scene: Scene, px: torch.Tensor, basis: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """A palm and four fingers from one side: coverage (N, P) and colour (N, 3, P)."""
     u, like = scene.f.occluder_shape, scene.model
     side = torch.where(u[:, 0] < 0.5, -1.0, 1.0)
@@ -33,7 +35,7 @@ def _hand(scene, px, basis):
     return soft_edge(distance), (0.95 * scene.colours["skin"])[..., None] * (shade * gaps)[:, None]
 
 
-def _glasses(scene, px, basis):
+def _glasses(scene: Scene, px: torch.Tensor, basis: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Two lenses (clear, or dark for kind > 0.45), bridge and temples."""
     u, flat = scene.f.occluder_shape, scene.flat
     left, right = scene.model[:, 8:12:2].mean(1), scene.model[:, 9:12:2].mean(1)
@@ -63,7 +65,7 @@ def _glasses(scene, px, basis):
     return coverage, tone[:, None] * torch.tensor([1.0, 0.95, 0.9]).to(flat)[:, None]
 
 
-def _mask(scene, px, basis):
+def _mask(scene: Scene, px: torch.Tensor, basis: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """A cloth mask from the bridge of the nose to under the chin, with two folds."""
     u, pose = scene.f.occluder_shape, scene.pose
     n = len(u)
@@ -83,7 +85,7 @@ def _mask(scene, px, basis):
     return soft_edge(torch.minimum(planes[:, 0], head) * px), colour[..., None] * (folds * side)[:, None]
 
 
-def _hair_lock(scene, px, basis):
+def _hair_lock(scene: Scene, px: torch.Tensor, basis: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Three strands that fall from the hairline over one eye."""
     u, like = scene.f.occluder_shape, scene.model
     side = torch.where(u[:, 0] < 0.5, -1.0, 1.0)[:, None]
@@ -105,14 +107,15 @@ def _hair_lock(scene, px, basis):
 PAINTERS = {1: _hand, 2: _glasses, 3: _mask, 4: _hair_lock}  # by index into OCCLUDERS
 
 
-def take_faces(scene, index):
+def take_faces(scene: Scene, index: slice | torch.Tensor) -> Scene:
     """The samples `index` of a scene."""
-    pick = lambda d: {k: v[index] for k, v in d.items()}
-    tensors = {name: getattr(scene, name)[index] for name in ("f", "pose", "light", "model", "flat", "outline")}
-    return Scene(look=pick(scene.look), act=pick(scene.act), colours=pick(scene.colours), **tensors)
+    parts = {name: getattr(scene, name)[index] for name in ("f", "pose", "light", "model", "flat", "outline")}
+    for name in ("look", "act", "colours"):
+        parts[name] = {key: value[index] for key, value in getattr(scene, name).items()}
+    return Scene(**parts)
 
 
-def occlude(scene, size, basis, image):
+def occlude(scene: Scene, size: int, basis: torch.Tensor, image: torch.Tensor) -> None:
     """Draw each sample's occluder into `image` (N, 3, P)."""
     for part, index in _by_occluder(scene):
         coverage, colour = PAINTERS[int(part.f.occluder[0])](part, part.pose.scale[:, None] * size, basis)
@@ -120,7 +123,7 @@ def occlude(scene, size, basis, image):
         image[index] = torch.lerp(image[index], colour * light[:, None, None], coverage[:, None])
 
 
-def covered_points(scene, size):
+def covered_points(scene: Scene, size: int) -> torch.Tensor:
     """Landmarks under the occluder, (N, 29) bool: its coverage there, by the same polynomials."""
     covered = torch.zeros(scene.flat.shape[:2], dtype=torch.bool, device=scene.flat.device)
     for part, index in _by_occluder(scene):
@@ -129,7 +132,7 @@ def covered_points(scene, size):
     return covered
 
 
-def _by_occluder(scene):
+def _by_occluder(scene: Scene) -> Iterator[tuple[Scene, torch.Tensor]]:
     """The part of a scene with each kind of occluder, and its sample numbers."""
     for kind in PAINTERS:
         index = (scene.f.occluder == kind).nonzero()[:, 0]

@@ -21,7 +21,7 @@ class People(NamedTuple):
     fingerprint: str
 
 
-def draw(people, train, test_people, test, size, pairs, seed):
+def draw(people: int, train: int, test_people: int, test: int, size: int, pairs: int, seed: int) -> People:
     """People: `train` faces of `people` persons and `test` faces of `test_people` others, `pairs` of each kind.
 
     Drawn by common/faces/drawing.py and aligned by their exact five points. Different seeds give different people.

@@ -1,154 +1,80 @@
 """Factors of a batch of faces: drawn independently, each with a stated distribution."""
 
-import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
+from facepapers.common.faces.factors import Factors
 from facepapers.common.faces.shape import ACTION_NAMES, IDENTITY_DIMS
 
-
-@dataclass(frozen=True)
-class Factors:
-    """What a batch of pictures is made from. All tensors have the leading dimension N and share a device."""
-
-    identity: torch.Tensor  # (N, 32) appearance coordinates, standard normal; IDENTITY_NAMES
-    identity_label: torch.Tensor  # (N,) long, which person
-    gender: torch.Tensor  # (N,) long 0..1, shifts the appearance
-    group: torch.Tensor  # (N,) long 0..4, shifts the appearance
-    age_years: torch.Tensor  # (N,)
-    expression: torch.Tensor  # (N,) long, index into EXPRESSIONS
-    intensity: torch.Tensor  # (N,) 0..1
-    action_jitter: torch.Tensor  # (N, 16) added to the action units; ACTION_NAMES
-    smirk_side: torch.Tensor  # (N,) -1 or 1: where contempt lifts the mouth
-    hair_jitter: torch.Tensor  # (N, 3) added to hair length, line and volume, so that a person's hair varies
-    yaw_deg: torch.Tensor  # (N,) positive: the nose moves to the viewer's right
-    pitch_deg: torch.Tensor  # (N,) positive: the nose moves up
-    roll_deg: torch.Tensor  # (N,) positive: clockwise on the screen
-    gaze: torch.Tensor  # (N, 2) displacement of the pupils, in model units
-    scale: torch.Tensor  # (N,) image widths per model unit (= mean inter-pupil distance)
-    shift: torch.Tensor  # (N, 2) of the head's pivot from the image centre, in image widths
-    light_azimuth_deg: torch.Tensor  # (N,) positive: from the viewer's right
-    light_elevation_deg: torch.Tensor  # (N,) positive: from above
-    light_strength: torch.Tensor  # (N,) 0 (flat light) .. 1 (all light from one direction)
-    light_colour: torch.Tensor  # (N, 3) factor on the channels
-    background: torch.Tensor  # (N, 24) uniforms: colours, blobs, stripes
-    cloth: torch.Tensor  # (N, 3) colour of the clothes
-    occluder: torch.Tensor  # (N,) long, index into OCCLUDERS
-    occluder_shape: torch.Tensor  # (N, 6) uniforms: side, place, size, kind, colour
-    blur: torch.Tensor  # (N,) standard deviation in 1/64 image widths
-    noise: torch.Tensor  # (N,) standard deviation, 1 = white
-    noise_seed: torch.Tensor  # (N,) long, start in the noise table
-
-    def __len__(self):
-        return len(self.identity)
-
-    def __getitem__(self, index):
-        return _map(self, lambda t: t[index])
-
-    def to(self, device):
-        return _map(self, lambda t: t.to(device))
+NOISE_STARTS = 1 << 18
+Columns = Callable[[int], torch.Tensor]  # k -> the next k columns of uniforms, (N, k)
 
 
 @dataclass(frozen=True)
-class Faces:
-    """Pictures and their truth. Points are x, y in pixels: pixel centres at integers, origin top left."""
+class Ranges:
+    """From what the factors are drawn: pairs are uniform from low to high, `*_deg` and `shift` symmetric about 0."""
 
-    images: torch.Tensor  # (N, C, S, S) uint8
-    points: torch.Tensor  # (N, 29, 2) float32, COFW order
-    occluded: torch.Tensor  # (N, 29) bool: covered by the occluder, or turned away from the viewer
-    five: torch.Tensor  # (N, 5, 2): left and right pupil, nose tip, left and right mouth corner
-    box: torch.Tensor  # (N, 4) x, y, w, h: the 29 points' extent, grown by 12 % on each side
-    identity_label: torch.Tensor  # (N,) long
-    expression: torch.Tensor  # (N,) long
-    age_years: torch.Tensor  # (N,) float
-    gender: torch.Tensor  # (N,) long
-    group: torch.Tensor  # (N,) long
-    yaw_deg: torch.Tensor
-    pitch_deg: torch.Tensor
-    roll_deg: torch.Tensor
-    occluder: torch.Tensor  # (N,) long
-
-    def __len__(self):
-        return len(self.images)
-
-    def __getitem__(self, index):
-        return _map(self, lambda t: t[index])
-
-    def to(self, device):
-        return _map(self, lambda t: t.to(device))
+    expressions: tuple[int, ...] = tuple(range(8))  # equally often; indices into EXPRESSIONS
+    intensity: tuple[float, float] = (0.5, 1.0)
+    ages: tuple[float, float] = (6.0, 80.0)  # years
+    yaw_deg: float = 30.0
+    pitch_deg: float = 15.0
+    roll_deg: float = 15.0
+    scale: tuple[float, float] = (0.245, 0.285)  # image widths per model unit
+    shift: float = 0.04  # image widths
+    light_strength: tuple[float, float] = (0.1, 0.65)
+    occluder: int | None = None  # the kind of all faces, an index into OCCLUDERS; None: see `occluded_share`
+    occluded_share: float = 0.2  # of the faces, with any of the four kinds
+    blur: tuple[float, float] = (0.1, 0.7)  # standard deviation, 1/64 image widths
+    noise: tuple[float, float] = (0.005, 0.03)  # standard deviation, 1 = white
 
 
-def _map(record, function):
-    return type(record)(**{f.name: function(getattr(record, f.name)) for f in dataclasses.fields(record)})
+USUAL = Ranges()
 
 
 def sample_factors(
-    n,
-    seed,
-    *,
-    identities=None,
-    people_seed=None,
-    expressions=tuple(range(8)),
-    intensity=(0.5, 1.0),
-    ages=(6.0, 80.0),
-    yaw_deg=30.0,
-    pitch_deg=15.0,
-    roll_deg=15.0,
-    scale=(0.245, 0.285),
-    shift=0.04,
-    light_strength=(0.1, 0.65),
-    occluder=None,
-    occluded_share=0.2,
-    blur=(0.1, 0.7),
-    noise=(0.005, 0.03),
-):
+    n: int, seed: int, ranges: Ranges = USUAL, *, identities: int | None = None, people_seed: int | None = None
+) -> Factors:
     """Draw n sets of factors on the CPU. The first m of them are the same for every n >= m.
 
     `identities`: number of distinct people (None: everybody differs). `people_seed` (default: `seed`) draws
     the people, so two calls with equal people and different seeds give training and test pictures of the
-    same persons. Ranges are uniform, `*_deg` and `shift` symmetric; `occluder` fixes its kind for all.
+    same persons.
     """
+    # Each line takes the next columns of one matrix, so the order of the lines decides what is drawn.
     uniform = _columns(n, seed, 128)
-    person, label = _people(n, uniform, identities, seed if people_seed is None else people_seed, ages)
-    kind = 1 + (uniform(1)[:, 0] * 4).long()
-    kind = torch.where(uniform(1)[:, 0] < occluded_share, kind, 0)
-    expression = torch.tensor(expressions)[(uniform(1)[:, 0] * len(expressions)).long()]
+    person, label = _people(n, uniform, identities, seed if people_seed is None else people_seed, ranges.ages)
+    occluder = _occluders(uniform, ranges)
+    expression = _expressions(uniform, ranges)
+    hair_jitter = 0.25 * _normal(uniform(3))
+    pose = _poses(uniform, ranges)
+    light = _lights(uniform, ranges)
     return Factors(
         **person,
         identity_label=label,
-        expression=expression,
-        intensity=_between(uniform(1)[:, 0], *intensity),
-        action_jitter=0.08 * _normal(uniform(len(ACTION_NAMES))),
-        smirk_side=torch.where(uniform(1)[:, 0] < 0.5, -1.0, 1.0),
-        hair_jitter=0.25 * _normal(uniform(3)),
-        yaw_deg=_between(uniform(1)[:, 0], -yaw_deg, yaw_deg),
-        pitch_deg=_between(uniform(1)[:, 0], -pitch_deg, pitch_deg),
-        roll_deg=_between(uniform(1)[:, 0], -roll_deg, roll_deg),
-        gaze=torch.tensor([0.025, 0.008]) * _normal(uniform(2)),
-        scale=_between(uniform(1)[:, 0], *scale),
-        shift=_between(uniform(2), -shift, shift),
-        light_azimuth_deg=_between(uniform(1)[:, 0], -70, 70),
-        light_elevation_deg=_between(uniform(1)[:, 0], -10, 60),
-        light_strength=_between(uniform(1)[:, 0], *light_strength),
-        light_colour=_between(uniform(1), 0.8, 1.15) * (1 + 0.05 * torch.tensor([1.0, 0, -1]) * _normal(uniform(1))),
+        **expression,
+        hair_jitter=hair_jitter,
+        **pose,
+        **light,
         background=uniform(24),
         cloth=uniform(3) * uniform(1),
-        occluder=kind if occluder is None else torch.full_like(kind, occluder),
+        occluder=occluder,
         occluder_shape=uniform(6),
-        blur=_between(uniform(1)[:, 0], *blur),
-        noise=_between(uniform(1)[:, 0], *noise),
+        blur=_between(uniform(1)[:, 0], *ranges.blur),
+        noise=_between(uniform(1)[:, 0], *ranges.noise),
         noise_seed=(uniform(1)[:, 0].double() * NOISE_STARTS).long(),
     )
 
 
-def _columns(n, seed, width):
+def _columns(n: int, seed: int, width: int) -> Columns:
     """A function that hands out the next k columns of one (n, width) matrix of uniforms."""
     generator = torch.Generator().manual_seed(seed)
     matrix = torch.rand(n, width, generator=generator)
     used = [0]
 
-    def take(k):
+    def take(k: int) -> torch.Tensor:
         used[0] += k
         assert used[0] <= width
         return matrix[:, used[0] - k : used[0]]
@@ -156,7 +82,9 @@ def _columns(n, seed, width):
     return take
 
 
-def _people(n, uniform, identities, people_seed, ages):
+def _people(
+    n: int, uniform: Columns, identities: int | None, people_seed: int, ages: tuple[float, float]
+) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """Identity, gender, group and age of each sample, and the label of the person."""
     own, pick = uniform(IDENTITY_DIMS + 3), uniform(2)
     if identities is None:
@@ -173,12 +101,49 @@ def _people(n, uniform, identities, people_seed, ages):
     return person, label
 
 
-def _between(u, low, high):
+def _occluders(uniform: Columns, ranges: Ranges) -> torch.Tensor:
+    """Kind of each sample's occluder, 0 for none."""
+    kind = 1 + (uniform(1)[:, 0] * 4).long()
+    kind = torch.where(uniform(1)[:, 0] < ranges.occluded_share, kind, 0)
+    return kind if ranges.occluder is None else torch.full_like(kind, ranges.occluder)
+
+
+def _expressions(uniform: Columns, ranges: Ranges) -> dict[str, torch.Tensor]:
+    """Expression, its strength, and what makes no two of them alike."""
+    known = torch.tensor(ranges.expressions)
+    return {
+        "expression": known[(uniform(1)[:, 0] * len(known)).long()],
+        "intensity": _between(uniform(1)[:, 0], *ranges.intensity),
+        "action_jitter": 0.08 * _normal(uniform(len(ACTION_NAMES))),
+        "smirk_side": torch.where(uniform(1)[:, 0] < 0.5, -1.0, 1.0),
+    }
+
+
+def _poses(uniform: Columns, ranges: Ranges) -> dict[str, torch.Tensor]:
+    """How the head is turned and placed, and where the eyes look."""
+    return {
+        "yaw_deg": _between(uniform(1)[:, 0], -ranges.yaw_deg, ranges.yaw_deg),
+        "pitch_deg": _between(uniform(1)[:, 0], -ranges.pitch_deg, ranges.pitch_deg),
+        "roll_deg": _between(uniform(1)[:, 0], -ranges.roll_deg, ranges.roll_deg),
+        "gaze": torch.tensor([0.025, 0.008]) * _normal(uniform(2)),
+        "scale": _between(uniform(1)[:, 0], *ranges.scale),
+        "shift": _between(uniform(2), -ranges.shift, ranges.shift),
+    }
+
+
+def _lights(uniform: Columns, ranges: Ranges) -> dict[str, torch.Tensor]:
+    """Direction, strength and colour of the light."""
+    return {
+        "light_azimuth_deg": _between(uniform(1)[:, 0], -70, 70),
+        "light_elevation_deg": _between(uniform(1)[:, 0], -10, 60),
+        "light_strength": _between(uniform(1)[:, 0], *ranges.light_strength),
+        "light_colour": _between(uniform(1), 0.8, 1.15) * (1 + 0.05 * torch.tensor([1.0, 0, -1]) * _normal(uniform(1))),
+    }
+
+
+def _between(u: torch.Tensor, low: float, high: float) -> torch.Tensor:
     return low + (high - low) * u
 
 
-def _normal(u):
+def _normal(u: torch.Tensor) -> torch.Tensor:
     return torch.special.ndtri(u.clamp(1e-6, 1 - 1e-6))
-
-
-NOISE_STARTS = 1 << 18

@@ -4,28 +4,31 @@ from dataclasses import dataclass
 
 import torch
 
+from facepapers.common.faces.factors import Factors
 from facepapers.common.faces.head import Surface, chin_tip, head_ellipsoids, turned_ellipsoids
 from facepapers.common.faces.light import light_direction, palette
 from facepapers.common.faces.polynomials import disc, evaluate, pixel_basis
 from facepapers.common.faces.pose import PIVOT, Pose, pose_of
-from facepapers.common.faces.sampling import Factors
 from facepapers.common.faces.shape import actions, appearance, childness, model_points
 
 
 @dataclass(frozen=True)
 class Scene:
+    """N heads in place: everything that the drawing and the labels follow from."""
+
     f: Factors
     pose: Pose
-    look: dict
-    act: dict
-    colours: dict
+    look: dict[str, torch.Tensor]  # (N,) appearance coordinates, IDENTITY_NAMES
+    act: dict[str, torch.Tensor]  # (N,) action units, ACTION_NAMES
+    colours: dict[str, torch.Tensor]  # (N, 3), see `palette`
     light: torch.Tensor  # (N, 3)
     model: torch.Tensor  # (N, 29, 3) landmarks in model space
     flat: torch.Tensor  # (N, 29, 2) landmarks in the image plane
     outline: torch.Tensor  # (N, 5, 6) ellipsoids of the head, HEAD, as distances in model units
 
 
-def build_scene(f):
+def build_scene(f: Factors) -> Scene:
+    """Everything but the pixels (steps 1 and 2 of drawing.py)."""
     look, act, pose = appearance(f), actions(f), pose_of(f)
     model = model_points(f, look, act)
     surfaces = turned_ellipsoids(pose, *head_ellipsoids(f, look, model))
@@ -35,7 +38,7 @@ def build_scene(f):
     return Scene(f, pose, look, act, palette(f, look), light_direction(f), model, flat, outline)
 
 
-def hidden_by_pose(scene):
+def hidden_by_pose(scene: Scene) -> torch.Tensor:
     """Landmarks that face away from the viewer or lie behind the nose, (N, 29) bool."""
     normal = (scene.model - torch.tensor([0, 0.4, -0.9]).to(scene.model)) / torch.tensor([1.0, 2.2, 1.0]).to(
         scene.model
@@ -52,7 +55,7 @@ def hidden_by_pose(scene):
     return hidden
 
 
-def body_shapes(scene):
+def body_shapes(scene: Scene) -> tuple[dict[str, torch.Tensor], Surface]:
     """Hair, ears, neck and shoulders: {name: (N, 6)} distances; the cranium's Surface for the hairline."""
     pose, look, like = scene.pose, scene.look, scene.model
     n = len(like)
@@ -91,7 +94,7 @@ def body_shapes(scene):
     return out, cranium
 
 
-def surface_coordinates(pose, surface):
+def surface_coordinates(pose: Pose, surface: Surface) -> tuple[torch.Tensor, torch.Tensor]:
     """Model x, y, z of the visible surface: affine part (N, 3, 3) and factor of sqrt(outline) (N, 3)."""
     unit = torch.eye(3).to(pose.scale)[1:].expand(len(pose.scale), 2, 3) / pose.scale[:, None, None]
     xy = unit.clone()

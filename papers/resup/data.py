@@ -14,17 +14,18 @@ import torch
 from facepapers.common import seeding
 from facepapers.common.cli import UserError
 from facepapers.common.data import expressions, sets
-from facepapers.common.faces import drawing, shape
+from facepapers.common.faces import drawing, sampling, shape
 from facepapers.common.vision import images
 from facepapers.papers.resup import noise
 
 # Synthetic: see faces/drawing.py. Stronger and more frontal than its defaults: a network of minutes must learn them.
 EMBEDDED = dict(train=2000, valid=200, test=600, size=32, seed=2305)
 SHOWN = (0, 1, 2, 3, 4)  # neutral, happiness, surprise, sadness, anger
-LOOKS = dict(
-    expressions=SHOWN, intensity=(1.0, 1.0), identities=12, people_seed=23, yaw_deg=5.0, pitch_deg=4.0, roll_deg=4.0,
-    scale=(0.34, 0.37), shift=0.01, light_strength=(0.1, 0.3), occluded_share=0.0, blur=(0.1, 0.3), grey=True,
+LOOKS = sampling.Ranges(
+    expressions=SHOWN, intensity=(1.0, 1.0), yaw_deg=5.0, pitch_deg=4.0, roll_deg=4.0, scale=(0.34, 0.37), shift=0.01,
+    light_strength=(0.1, 0.3), occluded_share=0.0, blur=(0.1, 0.3),
 )  # fmt: skip
+PEOPLE = dict(identities=12, people_seed=23)
 VALID_SHARE = 0.1  # of the training faces, in sets without a validation part (our choice)
 CONTEMPT = ("contempt",)  # FER2013 has no such label
 
@@ -112,7 +113,7 @@ def hold_out(split):
 def _embedded_set():
     e = EMBEDDED
     n = e["train"] + e["valid"] + e["test"]
-    drawn = drawing.generate(n, e["seed"], size=e["size"], **LOOKS)
+    drawn = drawing.generate(n, e["seed"], LOOKS, size=e["size"], grey=True, **PEOPLE)
     label = np.searchsorted(SHOWN, drawn.expression.numpy())
     split = np.repeat((0, 1, 2), (e["train"], e["valid"], e["test"]))
     digest = hashlib.sha256(drawn.images.numpy().tobytes() + label.tobytes()).hexdigest()
