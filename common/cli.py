@@ -11,6 +11,8 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable, Sequence
+from typing import Any
 
 
 class UserError(Exception):
@@ -29,7 +31,7 @@ class Interrupted(Exception):
     """Ctrl-C or SIGTERM, raised after the state was saved; the same command continues."""
 
 
-def entry(main, argv=None, about=None):
+def entry(main: Callable[[list[str]], object], argv: list[str] | None = None, about: str | None = None) -> None:
     """Run `main(argv)` as a program: errors become one line on stderr and the right exit code.
 
     `about` is the answer to --help, for commands whose settings are no dataclass.
@@ -59,7 +61,7 @@ def entry(main, argv=None, about=None):
         raise SystemExit(0) from None
 
 
-def _leave():
+def _leave() -> None:
     """End a process of torchrun without the interpreter's clean-up.
 
     There, gloo's threads aborted 2 of 50 exits, and torchrun calls such a finished run a failure.
@@ -69,7 +71,9 @@ def _leave():
     os._exit(0)
 
 
-def experiment(argv, preset, check, row, prog):
+def experiment(
+    argv: Sequence[str], preset: Callable[..., Any], check: Callable[[Any], object], row: str, prog: str
+) -> Any:
     """A paper's settings: --preset, --row and --data give the defaults, every further option overrides one.
 
     `preset(name, row, data)` builds them and `check(config)` raises UserError for settings that do not go together.
@@ -82,7 +86,7 @@ def experiment(argv, preset, check, row, prog):
     return config
 
 
-def parse(default, argv, prog):
+def parse(default: Any, argv: Sequence[str], prog: str) -> Any:
     """Options for every field of the dataclass instance `default`, parsed from `argv` by tyro.
 
     Raises UserError (one line, with the nearest known option) for an unknown option or a bad value.
@@ -107,13 +111,13 @@ def parse(default, argv, prog):
     return config
 
 
-def _flatten(panel):
+def _flatten(panel: str) -> str:
     """tyro's framed message as one line."""
     words = " ".join(line.strip("│╭╰╮╯─ \n") for line in panel.splitlines())
     return " ".join(words.split())
 
 
-def take_option(argv, name, default=None):
+def take_option(argv: Sequence[str], name: str, default: Any = None) -> tuple[Any, list[str]]:
     """Remove `--name VALUE` or `--name=VALUE` from `argv`; returns (value, the other arguments)."""
     rest, value, flag, i = [], default, f"--{name}", 0
     while i < len(argv):

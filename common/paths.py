@@ -12,6 +12,6 @@ RECORDED = ROOT / "results"
 LOCAL = WORK / "results" / "local"
 
 
-def data_root():
+def data_root() -> Path:
     """The folder of the data sets: data/, or DATA_ROOT."""
     return Path(os.environ.get("DATA_ROOT") or DATA).resolve()

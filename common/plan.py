@@ -21,7 +21,7 @@ class Plan:
     needs_gpu: bool = False
     reference_s: float = 0.0
 
-    def seconds(self, fp32, bf16=0.0):
+    def seconds(self, fp32: float, bf16: float = 0.0) -> float:
         """Expected seconds where matrix products run at these GFLOP/s; bf16 = 0: it is not used."""
         gain = min(max(1.0, bf16 / fp32), BF16_GAIN)
         return self.reference_s * REFERENCE_GFLOPS / (fp32 * gain)

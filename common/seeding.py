@@ -1,11 +1,12 @@
 """Random numbers that depend on named keys alone, never on what was drawn before."""
 
 import functools
+from collections.abc import Callable
 
 import torch
 
 
-def generator(*keys):
+def generator(*keys: int) -> torch.Generator:
     """A CPU generator that depends on the integers `keys` alone, e.g. (seed, step).
 
     A step's randomness is a function of its number, so a resumed or distributed run needs no saved state.
@@ -19,11 +20,14 @@ def generator(*keys):
     return torch.Generator().manual_seed(state % 2**63)
 
 
-def shuffled(n, batch, seed):
+def shuffled(n: int, batch: int, seed: int) -> Callable[[int], torch.Tensor]:
     """A function step -> indices (batch,) of n samples: pieces of one shuffled pass after another, none left out."""
-    order = functools.lru_cache(maxsize=2)(lambda p: torch.randperm(n, generator=generator(seed, 1, p)))
 
-    def index(step):
+    @functools.lru_cache(maxsize=2)
+    def order(number: int) -> torch.Tensor:
+        return torch.randperm(n, generator=generator(seed, 1, number))
+
+    def index(step: int) -> torch.Tensor:
         first = step * batch
         passes = range(first // n, (first + batch - 1) // n + 1)
         return torch.cat([order(p) for p in passes])[first - passes[0] * n :][:batch]

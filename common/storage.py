@@ -5,13 +5,15 @@ import errno
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from facepapers.common.cli import UserError
 
 
 @contextlib.contextmanager
-def atomic(path):
+def atomic(path: Path | str) -> Iterator[Path]:
     """A temporary path beside `path`, renamed onto it when the block ends without an error.
 
     Raises UserError when the disk is full or the folder cannot be written; the old file then still stands and no
@@ -39,19 +41,20 @@ def atomic(path):
         temporary.unlink(missing_ok=True)
 
 
-def sha256(path):
+def sha256(path: Path | str) -> str:
     """Hex sha256 of a file."""
     with open(path, "rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def write_json(path, value):
+def write_json(path: Path | str, value: Any) -> None:
+    """Write `value` whole or not at all. NaN and infinities are refused (ValueError): JSON has none."""
     with atomic(path) as temporary:
         temporary.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
-def read_json(path):
-    """Raises UserError naming the file when it is missing or is no JSON."""
+def read_json(path: Path | str) -> Any:
+    """The value in a JSON file. Raises UserError naming the file when it is missing or is no JSON."""
     try:
         return json.loads(Path(path).read_text())
     except FileNotFoundError:

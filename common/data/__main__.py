@@ -3,11 +3,12 @@
 from facepapers.common import cli
 from facepapers.common.cli import MissingData, UserError
 from facepapers.common.data.obtain import on_disk
-from facepapers.common.data.registry import counts_text, find, mirror_place, registry
+from facepapers.common.data.pack import Pack
+from facepapers.common.data.registry import DataSet, counts_text, find, mirror_place, registry
 from facepapers.common.data.sets import current_pack, get, verify
 
 
-def _state(entry):
+def _state(entry: DataSet) -> tuple[str, str, str, str]:
     """One line of the table: name, state, counts, fingerprint."""
     try:
         prepared = current_pack(entry)
@@ -24,7 +25,7 @@ def _state(entry):
     return entry.name, state, counts_text(entry.counts[0]), "-"
 
 
-def _print_table():
+def _print_table() -> None:
     rows = [("set", "state", "images", "fingerprint", "title")]
     rows += [(*_state(entry), entry.title) for entry in registry().values()]
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
@@ -32,7 +33,7 @@ def _print_table():
         print("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[4]]))
 
 
-def _print_pack(prepared):
+def _print_pack(prepared: Pack) -> None:
     entry, meta = find(prepared.meta["name"]), prepared.meta
     print(f"{entry.name}: {entry.title}")
     print(f"  images       {counts_text(meta['counts'])}")
@@ -45,14 +46,14 @@ def _print_pack(prepared):
     print(f"  cite         {entry.citation}")
 
 
-def _print_steps(entry):
+def _print_steps(entry: DataSet) -> None:
     for part in [*map(find, entry.parts), entry]:
         if part.parts or not on_disk(part, mirror_place()):
             print(f"{part.name}: {part.title}\n{part.homepage}\n{part.terms}\n")
             print(f"{part.steps}\nExpected:\n{part.tree}")
 
 
-def main(argv):
+def main(argv: list[str]) -> None:
     """`list`, `get NAME [--mirror PLACE]`, `verify NAME`."""
     mirror, words = cli.take_option(argv, "mirror")
     if words == ["list"] and mirror is None:

@@ -1,7 +1,10 @@
 """A landmark set in memory."""
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any, Self
 
+import numpy as np
 import torch
 
 from facepapers.common.data.markups import Markup, markup_for
@@ -25,23 +28,23 @@ class AlignmentSet:
     markup: Markup
     fingerprint: str
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.names)
 
-    def select(self, rows):
+    def select(self, rows: torch.Tensor | np.ndarray | Sequence[int]) -> Self:
         """The same set with only `rows`: a boolean mask (N,) or indices."""
         rows = torch.as_tensor(rows)
         rows = rows.nonzero().flatten() if rows.dtype == torch.bool else rows.long()
-        tensors = {key: getattr(self, key)[rows] for key in ("images", *_TENSORS)}
-        lists = {key: [getattr(self, key)[i] for i in rows.tolist()] for key in ("subset", "names")}
-        return dataclasses.replace(self, **tensors, **lists)
+        parts: dict[str, Any] = {key: getattr(self, key)[rows] for key in ("images", *_TENSORS)}
+        parts |= {key: [getattr(self, key)[i] for i in rows.tolist()] for key in ("subset", "names")}
+        return dataclasses.replace(self, **parts)
 
-    def part(self, split):
+    def part(self, split: str) -> Self:
         """The faces of "train" or "test"."""
         return self.select(self.split == ("train", "test").index(split))
 
 
-def load_alignment(name, threads=2):
+def load_alignment(name: str, threads: int = 2) -> AlignmentSet:
     """An alignment set, prepared first if its files are here, decoded into memory once.
 
     Raises MissingData (exit 3) with the remedy when the set is not on this machine.

@@ -5,15 +5,21 @@ reading methods of a `pathlib.Path`; what insists on a real file or folder (`ope
 gets one, because os.fspath extracts what lies at the place.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import fnmatch
 import os
+import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, BinaryIO, Self, TypeVar
 
+Handle = TypeVar("Handle", BinaryIO, zipfile.ZipFile)
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 
 
-def is_picture(name):
+def is_picture(name: str) -> bool:
     """Whether a file's name says that it is a picture."""
     return os.path.splitext(name)[1].lower() in SUFFIXES
 
@@ -21,28 +27,28 @@ def is_picture(name):
 class Pictures:
     """Pictures that stay in their archives, by the path that each would have when extracted. A context manager."""
 
-    def __init__(self):
-        self._read = {}  # path: function that returns its bytes
-        self._children = {}  # path of a folder: names in it
-        self._open = []
+    def __init__(self) -> None:
+        self._read: dict[str, Callable[[], bytes]] = {}  # path: function that returns its bytes
+        self._children: dict[str, dict[str, None]] = {}  # path of a folder: names in it, in order
+        self._open: list[BinaryIO | zipfile.ZipFile] = []
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         for handle in self._open:
             handle.close()
 
-    def folder(self, path):
+    def folder(self, path: Path | str) -> AnyPath:
         """The folder with these pictures and its real files: a Place, or `path` itself when no picture is here."""
         return Place(Path(path), self) if self._read else Path(path)
 
-    def close_later(self, handle):
+    def close_later(self, handle: Handle) -> Handle:
         """Returns `handle`, an open archive, and closes it with this object."""
         self._open.append(handle)
         return handle
 
-    def add(self, path, read):
+    def add(self, path: Path | str, read: Callable[[], bytes]) -> None:
         """Enter a picture; a later one of the same path replaces it, as extraction does."""
         path = str(path)
         self._read[path] = read
@@ -54,7 +60,7 @@ class Pictures:
             known[name] = None
             path = above
 
-    def extract(self, path):
+    def extract(self, path: str) -> None:
         """Write the pictures at or below `path` as files."""
         for name in list(self._children.get(path, ())):
             self.extract(f"{path}/{name}")
@@ -70,51 +76,62 @@ class Place:
     path: Path
     pictures: Pictures = dataclasses.field(compare=False, repr=False)
 
-    def __str__(self):
+    def __str__(self) -> str:
         return str(self.path)
 
-    def __fspath__(self):
+    def __fspath__(self) -> str:
         self.pictures.extract(str(self.path))
         return str(self.path)
 
-    def __truediv__(self, name):
+    def __truediv__(self, name: str) -> Place:
         return Place(self.path / name, self.pictures)
 
-    name = property(lambda self: self.path.name)
-    stem = property(lambda self: self.path.stem)
-    suffix = property(lambda self: self.path.suffix)
-    parent = property(lambda self: Place(self.path.parent, self.pictures))
+    @property
+    def name(self) -> str:
+        return self.path.name
 
-    def with_suffix(self, suffix):
+    @property
+    def stem(self) -> str:
+        return self.path.stem
+
+    @property
+    def suffix(self) -> str:
+        return self.path.suffix
+
+    @property
+    def parent(self) -> Place:
+        return Place(self.path.parent, self.pictures)
+
+    def with_suffix(self, suffix: str) -> Place:
         return Place(self.path.with_suffix(suffix), self.pictures)
 
-    def is_dir(self):
+    def is_dir(self) -> bool:
         return str(self.path) in self.pictures._children or self.path.is_dir()
 
-    def is_file(self):
+    def is_file(self) -> bool:
         return str(self.path) in self.pictures._read or self.path.is_file()
 
-    def exists(self):
+    def exists(self) -> bool:
         return self.is_dir() or self.is_file()
 
-    def read_bytes(self):
+    def read_bytes(self) -> bytes:
         read = self.pictures._read.get(str(self.path))
         return read() if read else self.path.read_bytes()
 
-    def read_text(self, *args, **kwargs):
+    def read_text(self, *args: Any, **kwargs: Any) -> str:
         return self.path.read_text(*args, **kwargs)
 
-    def iterdir(self):
+    def iterdir(self) -> Iterator[Place]:
         """The places in this folder, each once."""
         names = dict.fromkeys(os.listdir(self.path) if self.path.is_dir() else ())
         for name in names | self.pictures._children.get(str(self.path), {}):
             yield self / name
 
-    def glob(self, pattern):
+    def glob(self, pattern: str) -> Iterator[Place]:
         """The places that match, as pathlib has it; `**` is not known (see rglob)."""
         first, _, rest = pattern.partition("/")
         if not any(mark in first for mark in "*?["):
-            found = (self / first,) if (self / first).exists() else ()
+            found = iter([self / first] if (self / first).exists() else [])
         else:
             found = (place for place in self.iterdir() if fnmatch.fnmatchcase(place.name, first))
         for place in found:
@@ -123,7 +140,7 @@ class Place:
             elif place.is_dir():
                 yield from place.glob(rest)
 
-    def rglob(self, pattern):
+    def rglob(self, pattern: str) -> Iterator[Place]:
         """The places that match here or in any folder below."""
         yield from self.glob(pattern)
         for place in self.iterdir():
@@ -131,6 +148,9 @@ class Place:
                 yield from place.rglob(pattern)
 
 
-def place(folder):
+AnyPath = Path | Place
+
+
+def place(folder: AnyPath | str) -> AnyPath:
     """`folder` as a Path, or as it is when it is a Place."""
     return folder if isinstance(folder, Place) else Path(folder)

@@ -20,7 +20,7 @@ MAX_BITS = 40
 _CELLS = 2**25  # distances held at a time: 128 MiB
 
 
-def groups(images, max_bits=MAX_BITS):
+def groups(images: torch.Tensor, max_bits: int = MAX_BITS) -> np.ndarray:
     """Group of each image, (N,) int64, numbered in the order of their first images; most hold one image.
 
     images: (N, C, H, W) uint8 on any device. Two images whose hashes differ in at most `max_bits` of 255 bits, as they
@@ -37,7 +37,7 @@ def groups(images, max_bits=MAX_BITS):
     return np.argsort(np.argsort(start))[member]
 
 
-def near_pairs(images, max_bits=MAX_BITS):
+def near_pairs(images: torch.Tensor, max_bits: int = MAX_BITS) -> np.ndarray:
     """(P, 2) int64 positions i < j of the images whose hashes differ in at most `max_bits` bits; see `groups`."""
     bits, mirrored = perceptual_hash(images), perceptual_hash(images.flip(-1))
     step, pairs = max(1, _CELLS // max(1, len(bits))), []
@@ -49,7 +49,7 @@ def near_pairs(images, max_bits=MAX_BITS):
     return torch.cat(pairs or [torch.empty(0, 2, dtype=torch.int64)]).numpy()
 
 
-def perceptual_hash(images):
+def perceptual_hash(images: torch.Tensor) -> torch.Tensor:
     """(N, 255) float32 of -1 and 1, whose inner product is 255 minus twice the number of differing bits.
 
     A bit tells whether a cosine coefficient of the grey picture at 32x32 px is above the median of the 255.
@@ -61,7 +61,7 @@ def perceptual_hash(images):
     return torch.where(waves > waves.median(1, keepdim=True).values, 1.0, -1.0)
 
 
-def _small(images):
+def _small(images: torch.Tensor) -> torch.Tensor:
     """Grey (N, 32, 32) float32."""
     grey = images.float().mean(1, keepdim=True)
     return F.interpolate(grey, (SIDE, SIDE), mode="bilinear", antialias=True, align_corners=False)[:, 0]

@@ -26,7 +26,7 @@ RAFDB = (
 AFFECTNET = ("neutral", "happiness", "sadness", "surprise", "fear", "disgust", "anger", "contempt")
 
 
-def labels(votes, rule="majority"):
+def labels(votes: np.ndarray, rule: str = "majority") -> np.ndarray:
     """Class of each face, (N,) int64 in the order of EMOTIONS, -1 where the rule leaves the face out.
 
     votes: (N, 10) counts in the order of VOTES. An unknown or NF winner leaves the face out under every rule.
@@ -50,7 +50,7 @@ def labels(votes, rule="majority"):
     return np.where(keep, winner, -1)
 
 
-def _accepted(votes, most, rule):
+def _accepted(votes: np.ndarray, most: np.ndarray, rule: str) -> np.ndarray:
     """(N,) bool: whether `most`, the votes of the winner, suffice under the rule."""
     match rule:
         case "majority":

@@ -5,9 +5,12 @@ centre of the top left pixel is (0, 0). Index lists are lists, so that `points[.
 """
 
 import dataclasses
+from typing import TypeVar
 
 import numpy as np
 import torch
+
+Array = TypeVar("Array", np.ndarray, torch.Tensor)  # what comes in as an array or a tensor goes out as one
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -24,16 +27,16 @@ class Markup:
     five: list[list[int]]  # left eye, right eye, nose tip, left and right mouth corner
 
     @property
-    def n_points(self):
+    def n_points(self) -> int:
         return len(self.names)
 
     @property
-    def elaborate(self):
+    def elaborate(self) -> list[int]:
         """The points that are not principal, in markup order."""
         return [i for i in range(self.n_points) if i not in self.principal]
 
 
-def _flip_table(n_points, pairs):
+def _flip_table(n_points: int, pairs: list[tuple[int, int]]) -> list[int]:
     """Permutation that swaps each pair, given 1-based as the sources print them, and keeps the other points."""
     table = list(range(n_points))
     for a, b in pairs:
@@ -88,7 +91,7 @@ IBUG68 = Markup(
         ]
         for i in range(count)
     ],
-    # [inferred], our reading: the twins of the 12 points above, in the order of this markup.
+    # [inferred], our reading: the counterparts of the 12 points above, in the order of this markup.
     principal=[8, 17, 21, 22, 26, 30, 36, 39, 42, 45, 48, 54],
     flip=_flip_table(
         68,
@@ -105,7 +108,7 @@ IBUG68 = Markup(
 )
 
 
-def markup_for(n_points):
+def markup_for(n_points: int) -> Markup:
     """The markup with this many points. Raises ValueError for any other number than 29 and 68."""
     for markup in (COFW29, IBUG68):
         if markup.n_points == n_points:
@@ -113,28 +116,28 @@ def markup_for(n_points):
     raise ValueError(f"no markup with {n_points} points is known: 29 (COFW) or 68 (300-W)")
 
 
-def inter_pupil(points, markup):
+def inter_pupil(points: Array, markup: Markup) -> Array:
     """Distance between the pupils, or the means of the two eyes' outlines: (..., P, 2) -> (...), same unit."""
     return _distance(points[..., markup.left_eye, :].mean(-2), points[..., markup.right_eye, :].mean(-2))
 
 
-def inter_ocular(points, markup):
+def inter_ocular(points: Array, markup: Markup) -> Array:
     """Distance between the outer eye corners: (..., P, 2) -> (...), same unit."""
     left, right = markup.outer_corners
     return _distance(points[..., left, :], points[..., right, :])
 
 
-def _distance(a, b):
+def _distance(a: Array, b: Array) -> Array:
     return ((a - b) ** 2).sum(-1) ** 0.5
 
 
-def five_points(points, markup):
+def five_points(points: Array, markup: Markup) -> Array:
     """Left eye, right eye, nose tip, mouth corners: (..., P, 2) -> (..., 5, 2), as face recognition aligns by."""
     reduced = [points[..., group, :].mean(-2) for group in markup.five]
     return torch.stack(reduced, -2) if isinstance(points, torch.Tensor) else np.stack(reduced, -2)
 
 
-def mirror(points, markup, width):
+def mirror(points: Array, markup: Markup, width: int) -> Array:
     """Points of the horizontally mirrored image of `width` pixels: x -> width - 1 - x, then left and right swap."""
     mirrored = points[..., markup.flip, :]  # a list index copies, so the caller's points stay
     mirrored[..., 0] = width - 1 - mirrored[..., 0]

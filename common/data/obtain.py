@@ -13,17 +13,21 @@ import sys
 import tarfile
 import zipfile
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from facepapers.common import paths
 from facepapers.common.cli import MissingData, UserError
 from facepapers.common.data import archive
-from facepapers.common.data.registry import find, missing_line, one_line
+from facepapers.common.data.registry import DataSet, Mirror, find, missing_line, one_line
 
 LEVELS = ("", "*/", "*/*/", "*/*/*/")  # archives often wrap their content in folders of their own
 
 
-def collect(entry, work, mirror, official, pictures):
+def collect(
+    entry: DataSet, work: Path, mirror: Mirror, official: bool, pictures: archive.Pictures
+) -> tuple[Path, list[dict[str, str | None]]]:
     """(folder with the set's files, list of {file, sha256}). Archives are checked and unpacked into `work`.
 
     What may stay in an archive is entered in `pictures`, under its path in `work`.
@@ -44,7 +48,7 @@ def collect(entry, work, mirror, official, pictures):
     return work, origin
 
 
-def _find_folder(entry, mirror):
+def _find_folder(entry: DataSet, mirror: Mirror) -> Path | None:
     """data/NAME or MIRROR/NAME when it holds a match for every marker, at most three levels deep; else None."""
     bases = [paths.data_root()] + ([mirror] if isinstance(mirror, Path) else [])
     for folder in (base / entry.name for base in bases):
@@ -55,12 +59,13 @@ def _find_folder(entry, mirror):
     return None
 
 
-def archives_of(entry, mirror, official):
+def archives_of(entry: DataSet, mirror: Mirror, official: bool) -> list[tuple[Path, str]]:
     """[(path, known hash)] of the first alternative that can be had. Raises MissingData when there is none."""
     for alternative in entry.archives:
-        paths = [_find_file(entry, item["file"], mirror) for item in alternative]
-        if all(paths):
-            return [(path, item["hash"]) for path, item in zip(paths, alternative, strict=True)]
+        places = [_find_file(entry, item["file"], mirror) for item in alternative]
+        held = [(path, item["hash"]) for path, item in zip(places, alternative, strict=True) if path]
+        if len(held) == len(alternative):
+            return held
     for alternative in entry.archives:
         if isinstance(mirror, str):
             urls = [f"{mirror.rstrip('/')}/{item['file']}" for item in alternative]
@@ -71,7 +76,7 @@ def archives_of(entry, mirror, official):
     raise MissingData(missing_line(entry))
 
 
-def _find_file(entry, file, mirror):
+def _find_file(entry: DataSet, file: str, mirror: Mirror) -> Path | None:
     """The path of an archive on disk, or None."""
     places = [paths.data_root() / "raw", paths.data_root() / entry.name]
     if isinstance(mirror, Path):
@@ -79,7 +84,7 @@ def _find_file(entry, file, mirror):
     return next((place / file for place in places if (place / file).is_file()), None)
 
 
-def on_disk(entry, mirror):
+def on_disk(entry: DataSet, mirror: Mirror) -> bool:
     """Whether the set's folder, all its parts, or one full alternative of its archives is on disk."""
     if _find_folder(entry, mirror) is not None:
         return True
@@ -88,7 +93,7 @@ def on_disk(entry, mirror):
     return any(all(_find_file(entry, item["file"], mirror) for item in files) for files in entry.archives)
 
 
-def _download(url, item):
+def _download(url: str, item: dict[str, str]) -> Path:
     """Fetch `url` into data/raw and return the path. Raises MissingData when the server does not have it."""
     import pooch
     import requests
@@ -107,7 +112,7 @@ def _download(url, item):
     return Path(path)
 
 
-def check_hash(path, known):
+def check_hash(path: Path, known: str) -> str:
     """sha256 of the file. `known` is "sha256:...", "md5:..." or "unknown". Raises UserError when it differs."""
     algorithm, _, expected = known.partition(":")
     digests = {kind: hashlib.new(kind) for kind in {"sha256", algorithm} - {"unknown"}}
@@ -124,7 +129,7 @@ def check_hash(path, known):
     return digests["sha256"].hexdigest()
 
 
-def unpack(path, folder, pictures=None):
+def unpack(path: Path | str, folder: Path | str, pictures: archive.Pictures | None = None) -> None:
     """Extract a .zip or .tar(.gz, .xz, .bz2) into `folder`; any other file is linked there.
 
     With `pictures` (archive.Pictures), the pictures of a .zip or an uncompressed .tar are entered there and stay where
@@ -142,7 +147,7 @@ def unpack(path, folder, pictures=None):
 
 
 @contextlib.contextmanager
-def _damage_in_one_line(path):
+def _damage_in_one_line(path: Path) -> Iterator[None]:
     """What tarfile and zipfile raise on a damaged archive becomes a UserError."""
     try:
         yield
@@ -150,7 +155,7 @@ def _damage_in_one_line(path):
         raise UserError(f"{path}: damaged archive ({one_line(error)}); delete it and obtain it again") from None
 
 
-def _unpack_zip(path, folder, pictures):
+def _unpack_zip(path: Path, folder: Path, pictures: archive.Pictures | None) -> None:
     opened = zipfile.ZipFile(path)
     with contextlib.nullcontext(opened) if pictures else opened as source:
         if pictures:
@@ -164,32 +169,33 @@ def _unpack_zip(path, folder, pictures):
         source.extractall(folder, rest)
 
 
-def _read_zipped(path, source, info):
+def _read_zipped(path: Path, source: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
     with _damage_in_one_line(path):
         return source.read(info)
 
 
-def _unpack_tar(path, folder, pictures):
+def _unpack_tar(path: Path, folder: Path, pictures: archive.Pictures | None) -> None:
     with tarfile.open(path) as source:
         plain = isinstance(source.fileobj, io.BufferedReader)  # a compressed one cannot be read from the middle
-        stay = pictures if plain else None
-        handle = stay and stay.close_later(open(path, "rb"))  # noqa: SIM115
+        handle = pictures.close_later(open(path, "rb")) if pictures and plain else None  # noqa: SIM115
         for info in source:
             _refuse_escape(path, info.name, info.isfile() or info.isdir())
-            if stay and info.isfile() and not info.issparse() and archive.is_picture(info.name):
-                stay.add(folder / info.name, functools.partial(_read_tarred, path, handle, info.offset_data, info.size))
+            stays = info.isfile() and not info.issparse() and archive.is_picture(info.name)
+            if pictures and handle and stays:
+                read = functools.partial(_read_tarred, path, handle, info.offset_data, info.size)
+                pictures.add(folder / info.name, read)
             else:
                 _extract(source, info, folder)
 
 
-def _read_tarred(path, handle, offset, size):
+def _read_tarred(path: Path, handle: BinaryIO, offset: int, size: int) -> bytes:
     content = os.pread(handle.fileno(), size, offset)
     if len(content) < size:
         raise UserError(f"{path}: damaged archive (unexpected end of data); delete it and obtain it again")
     return content
 
 
-def _extract(source, info, folder):
+def _extract(source: tarfile.TarFile, info: tarfile.TarInfo, folder: Path) -> None:
     """Write a file or folder of a tar, without its owner, times and modes, which take most of TarFile.extract's time.
 
     The name has been checked; a link that stands in its place is not followed.
@@ -199,20 +205,25 @@ def _extract(source, info, folder):
         os.makedirs(target, exist_ok=True)
         return
     os.makedirs(os.path.dirname(target), exist_ok=True)
-    no_link = lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, 0o666)
-    with source.extractfile(info) as member, open(target, "wb", opener=no_link) as file:
+    member = source.extractfile(info)
+    assert member is not None, "neither a file nor a folder"  # _refuse_escape has refused these
+    with member, open(target, "wb", opener=_open_no_link) as file:
         shutil.copyfileobj(member, file)
 
 
+def _open_no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+
+
 @contextlib.contextmanager
-def open_tar(path):
+def open_tar(path: Path | str) -> Iterator[tarfile.TarFile]:
     """A TarFile that extracts plain data alone; Python before 3.11.4 lacks that filter."""
     with tarfile.open(path) as archive:
         archive.extraction_filter = getattr(tarfile, "data_filter", None)
         yield archive
 
 
-def _refuse_escape(path, member, plain):
+def _refuse_escape(path: Path, member: str, plain: bool) -> None:
     parts = member.replace("\\", "/").split("/")
     if parts[0] == "" or ":" in parts[0] or ".." in parts or not plain:
         raise UserError(f"{path}: refused: {member!r} is a link or device, or leaves the folder; use the official one")

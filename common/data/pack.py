@@ -4,6 +4,8 @@ The file is an .npz with a `meta.json` (numpy.load opens it). The images' bytes 
 opening costs nothing and processes share the pages. Decoding happens once, into one tensor.
 """
 
+from __future__ import annotations
+
 import concurrent.futures
 import contextlib
 import dataclasses
@@ -16,14 +18,23 @@ import struct
 import sys
 import zipfile
 import zlib
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from facepapers.common.cli import UserError
-from facepapers.common.data.archive import place
+from facepapers.common.data.archive import AnyPath, place
 from facepapers.common.progress import progress
 
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+
+# What readers yield: an encoded or a plain image with its labels, or None with arrays of the whole set (see `gather`).
+Sample = tuple[bytes | np.ndarray | None, dict[str, Any]]
+Result = TypeVar("Result")
 REMEDY = "delete it and prepare the set again (`python -m facepapers.common.data get NAME`)"
 FORMAT = 1  # raised when the file's layout changes; older packs are then rebuilt
 BATCH = 64  # images that a thread decodes before it takes the next ones
@@ -37,13 +48,13 @@ class Pack:
     """A prepared set of N images. `arrays` holds named arrays, by custom (N, ...); `meta` is plain JSON."""
 
     path: Path
-    meta: dict
+    meta: dict[str, Any]
     arrays: dict[str, np.ndarray]
     offsets: np.ndarray  # (N + 1,) int64: image i is blob[offsets[i]:offsets[i + 1]]
     blob: np.ndarray  # uint8, memory-mapped
 
     @classmethod
-    def read(cls, path):
+    def read(cls, path: Path | str) -> Pack:
         """Open a pack. Raises UserError when the file is missing, truncated or no pack."""
         path = Path(path)
         try:
@@ -66,18 +77,20 @@ class Pack:
             raise UserError(f"{path}: truncated or corrupt pack (image offsets do not fit); {REMEDY}")
         return cls(path, meta, arrays, offsets, blob)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.offsets) - 1
 
-    def encoded(self, i):
+    def encoded(self, i: int) -> bytes:
         """The stored bytes of image i: JPEG, PNG or WebP."""
         return self.blob[self.offsets[i] : self.offsets[i + 1]].tobytes()
 
-    def image(self, i):
+    def image(self, i: int) -> Image.Image:
         """Image i as a PIL image. Raises UserError when its bytes are damaged."""
         return open_image(self.encoded(i), f"{self.path}: image {i}")
 
-    def decode(self, size=None, indices=None, threads=2, channels=3):
+    def decode(
+        self, size: int | None = None, indices: Iterable[int] | None = None, threads: int = 2, channels: int = 3
+    ) -> torch.Tensor:
         """Images as one uint8 tensor (N, channels, H, W), RGB or, with channels=1, grey.
 
         size: side of the squares to resize to (antialiased); without it all images must have one size.
@@ -103,7 +116,7 @@ class Pack:
         _in_threads(one, range(len(indices)), threads, f"decoding {self.path.stem}")
         return out
 
-    def check(self):
+    def check(self) -> None:
         """`verify` when the file, or the decoder, is not the one that was verified last. Raises UserError as it does.
 
         A stamp beside the file tells: its size and time of change then. Where none can be written, each call verifies.
@@ -116,7 +129,7 @@ class Pack:
             print(f"{self.path}: new or changed since it was last verified; comparing its content", file=sys.stderr)
             self.verify()
 
-    def verify(self, threads=2):
+    def verify(self, threads: int = 2) -> None:
         """Decode everything and compare with the stored fingerprint. Raises UserError when they differ."""
         stamp = self._stamp()  # of the time before: what changes meanwhile is verified again
         with contextlib.suppress(OSError):
@@ -124,20 +137,20 @@ class Pack:
         self._compare(threads)
         self._write_stamp(stamp)
 
-    def _stamp(self):
+    def _stamp(self) -> dict[str, Any]:
         """What `check` compares: the file's size and time, the fingerprint and the decoder."""
         about = self.path.stat()
         said = {"fingerprint": self.meta["fingerprint"], "decoder": decoder()}
         return {"size": about.st_size, "mtime_ns": about.st_mtime_ns, **said}
 
-    def _write_stamp(self, stamp):
+    def _write_stamp(self, stamp: dict[str, Any]) -> None:
         path = stamp_path(self.path)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         with contextlib.suppress(OSError):  # a folder that cannot be written: then the next opening verifies again
             temporary.write_text(json.dumps(stamp, indent=1) + "\n")
             os.replace(temporary, path)
 
-    def _compare(self, threads):
+    def _compare(self, threads: int) -> None:
         try:
             found = fingerprint([self.encoded(i) for i in range(len(self))], self.arrays, threads)
         except UserError as error:
@@ -148,7 +161,9 @@ class Pack:
             raise UserError(f"{self.path}: content {found[:12]}, recorded {said[:12]} ({cause}); {REMEDY}")
 
 
-def gather(samples, title="", total=None):
+def gather(
+    samples: Iterable[Sample], title: str = "", total: int | None = None
+) -> tuple[list[bytes], dict[str, np.ndarray]]:
     """Encode samples in memory, ready for `write`: returns (list of image bytes, dict of stacked arrays).
 
     samples: iterable of (image, row). An image is encoded bytes, kept as they are, or a uint8 array (H, W, 3)
@@ -166,7 +181,9 @@ def gather(samples, title="", total=None):
     return encoded, arrays | whole
 
 
-def write(path, encoded, arrays, meta, threads=2):
+def write(
+    path: Path | str, encoded: Sequence[bytes], arrays: dict[str, np.ndarray], meta: dict[str, Any], threads: int = 2
+) -> Pack:
     """Write a pack in one atomic step and return it opened. The fingerprint and the decoder enter `meta`.
 
     Raises UserError when there is nothing to write, an image is damaged, or the disk is full or read-only.
@@ -204,12 +221,12 @@ def write(path, encoded, arrays, meta, threads=2):
     return written
 
 
-def stamp_path(path):
+def stamp_path(path: Path | str) -> Path:
     """Where the stamp of a verified pack lies: NAME.verified beside NAME.npz."""
     return Path(path).with_suffix(".verified")
 
 
-def fingerprint(encoded, arrays, threads=2):
+def fingerprint(encoded: Sequence[bytes], arrays: dict[str, np.ndarray], threads: int = 2) -> str:
     """Hex sha256 over every decoded image (mode, size, pixels) and every array (name, type, shape, values).
 
     It names the content and not the file: re-encoding without loss keeps it, another JPEG decoder may not.
@@ -230,7 +247,7 @@ def fingerprint(encoded, arrays, threads=2):
     return total.hexdigest()
 
 
-def decoder():
+def decoder() -> str:
     """Which decoders made the pixels: one string for records."""
     import PIL
     from PIL import features
@@ -239,14 +256,14 @@ def decoder():
     return f"Pillow {PIL.__version__}, libjpeg {jpeg}, libwebp {features.version('webp')}"
 
 
-def read_photo(path):
+def read_photo(path: AnyPath | str) -> torch.Tensor:
     """An image file as a (3, H, W) uint8 RGB tensor. UserError as in `open_image`."""
     import torch
 
     return torch.from_numpy(np.array(open_image(path).convert("RGB"))).permute(2, 0, 1)
 
 
-def encode(image, effort=0):
+def encode(image: np.ndarray, effort: int = 0) -> bytes:
     """uint8 (H, W, 3) or (H, W) to lossless WebP. At 256x256 effort 0 takes 10 ms; 4 takes 65 to save 11 %.
 
     Small pictures gain more: grey 48x48 faces shrink by a quarter from effort 0 (1.5 ms) to 2 (3 ms).
@@ -258,7 +275,7 @@ def encode(image, effort=0):
     return buffer.getvalue()
 
 
-def open_image(source, name=None, load=True):
+def open_image(source: AnyPath | str | bytes, name: object = None, load: bool = True) -> Image.Image:
     """A fully decoded PIL image from a path or bytes. Raises UserError with `name` when it is no sound image.
 
     A photo's EXIF rotation is not applied: annotations refer to the pixels as stored. `load` says whether to decode.
@@ -282,13 +299,13 @@ def open_image(source, name=None, load=True):
     return image
 
 
-def image_header(encoded, name):
+def image_header(encoded: bytes, name: object) -> tuple[tuple[int, int], str | None]:
     """((width, height), format such as "JPEG") of encoded bytes, undecoded: `write` decodes, and finds damage below."""
     image = open_image(encoded, name, load=False)
     return image.size, image.format
 
 
-def _map_member(path, info):
+def _map_member(path: Path, info: zipfile.ZipInfo) -> np.ndarray:
     """Memory-map the array of an uncompressed member of a zip file."""
     with open(path, "rb") as handle:
         handle.seek(info.header_offset + 26)
@@ -298,7 +315,7 @@ def _map_member(path, info):
         return np.memmap(path, dtype, "r", offset=handle.tell(), shape=shape)
 
 
-def _in_threads(work, jobs, threads, title):
+def _in_threads(work: Callable[[int], Result], jobs: Sequence[int], threads: int, title: str) -> list[Result]:
     """[work(job) for job in jobs] in `threads` threads, with a sign of life.
 
     A thread takes BATCH jobs at a time: handing over one costs as much as decoding a small image.
@@ -309,6 +326,6 @@ def _in_threads(work, jobs, threads, title):
         return list(progress(itertools.chain.from_iterable(done), title, "images", len(jobs)))
 
 
-def _short(error):
+def _short(error: Exception) -> str:
     """An error's text on one line."""
     return " ".join(str(error).split())[:120] or type(error).__name__

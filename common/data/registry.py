@@ -5,15 +5,15 @@ import dataclasses
 import difflib
 import os
 import tomllib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from facepapers.common import paths
 from facepapers.common.cli import UserError
 
 REPOSITORY_DATA = paths.DATA
-
-
 REGISTRY = paths.REGISTRY
+Mirror = Path | str | None  # a folder, an http(s) address, none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,14 +29,14 @@ class DataSet:
     counts: list[dict[str, int]]  # accepted numbers of images per split, the official ones first
     tree: str  # what the folder must look like
     steps: str  # how to obtain it by hand
-    marker: list[str] = ()  # globs that all match in a folder that holds the set
-    archives: list[list[dict]] = ()  # alternatives; each a list of {file, hash, url}, all needed
-    parts: list[str] = ()  # sets that this one is composed of
-    splits: list[str] = ("train", "test")  # names of the values of the array `split`
+    marker: Sequence[str] = ()  # globs that all match in a folder that holds the set
+    archives: Sequence[Sequence[dict[str, str]]] = ()  # alternatives; each a list of {file, hash, url}, all needed
+    parts: Sequence[str] = ()  # sets that this one is composed of
+    splits: Sequence[str] = ("train", "test")  # names of the values of the array `split`
     version: int = 1  # raised when the reader's output changes: older packs are rebuilt
 
 
-def registry():
+def registry() -> dict[str, DataSet]:
     """{name: DataSet} from data/registry.toml. Raises UserError when it cannot be read."""
     try:
         tables = tomllib.loads(REGISTRY.read_text())
@@ -45,7 +45,8 @@ def registry():
         raise UserError(f"{REGISTRY}: {one_line(error)}; restore it from git") from None
 
 
-def find(name):
+def find(name: str) -> DataSet:
+    """The registry's entry of a set. Raises UserError, with the nearest name, when there is none."""
     sets = registry()
     if name not in sets:
         near = difflib.get_close_matches(name, sets, n=1)
@@ -54,7 +55,7 @@ def find(name):
     return sets[name]
 
 
-def mirror_place(given=None):
+def mirror_place(given: str | None = None) -> Mirror:
     """The mirror as a Path (folder), a str (URL) or None. Raises UserError for a folder that does not exist."""
     place = given or os.environ.get("DATA_MIRROR")
     if not place or place.startswith(("http://", "https://")):
@@ -65,12 +66,13 @@ def mirror_place(given=None):
     return folder.resolve()
 
 
-def prepared_path(entry):
+def prepared_path(entry: DataSet) -> Path:
+    """Where a set's pack lies once it is prepared."""
     return paths.data_root() / "prepared" / f"{entry.name}.npz"
 
 
 @contextlib.contextmanager
-def errors_in_one_line():
+def errors_in_one_line() -> Iterator[None]:
     """A full disk, a missing permission and the like become a UserError that names the file."""
     try:
         yield
@@ -79,15 +81,17 @@ def errors_in_one_line():
         raise UserError(f"{where}: {why}; make room or give access, then run the same command again") from None
 
 
-def one_line(error):
+def one_line(error: BaseException) -> str:
+    """What an error says, on one line."""
     return " ".join(str(error).split())[:160] or type(error).__name__
 
 
-def counts_text(counts):
+def counts_text(counts: dict[str, int]) -> str:
+    """`1345 train + 507 test`."""
     return " + ".join(f"{count} {name}" for name, count in counts.items())
 
 
-def missing_line(entry):
+def missing_line(entry: DataSet) -> str:
     """One line: what is missing and what to do."""
     if entry.parts:
         return f"{entry.name}: needs all of {', '.join(entry.parts)}; `make data-{entry.name}` prints the steps"

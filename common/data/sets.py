@@ -14,6 +14,7 @@ import importlib
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,8 @@ from facepapers.common.cli import MissingData, UserError
 from facepapers.common.data import archive, pack
 from facepapers.common.data.obtain import collect, on_disk
 from facepapers.common.data.registry import (
+    DataSet,
+    Mirror,
     counts_text,
     errors_in_one_line,
     find,
@@ -32,13 +35,13 @@ from facepapers.common.data.registry import (
 )
 
 
-def available(name):
+def available(name: str) -> bool:
     """Whether `ensure(name)` should succeed. Looks only at the disk: a mirror at a URL counts as not here."""
     entry = find(name)
     return prepared_path(entry).exists() or on_disk(entry, mirror_place())
 
 
-def ensure(name):
+def ensure(name: str) -> pack.Pack:
     """The set's pack, prepared now when its files are on this machine or in DATA_MIRROR.
 
     Never downloads from an official address: that is `get`, on the user's word. Raises MissingData otherwise.
@@ -51,7 +54,7 @@ def ensure(name):
     return prepared
 
 
-def get(name, mirror=None):
+def get(name: str, mirror: str | None = None) -> pack.Pack:
     """Obtain, check and prepare a set, or open it when it is prepared already. Returns the pack."""
     entry = find(name)
     with errors_in_one_line(), _lock(entry):
@@ -64,7 +67,7 @@ def get(name, mirror=None):
         return _prepare(entry, mirror_place(mirror), official=True)
 
 
-def verify(name):
+def verify(name: str) -> pack.Pack:
     """Decode the prepared set and compare its fingerprint. Raises MissingData or UserError."""
     entry = find(name)
     prepared = current_pack(entry, check=False)
@@ -74,7 +77,7 @@ def verify(name):
     return prepared
 
 
-def _prepare(entry, mirror, official):
+def _prepare(entry: DataSet, mirror: Mirror, official: bool) -> pack.Pack:
     """Read the set's files, check the counts, write the pack."""
     module, function = entry.reader.split(":")
     reader = getattr(importlib.import_module(module), function)
@@ -84,13 +87,13 @@ def _prepare(entry, mirror, official):
     ):
         folder, origin = collect(entry, Path(work), mirror, official, pictures)
         encoded, arrays = pack.gather(reader(pictures.folder(folder)), f"preparing {entry.name}")
-        where = folder if origin[0]["sha256"] is None else ", ".join(item["file"] for item in origin)
+        where = folder if origin[0]["sha256"] is None else ", ".join(str(item["file"]) for item in origin)
         counts = _check_counts(entry, arrays, len(encoded), where)
     meta = {"name": entry.name, "version": entry.version, "counts": counts, "origin": origin}
     return pack.write(prepared_path(entry), encoded, arrays, meta)
 
 
-def _check_counts(entry, arrays, n, where):
+def _check_counts(entry: DataSet, arrays: dict[str, np.ndarray], n: int, where: Path | str) -> dict[str, int]:
     """Images per split, or a UserError when they are none of the accepted counts."""
     split = arrays.get("split", np.zeros(n, np.uint8))
     found = {name: int((split == i).sum()) for i, name in enumerate(entry.splits)}
@@ -104,7 +107,7 @@ def _check_counts(entry, arrays, n, where):
     return found
 
 
-def current_pack(entry, check=True):
+def current_pack(entry: DataSet, check: bool = True) -> pack.Pack | None:
     """The prepared pack, or None when there is none or an older version of the reader made it.
 
     With `check`, a file that changed since it was last verified is verified. Raises UserError for a damaged one.
@@ -119,7 +122,7 @@ def current_pack(entry, check=True):
 
 
 @contextlib.contextmanager
-def _lock(entry):
+def _lock(entry: DataSet) -> Iterator[None]:
     """One process prepares a set at a time. Whoever holds the lock may clear what a killed one left behind."""
     import fcntl  # POSIX only
 

@@ -5,7 +5,13 @@ import numpy as np
 from facepapers.common.protocols.verification import unit_rows
 
 
-def angle_statistics(embeddings, labels, weight=None, normalise_first=True, min_images=1):
+def angle_statistics(
+    embeddings: np.ndarray,
+    labels: np.ndarray,
+    weight: np.ndarray | None = None,
+    normalise_first: bool = True,
+    min_images: int = 1,
+) -> dict[str, float]:
     """Mean angles in degrees, a dict: `intra_deg`, `inter_deg`, and with W also `w_ec_deg`, `w_inter_deg`.
 
     embeddings (N, d), labels (N,), weight (C, d) with the row of a class at its label. intra: image to the centre of
@@ -29,7 +35,7 @@ def angle_statistics(embeddings, labels, weight=None, normalise_first=True, min_
     return result
 
 
-def nearest_cosine(rows, chunk=1024):
+def nearest_cosine(rows: np.ndarray, chunk: int = 1024) -> np.ndarray:
     """For each unit row of (C, d) the cosine to its nearest other row, (C,). Chunked: C x C may not fit."""
     best = np.empty(len(rows))
     for start in range(0, len(rows), chunk):
@@ -39,5 +45,5 @@ def nearest_cosine(rows, chunk=1024):
     return best
 
 
-def _mean_deg(cosine):
+def _mean_deg(cosine: np.ndarray) -> float:
     return float(np.degrees(np.arccos(np.clip(cosine, -1, 1))).mean())

@@ -4,7 +4,7 @@ A metric is described once (name with unit and normaliser, direction, how to get
 by evaluation, report and verification alike. NumPy alone: to recompute a table takes no PyTorch.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,55 +30,58 @@ class Metric:
     ratio: Callable[[dict], tuple[np.ndarray, np.ndarray]] | None = None
     resampled: Callable[[dict, np.ndarray], np.ndarray] | None = None
 
-    def available(self, predictions):
+    def available(self, predictions: Mapping[str, np.ndarray]) -> bool:
+        """Whether a run's predictions hold the arrays that it needs."""
         return all(key in predictions for key in self.needs)
 
-    def value(self, predictions):
+    def value(self, predictions: dict[str, np.ndarray]) -> float:
         """The metric of one run, a float."""
         if self.statistic is not None:
             return float(self.statistic(predictions))
         if self.ratio is not None:
             above, below = (np.sum(part, dtype=np.float64) for part in self.ratio(predictions))
             return float(above / below)
+        assert self.per_sample is not None, self.name
         return float(np.mean(self.per_sample(predictions), dtype=np.float64))
 
-    def on_resamples(self, predictions, counts):
+    def on_resamples(self, predictions: dict[str, np.ndarray], counts: np.ndarray) -> np.ndarray:
         """The metric (R,) on R resamples, in which sample i stands counts[i, r] times, (N, R). Not for plain means."""
         if self.resampled is not None:
             return self.resampled(predictions, counts)
         if self.ratio is not None:
             above, below = self.ratio(predictions)
             return sums(above, counts) / sums(below, counts)
+        assert self.statistic is not None, self.name
         samples = np.arange(len(counts))
         return np.array([self.statistic(self._drawn(predictions, np.repeat(samples, c))) for c in counts.T])
 
-    def _drawn(self, predictions, index):
+    def _drawn(self, predictions: dict[str, np.ndarray], index: np.ndarray) -> dict[str, np.ndarray]:
         return {**predictions, **{key: predictions[key][index] for key in self.needs}}
 
 
 # ---- Sums and ranks, of one set of samples or of many resamples
 
 
-def sums(values, counts):
+def sums(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """Sums (R,), float64, of values (N,) over R resamples in which sample i stands counts[i, r] times, (N, R)."""
     # einsum rather than @: it needs no float copy of the counts, and no threads of BLAS that wait for each other.
     return np.einsum("n,nr->r", np.asarray(values, np.float64), counts)
 
 
-def sums_by(group, counts, values=None):
+def sums_by(group: np.ndarray, counts: np.ndarray, values: np.ndarray | None = None) -> np.ndarray:
     """Sums (K, R) of values (N,), by default ones, over the samples of each group (N,) of 0..K-1; else as `sums`."""
     values = np.ones(len(group)) if values is None else values
     return np.stack([sums(values[group == k], counts[group == k]) for k in range(int(group.max(initial=0)) + 1)])
 
 
-def running_sums(rows):
+def running_sums(rows: np.ndarray) -> np.ndarray:
     """Sums (N + 1, R), int32, of the first 0, 1, ..., N rows of small integers (N, R)."""
     totals = np.zeros((len(rows) + 1, rows.shape[1]), np.int32)
     np.cumsum(rows, axis=0, out=totals[1:])
     return totals
 
 
-def area_under_roc(score, positive):
+def area_under_roc(score: np.ndarray, positive: np.ndarray) -> float:
     """Area under the ROC curve, 0..1: the chance that a positive has the higher score; ties count half.
 
     score (N,), positive (N,) bool. NaN without positives or without negatives, and when a score is NaN.
@@ -92,7 +95,7 @@ def area_under_roc(score, positive):
     return float((rank[positive].sum() - n * (n + 1) / 2) / (n * m))
 
 
-def area_under_roc_resampled(score, positive, counts):
+def area_under_roc_resampled(score: np.ndarray, positive: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """`area_under_roc` (R,) of R resamples in which sample i stands counts[i, r] times, (N, R), by ranking once.
 
     No score may be NaN.
@@ -113,7 +116,9 @@ def area_under_roc_resampled(score, positive, counts):
     return np.divide(won, pairs, out=np.full(len(won), np.nan), where=pairs > 0)
 
 
-def area_metric(name, label, of, needs):
+def area_metric(
+    name: str, label: str, of: Callable[[dict], tuple[np.ndarray, np.ndarray]], needs: tuple[str, ...]
+) -> Metric:
     """Metric in percent: the area under the ROC curve of of(predictions), (score (N,), positive (N,) bool)."""
     return Metric(
         name, label, False, needs=needs,
@@ -125,28 +130,28 @@ def area_metric(name, label, of, needs):
 # ---- Alignment
 
 
-def point_errors_px(predicted, truth):
+def point_errors_px(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Euclidean distances (N, P), in pixels, between points (N, P, 2)."""
     return np.linalg.norm(np.asarray(predicted, np.float64) - np.asarray(truth, np.float64), axis=-1)
 
 
-def group_distance_px(points, first, second):
+def group_distance_px(points: np.ndarray, first: Sequence[int], second: Sequence[int]) -> np.ndarray:
     """Distance (N,) between the centroids of two groups of points of (N, P, 2)."""
     points = np.asarray(points, np.float64)
     return np.linalg.norm(points[:, list(first)].mean(1) - points[:, list(second)].mean(1), axis=-1)
 
 
-def nme_pct(errors_px, normaliser_px):
+def nme_pct(errors_px: np.ndarray, normaliser_px: np.ndarray) -> np.ndarray:
     """Per-face normalised mean error (N,), in percent: mean over points over the face's normaliser."""
     return 100 * np.asarray(errors_px, np.float64).mean(1) / np.asarray(normaliser_px, np.float64)
 
 
-def failure_pct(nme, threshold_pct=10.0):
+def failure_pct(nme: np.ndarray, threshold_pct: float = 10.0) -> np.ndarray:
     """100 for each face whose error exceeds the threshold, else 0; the mean is the failure rate in percent."""
     return 100.0 * (np.asarray(nme) > threshold_pct)
 
 
-def ced_area(nme, cutoff_pct=10.0):
+def ced_area(nme: np.ndarray, cutoff_pct: float = 10.0) -> np.ndarray:
     """Per-face share (N,) of the area under the cumulative error distribution up to the cut-off.
 
     Their mean is that area divided by the cut-off, so 1 is perfect: a face with error e is counted by the curve
@@ -155,6 +160,6 @@ def ced_area(nme, cutoff_pct=10.0):
     return np.clip(1 - np.asarray(nme, np.float64) / cutoff_pct, 0, None)
 
 
-def cumulative_error(nme, grid_pct):
+def cumulative_error(nme: np.ndarray, grid_pct: np.ndarray) -> np.ndarray:
     """Share of faces with an error at or below each grid value."""
     return np.searchsorted(np.sort(nme), grid_pct, side="right") / len(nme)

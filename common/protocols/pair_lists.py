@@ -1,5 +1,7 @@
 """Pairs of images to verify: LFW's protocol files, drawn lists, folds."""
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,14 +19,14 @@ class Pairs(NamedTuple):
     fold: np.ndarray  # (P,) int, 0..9
 
 
-def contiguous_folds(n_pairs, folds=10):
+def contiguous_folds(n_pairs: int, folds: int = 10) -> np.ndarray:
     """Fold (P,) of each pair when the list is cut into equal runs: scikit-learn's KFold without shuffling."""
     if n_pairs < folds:
         raise UserError(f"{n_pairs} pairs cannot be cut into {folds} folds")
     return np.repeat(np.arange(folds), [len(part) for part in np.array_split(np.arange(n_pairs), folds)])
 
 
-def sample_pairs(index, identity, count, seed):
+def sample_pairs(index: np.ndarray, identity: np.ndarray, count: int, seed: int) -> np.ndarray:
     """(2 count, 4) pairs among the images `index`: `count` (or as many as there are) same, as many different."""
     rng = np.random.default_rng(seed)
     left, right = np.triu_indices(len(index), 1)
@@ -35,7 +37,9 @@ def sample_pairs(index, identity, count, seed):
     return np.stack([index[left[chosen]], index[right[chosen]], same[chosen], fold], 1).astype(np.int32)
 
 
-def hold_out(identity, train, count=3000, seed=2007):
+def hold_out(
+    identity: np.ndarray, train: np.ndarray, count: int = 3000, seed: int = 2007
+) -> tuple[np.ndarray, np.ndarray]:
     """(test (N,) bool, pairs (P, 4)): a fifth of the people in `train` (N,), and pairs of theirs (see sample_pairs).
 
     For tuning, which must not see the people of the test: train on `train & ~test`.
@@ -50,7 +54,7 @@ def hold_out(identity, train, count=3000, seed=2007):
     return test, sample_pairs(np.flatnonzero(test), identity, count, seed)
 
 
-def balanced_folds(same, folds=10):
+def balanced_folds(same: np.ndarray, folds: int = 10) -> np.ndarray:
     """Fold (P,) of each pair when the same-person pairs and the others are each cut into runs, in their order.
 
     For lists that are not in blocks, such as LFW's pairsDevTest (all same-person pairs come first): contiguous folds
@@ -63,12 +67,12 @@ def balanced_folds(same, folds=10):
     return fold
 
 
-def lfw_name(person, number):
+def lfw_name(person: str, number: int | str) -> str:
     """Name/Name_0001.jpg"""
     return f"{person}/{person}_{int(number):04d}.jpg"
 
 
-def read_pairs(path):
+def read_pairs(path: os.PathLike[str] | str) -> Pairs:
     """Pairs of an LFW pairs file. Fold: the file's own sets (View 2), or ten balanced ones (View 1).
 
     The first line holds the number of sets (View 2 only) and the number of pairs of each kind per set. Raises
@@ -90,12 +94,12 @@ def read_pairs(path):
         left.append(lfw_name(words[0], words[1]))
         right.append(lfw_name(words[-2] if len(words) == 4 else words[0], words[-1]))
         same.append(len(words) == 3)
-    same = np.array(same)
-    fold = contiguous_folds(len(same), sets) if sets > 1 else balanced_folds(same)
-    return Pairs(np.array(left), np.array(right), same, fold)
+    truth = np.array(same)
+    fold = contiguous_folds(len(truth), sets) if sets > 1 else balanced_folds(truth)
+    return Pairs(np.array(left), np.array(right), truth, fold)
 
 
-def read_people(path):
+def read_people(path: os.PathLike[str] | str) -> list[dict[str, int]]:
     """Sets of {person: number of images} of an LFW people file: a list of ten (View 2) or of one (View 1)."""
     lines = _protocol_lines(path)
     view2 = len(lines) > 1 and len(lines[0]) == len(lines[1]) == 1  # "10" and then "601": sets, people in the first
@@ -113,7 +117,7 @@ def read_people(path):
     return sets
 
 
-def index_pairs(pairs, names, path):
+def index_pairs(pairs: Pairs, names: Sequence[str], path: os.PathLike[str] | str) -> tuple[np.ndarray, np.ndarray]:
     """Positions (P,), (P,) of the pairs' images in the list `names`. UserError, with the pairs' file `path`, when an
     image is absent.
     """
@@ -127,7 +131,7 @@ def index_pairs(pairs, names, path):
     return np.array([place[n] for n in pairs.left]), np.array([place[n] for n in pairs.right])
 
 
-def _protocol_lines(path):
+def _protocol_lines(path: os.PathLike[str] | str) -> list[list[str]]:
     """The words of each non-empty line."""
     try:
         text = Path(path).read_text(encoding="utf-8")

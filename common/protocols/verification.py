@@ -1,4 +1,4 @@
-"""Face verification: are two images the same person? Embedding, the ten-fold protocol, ROC, and angle statistics.
+"""Face verification: are two images the same person? Embedding, the ten-fold protocol and ROC.
 
 The accuracy is that of insightface's evaluator (recognition/arcface_torch/eval/verification.py), which follows LFW's:
 the embeddings of an image and of its mirror image are added and scaled to unit length; two images are accepted as the
@@ -8,7 +8,10 @@ the pairs is the one of 0, 0.01, ..., 3.99 that is best on the other nine tenths
 Everything returns per-pair values, so that intervals and paired tests can be computed from a committed record.
 """
 
-from typing import NamedTuple
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -17,9 +20,10 @@ from facepapers.common.progress import progress
 from facepapers.common.protocols.metrics import Metric, running_sums
 from facepapers.common.protocols.pair_lists import contiguous_folds
 
+if TYPE_CHECKING:
+    import torch
+
 ACCURACY_THRESHOLDS = np.arange(0, 4, 0.01)  # of squared distance; a step is 0.005 in cosine
-
-
 FAR_THRESHOLDS = np.arange(0, 4, 0.001)
 
 
@@ -33,7 +37,15 @@ class Verification(NamedTuple):
     correct: np.ndarray  # (P,) bool, each pair judged by its own fold's threshold
 
 
-def embed(network, images, to_input, batch=256, device="cpu", flip=True, unit=True):
+def embed(
+    network: Callable[[torch.Tensor], torch.Tensor],
+    images: torch.Tensor | np.ndarray,
+    to_input: Callable[[torch.Tensor], torch.Tensor],
+    batch: int = 256,
+    device: torch.device | str = "cpu",
+    flip: bool = True,
+    unit: bool = True,
+) -> np.ndarray:
     """Unit embeddings (N, d), float64 numpy, of uint8 images (N, 3, H, W).
 
     `network` maps float input to (B, d) and must be in eval mode; `to_input` maps a uint8 batch to its input. With
@@ -53,7 +65,7 @@ def embed(network, images, to_input, batch=256, device="cpu", flip=True, unit=Tr
     return directions if unit else found
 
 
-def unit_rows(embeddings):
+def unit_rows(embeddings: np.ndarray) -> np.ndarray:
     """Rows of (N, d) scaled to length 1, float64. UserError for a zero or non-finite row, which has no direction."""
     embeddings = np.asarray(embeddings, np.float64)
     length = np.linalg.norm(embeddings, axis=1, keepdims=True)
@@ -66,17 +78,17 @@ def unit_rows(embeddings):
     return embeddings / length
 
 
-def squared_distances(left, right):
+def squared_distances(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """Squared Euclidean distances (P,), 0..4, between rows of unit embeddings (P, d)."""
     return np.square(left - right).sum(1)
 
 
-def angles_deg(distance):
+def angles_deg(distance: np.ndarray) -> np.ndarray:
     """Angles of pairs in degrees from squared distances 2 - 2 cos."""
     return np.degrees(np.arccos(np.clip(1 - np.asarray(distance, np.float64) / 2, -1, 1)))
 
 
-def verify(distance, same, fold=None, both=True):
+def verify(distance: np.ndarray, same: np.ndarray, fold: np.ndarray | None = None, both: bool = True) -> Verification:
     """Ten-fold verification accuracy of squared distances (P,) with truth `same` (P,): a Verification.
 
     `fold` (P,) numbers the folds from 0; by default ten contiguous ones. Raises UserError for inputs of unequal length
@@ -91,7 +103,7 @@ def verify(distance, same, fold=None, both=True):
     return Verification(float(accuracy.mean()), float(accuracy.std()), accuracy, threshold, correct)
 
 
-def accuracy_resampled(distance, same, fold, counts):
+def accuracy_resampled(distance: np.ndarray, same: np.ndarray, fold: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """Share of pairs that `verify` judges rightly in R resamples, (R,), each with thresholds learned anew.
 
     counts (P, R): how often each pair stands in a resample. A fold may be empty there.
@@ -110,12 +122,16 @@ def accuracy_resampled(distance, same, fold, counts):
     return right / counts.sum(0, dtype=np.int64)
 
 
-def accuracy_metric(name, label, keys):
+def accuracy_metric(name: str, label: str, keys: tuple[str, str, str]) -> Metric:
     """Metric in percent: the share of pairs that `verify` judges rightly, of the arrays `keys` (distance, same, fold).
 
     It is the mean over the folds when these are of one size, as in every list here.
     """
-    arrays = lambda p: (p[key] for key in keys)
+
+    def arrays(predictions: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        distance, same, fold = keys
+        return predictions[distance], predictions[same], predictions[fold]
+
     return Metric(
         name, label, False, needs=keys,
         statistic=lambda p: 100 * verify(*arrays(p), both=False).correct.mean(),
@@ -131,7 +147,9 @@ class TarAtFar(NamedTuple):
     far: float  # reached on the held-out folds; near the target, not equal to it
 
 
-def tar_at_far(distance, same, fold=None, far=1e-3, both=True):
+def tar_at_far(
+    distance: np.ndarray, same: np.ndarray, fold: np.ndarray | None = None, far: float = 1e-3, both: bool = True
+) -> TarAtFar:
     """Ten-fold TAR at the threshold where the other nine folds' FAR is `far`, interpolated linearly: a TarAtFar.
 
     As insightface's calculate_val: grid 0, 0.001, ..., 3.999, and threshold 0 if the training FAR never reaches `far`.
@@ -147,7 +165,7 @@ def tar_at_far(distance, same, fold=None, far=1e-3, both=True):
     return TarAtFar(float(tar.mean()), float(tar.std()), float(test_far.mean()))
 
 
-def roc(distance, same):
+def roc(distance: np.ndarray, same: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(false-accept rate, true-accept rate, squared distance) arrays of the whole list, from strict to lenient."""
     from sklearn.metrics import roc_curve
 
@@ -155,7 +173,9 @@ def roc(distance, same):
     return fpr, tpr, -score
 
 
-def _checked(distance, same, fold, both):
+def _checked(
+    distance: np.ndarray, same: np.ndarray, fold: np.ndarray | None, both: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     distance, same = np.asarray(distance, np.float64), np.asarray(same, bool)
     fold = contiguous_folds(len(same)) if fold is None else np.asarray(fold, int)
     if not len(distance) == len(same) == len(fold):
@@ -169,7 +189,9 @@ def _checked(distance, same, fold, both):
     return distance, same, fold
 
 
-def _accepted(distance, same, fold, thresholds):
+def _accepted(
+    distance: np.ndarray, same: np.ndarray, fold: np.ndarray, thresholds: np.ndarray
+) -> tuple[np.ndarray, ...]:
     """How many pairs each threshold accepts: same-person (F, T), others (F, T), and both totals (F,)."""
     folds = fold.max() + 1
     # A pair is accepted by thresholds[t] iff distance < thresholds[t] iff t >= rank.

@@ -1,4 +1,4 @@
-"""Faces in position: the five-point similarity alignment to ArcFace's 112x112 template, and the MTCNN detector.
+"""Faces in position: the five-point similarity alignment to ArcFace's 112x112 template.
 
 Points are (x, y) pixels, pixel centres at integers, in the order left eye, right eye, nose, left and right mouth
 corner as seen in the image. Alignment decides more than the loss does: a 99.8 % network gives 93-95 % on LFW with
@@ -17,7 +17,7 @@ TEMPLATE_112 = np.array(
 )
 
 
-def template(size=112):
+def template(size: int = 112) -> np.ndarray:
     """The five points (5, 2) in an aligned crop of `size` px.
 
     A multiple of 128 follows insightface's package: scale size/128, and 8/128 of the size more on the left. Other
@@ -28,7 +28,7 @@ def template(size=112):
     return TEMPLATE_112 * (size / 112)
 
 
-def similarity_transform(source, target):
+def similarity_transform(source: np.ndarray, target: np.ndarray) -> np.ndarray:
     """Least-squares similarity maps (N, 2, 3) that take points (N, P, 2) onto `target` (P, 2) or (N, P, 2).
 
     Rotation, one scale, shift, no mirroring: the solution of Umeyama (1991), which in the plane is a linear
@@ -49,7 +49,7 @@ def similarity_transform(source, target):
     return rows
 
 
-def align(images, points, size=112):
+def align(images: torch.Tensor, points: np.ndarray, size: int = 112) -> torch.Tensor:
     """Aligned crops (N, C, size, size) uint8 of images (N, C, H, W) uint8 with five points (N, 5, 2) each.
 
     Bilinear, black outside the image, on the images' device: what insightface does with OpenCV's warpAffine, up to

@@ -5,17 +5,22 @@ Random numbers are drawn on the CPU from an explicit generator, so a CPU and a G
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 
 
-def uniform(low, high, shape, gen, device="cpu"):
+def uniform(
+    low: float, high: float, shape: Sequence[int], gen: torch.Generator, device: torch.device | str = "cpu"
+) -> torch.Tensor:
     """Uniform numbers in [low, high) of `shape`."""
     return (low + (high - low) * torch.rand(shape, generator=gen)).to(device)
 
 
-def similarity(centre, side, angle_rad, flip, size):
+def similarity(
+    centre: torch.Tensor, side: torch.Tensor, angle_rad: torch.Tensor, flip: torch.Tensor, size: int
+) -> torch.Tensor:
     """Affine maps from crop pixels to image pixels, (B, 2, 3).
 
     A crop of `size` pixels shows the square of `side` (B,) image pixels around `centre` (B, 2), turned by
@@ -30,7 +35,7 @@ def similarity(centre, side, angle_rad, flip, size):
     return torch.cat([linear, offset.unsqueeze(-1)], -1)
 
 
-def invert(matrix):
+def invert(matrix: torch.Tensor) -> torch.Tensor:
     """Inverse of affine maps (B, 2, 3)."""
     (a, b), (c, d) = matrix[:, 0, :2].unbind(1), matrix[:, 1, :2].unbind(1)
     adjugate = torch.stack([torch.stack([d, -b], -1), torch.stack([-c, a], -1)], -2)
@@ -38,12 +43,12 @@ def invert(matrix):
     return torch.cat([linear, -linear @ matrix[:, :, 2:]], -1)
 
 
-def transform_points(points, matrix):
+def transform_points(points: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
     """Apply affine maps (B, 2, 3) to points (B, P, 2)."""
     return points @ matrix[:, :, :2].transpose(1, 2) + matrix[:, :, 2].unsqueeze(1)
 
 
-def crop(images, matrix, size):
+def crop(images: torch.Tensor, matrix: torch.Tensor, size: int) -> torch.Tensor:
     """Sample (B, C, size, size) crops from `images` (B, C, H, W), bilinear, edge pixels repeated outside.
 
     `matrix` (B, 2, 3) maps crop pixels to image pixels. Keep the shrink factor at 2 or less (see `halve`):
@@ -59,18 +64,25 @@ def crop(images, matrix, size):
     return F.grid_sample(images.float(), grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
-def halve(images):
+def halve(images: torch.Tensor) -> torch.Tensor:
     """Average 2x2 blocks of uint8 images (N, C, H, W). Point (x, y) moves to ((x - 0.5) / 2, (y - 0.5) / 2)."""
     parts = [F.avg_pool2d(chunk.float(), 2).round().to(torch.uint8) for chunk in images.split(256)]
     return torch.cat(parts)
 
 
-def flip_points(points, permutation, flip):
+def flip_points(points: torch.Tensor, permutation: Sequence[int] | torch.Tensor, flip: torch.Tensor) -> torch.Tensor:
     """Give the points of mirrored samples the names of their new side. `permutation` is the markup's flip table."""
     return torch.where(flip.view(-1, 1, 1), points[:, permutation], points)
 
 
-def colour_jitter(images, gen, brightness=0.2, contrast=0.2, saturation=0.2, grey=0.1):
+def colour_jitter(
+    images: torch.Tensor,
+    gen: torch.Generator,
+    brightness: float = 0.2,
+    contrast: float = 0.2,
+    saturation: float = 0.2,
+    grey: float = 0.1,
+) -> torch.Tensor:
     """Random gain, offset and saturation per image, and grey images with probability `grey`."""
     n, device = len(images), images.device
     gain = uniform(1 - contrast, 1 + contrast, (n, 1, 1, 1), gen, device)
@@ -84,7 +96,9 @@ def colour_jitter(images, gen, brightness=0.2, contrast=0.2, saturation=0.2, gre
     return ((coloured - mean) * gain + mean + offset).clamp_(0, 255)
 
 
-def erase(images, gen, probability=0.5, smallest=0.1, largest=0.45):
+def erase(
+    images: torch.Tensor, gen: torch.Generator, probability: float = 0.5, smallest: float = 0.1, largest: float = 0.45
+) -> torch.Tensor:
     """Cover a random rectangle (side lengths as shares of the image) with a random colour."""
     n, _, height, width = images.shape
     size = uniform(smallest, largest, (n, 2), gen, images.device)
@@ -98,7 +112,9 @@ def erase(images, gen, probability=0.5, smallest=0.1, largest=0.45):
     return torch.where((inside_y & inside_x).unsqueeze(1) & on, colour, images)
 
 
-def blur(images, gen, probability=0.3, largest_sigma=1.5, radius=4):
+def blur(
+    images: torch.Tensor, gen: torch.Generator, probability: float = 0.3, largest_sigma: float = 1.5, radius: int = 4
+) -> torch.Tensor:
     """Gaussian blur with a random sigma (pixels) per image, separable, one grouped convolution per axis."""
     n, channels, _, _ = images.shape
     sigma = uniform(0.2, largest_sigma, (n, 1), gen, images.device)
@@ -120,18 +136,14 @@ _LUMA = [
     14, 17, 22, 29, 51, 87, 80, 62, 18, 22, 37, 56, 68, 109, 103, 77, 24, 35, 55, 64, 81, 104, 113, 92,
     49, 64, 78, 87, 103, 121, 120, 101, 72, 92, 95, 98, 112, 100, 103, 99,
 ]  # fmt: skip
-
-
 _CHROMA = [
     17, 18, 24, 47, 99, 99, 99, 99, 18, 21, 26, 66, 99, 99, 99, 99, 24, 26, 56, 99, 99, 99, 99, 99,
     47, 66, 99, 99, 99, 99, 99, 99, *[99] * 32,
 ]  # fmt: skip
-
-
 _TO_YCC = [[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]]
 
 
-def jpeg(images, quality):
+def jpeg(images: torch.Tensor, quality: torch.Tensor) -> torch.Tensor:
     """What baseline JPEG (4:2:0) at `quality` (B,) in 1..100 leaves of RGB images; 0 or less leaves them alone.
 
     Colour transform, block cosine transform, quantisation and back, batched; entropy coding is lossless and
@@ -152,7 +164,7 @@ def jpeg(images, quality):
     return torch.where((quality > 0).view(n, 1, 1, 1), coded, images.float())
 
 
-def _quantise_blocks(planes, table, scale):
+def _quantise_blocks(planes: torch.Tensor, table: list[int], scale: torch.Tensor) -> torch.Tensor:
     """Round the 8x8 cosine coefficients of (B, K, H, W) to the scaled table's steps."""
     n, k, height, width = planes.shape
     steps = torch.tensor(table, device=planes.device, dtype=torch.float32).view(1, 1, 1, 1, 8, 8)

@@ -13,14 +13,14 @@ from facepapers.common.cli import MissingData, UserError
 class PNet(nn.Module):
     """Fully convolutional proposals: (B, 3, H, W) to face probability (B, h, w) and box regression (B, 4, h, w)."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.conv1, self.prelu1 = nn.Conv2d(3, 10, 3), nn.PReLU(10)
         self.conv2, self.prelu2 = nn.Conv2d(10, 16, 3), nn.PReLU(16)
         self.conv3, self.prelu3 = nn.Conv2d(16, 32, 3), nn.PReLU(32)
         self.conv4_1, self.conv4_2 = nn.Conv2d(32, 2, 1), nn.Conv2d(32, 4, 1)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         x = F.max_pool2d(self.prelu1(self.conv1(x)), 2, 2, ceil_mode=True)
         x = self.prelu3(self.conv3(self.prelu2(self.conv2(x))))
         return self.conv4_1(x).softmax(1)[:, 1], self.conv4_2(x)
@@ -29,7 +29,7 @@ class PNet(nn.Module):
 class RNet(nn.Module):
     """Refinement of 24x24 crops: face probability (B,) and box regression (B, 4)."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.conv1, self.prelu1 = nn.Conv2d(3, 28, 3), nn.PReLU(28)
         self.conv2, self.prelu2 = nn.Conv2d(28, 48, 3), nn.PReLU(48)
@@ -37,7 +37,7 @@ class RNet(nn.Module):
         self.dense4, self.prelu4 = nn.Linear(576, 128), nn.PReLU(128)
         self.dense5_1, self.dense5_2 = nn.Linear(128, 2), nn.Linear(128, 4)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         x = F.max_pool2d(self.prelu1(self.conv1(x)), 3, 2, ceil_mode=True)
         x = F.max_pool2d(self.prelu2(self.conv2(x)), 3, 2, ceil_mode=True)
         x = _flat(self.prelu3(self.conv3(x)))
@@ -48,7 +48,7 @@ class RNet(nn.Module):
 class ONet(nn.Module):
     """Output on 48x48 crops: face probability (B,), box regression (B, 4), points (B, 10) as five x, then five y."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.conv1, self.prelu1 = nn.Conv2d(3, 32, 3), nn.PReLU(32)
         self.conv2, self.prelu2 = nn.Conv2d(32, 64, 3), nn.PReLU(64)
@@ -57,7 +57,7 @@ class ONet(nn.Module):
         self.dense5, self.prelu5 = nn.Linear(1152, 256), nn.PReLU(256)
         self.dense6_1, self.dense6_2, self.dense6_3 = nn.Linear(256, 2), nn.Linear(256, 4), nn.Linear(256, 10)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         x = F.max_pool2d(self.prelu1(self.conv1(x)), 3, 2, ceil_mode=True)
         x = F.max_pool2d(self.prelu2(self.conv2(x)), 3, 2, ceil_mode=True)
         x = F.max_pool2d(self.prelu3(self.conv3(x)), 2, 2, ceil_mode=True)
@@ -66,7 +66,7 @@ class ONet(nn.Module):
         return self.dense6_1(x).softmax(1)[:, 1], self.dense6_2(x), self.dense6_3(x)
 
 
-def _flat(x):
+def _flat(x: torch.Tensor) -> torch.Tensor:
     """(B, C, H, W) to (B, W * H * C): the weights come from column-major code."""
     return x.permute(0, 3, 2, 1).flatten(1)
 
@@ -80,7 +80,7 @@ class Mtcnn:
     thresholds = (0.6, 0.7, 0.7)  # facenet-pytorch's defaults, as the pyramid factor
     factor = 0.709
 
-    def __init__(self, folder, device="cpu", min_face_px=20):
+    def __init__(self, folder: Path | str, device: torch.device | str = "cpu", min_face_px: float = 20) -> None:
         self.device, self.min_face_px = device, min_face_px
         self.pnet, self.rnet, self.onet = (
             _load(net, Path(folder) / f"{name}.pt").to(device)
@@ -88,7 +88,7 @@ class Mtcnn:
         )
 
     @torch.no_grad()
-    def detect(self, image):
+    def detect(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(boxes (F, 4) x0, y0, x1, y1, probability (F,), points (F, 5, 2)) of an RGB uint8 image (3, H, W), in px."""
         x = image.to(self.device).float()[None]
         boxes = self._propose(x)
@@ -109,7 +109,7 @@ class Mtcnn:
         pick = _nms(boxes, probability, 0.7)
         return boxes[pick].cpu(), probability[pick].cpu(), points[pick].cpu()
 
-    def _propose(self, x):
+    def _propose(self, x: torch.Tensor) -> torch.Tensor:
         """Square boxes (F, 4) from PNet on an image pyramid."""
         height, width = x.shape[2:]
         scale, found = 12 / self.min_face_px, []
@@ -130,7 +130,7 @@ class Mtcnn:
         return _square(_shift(boxes[pick], shift[pick], extra=0))
 
 
-def main_face(boxes, points, width, height):
+def main_face(boxes: torch.Tensor, points: torch.Tensor, width: int, height: int) -> torch.Tensor:
     """Five points (5, 2) of the face that is large and near the middle; UserError when there is none.
 
     Size counts by area, the distance of the box's centre from the image's by twice its square (facenet's rule).
@@ -142,7 +142,7 @@ def main_face(boxes, points, width, height):
     return points[(size - 2 * centre.square().sum(1)).argmax()]
 
 
-def _load(net, path):
+def _load(net: nn.Module, path: Path) -> nn.Module:
     try:
         net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     except FileNotFoundError:
@@ -153,31 +153,31 @@ def _load(net, path):
     return net.eval()
 
 
-def _scaled(x):
+def _scaled(x: torch.Tensor) -> torch.Tensor:
     return (x - 127.5) * 0.0078125
 
 
-def _nms(boxes, score, overlap):
+def _nms(boxes: torch.Tensor, score: torch.Tensor, overlap: float) -> torch.Tensor:
     """Indices of boxes that no better one overlaps by more than `overlap`, best first."""
     from torchvision.ops import nms
 
     return nms(boxes, score, overlap)
 
 
-def _shift(boxes, shift, extra=1):
+def _shift(boxes: torch.Tensor, shift: torch.Tensor, extra: int = 1) -> torch.Tensor:
     """Boxes moved by the network's relative corrections. `extra`: whether a box of n px spans n or n - 1."""
     size = boxes[:, 2:] - boxes[:, :2] + extra
     return boxes + shift * size.repeat(1, 2)
 
 
-def _square(boxes):
+def _square(boxes: torch.Tensor) -> torch.Tensor:
     """Boxes of the larger side around the same centres."""
     side = (boxes[:, 2:] - boxes[:, :2]).amax(1, keepdim=True)
     first = (boxes[:, :2] + boxes[:, 2:]) / 2 - side / 2
     return torch.cat([first, first + side], 1)
 
 
-def _crops(x, boxes, size):
+def _crops(x: torch.Tensor, boxes: torch.Tensor, size: int) -> torch.Tensor:
     """(F, 3, size, size) network input: the part of each box inside the image (1, 3, H, W), stretched to the size."""
     height, width = x.shape[2:]
     corners, limit = boxes.int(), torch.tensor([width, height], dtype=torch.int32, device=boxes.device)

@@ -4,7 +4,9 @@ Weights are read as tensors alone: .safetensors, or a .pt/.pth state dict that l
 """
 
 import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -13,6 +15,8 @@ from facepapers.common import paths
 from facepapers.common.cli import MissingData, UserError
 from facepapers.common.storage import sha256
 from facepapers.common.training.checkpoint import read_weights
+
+Network = TypeVar("Network", bound=nn.Module)
 
 # The weights that the project was given: foamliu's MobileFaceNet, 128-d, ArcFace loss on refined MS-Celeb-1M.
 GIVEN_FILE = "mobilefacenet-ms1m-128d.safetensors"
@@ -26,7 +30,7 @@ PIXELS = {
 }
 
 
-def to_input(images, pixels="arcface"):
+def to_input(images: torch.Tensor, pixels: str = "arcface") -> torch.Tensor:
     """uint8 RGB images (B, 3, H, W) as network input, float32. `pixels` is a key of PIXELS."""
     mean, std = (torch.tensor(v, device=images.device).view(1, 3, 1, 1) for v in PIXELS[pixels])
     return (images.float() - mean) / std
@@ -43,17 +47,20 @@ class MobileFaceNetReLU(nn.Module):
     # expansion, width, repeats, stride of the first: Table 1 of the MobileFaceNets paper
     settings = ((2, 64, 5, 2), (4, 128, 1, 2), (2, 128, 6, 1), (4, 128, 1, 2), (2, 128, 2, 1))
 
-    def __init__(self, features=128, input_px=112):
+    def __init__(self, features: int = 128, input_px: int = 112) -> None:
         super().__init__()
         if input_px % 16:
             raise UserError(f"--input-px {input_px}: MobileFaceNet needs a multiple of 16")
         self.input_px = input_px
         self.conv1 = _conv_relu6(3, 64, 3, stride=2)
-        self.dw_conv = nn.Module()
-        self.dw_conv.depthwise = nn.Conv2d(64, 64, 3, padding=1, groups=64, bias=False)
-        self.dw_conv.bn1 = nn.BatchNorm2d(64)
-        self.dw_conv.pointwise = nn.Conv2d(64, 64, 1, bias=False)
-        self.dw_conv.bn2 = nn.BatchNorm2d(64)
+        self.dw_conv = nn.ModuleDict(
+            {
+                "depthwise": nn.Conv2d(64, 64, 3, padding=1, groups=64, bias=False),
+                "bn1": nn.BatchNorm2d(64),
+                "pointwise": nn.Conv2d(64, 64, 1, bias=False),
+                "bn2": nn.BatchNorm2d(64),
+            }
+        )
         blocks, width_in = [], 64
         for expansion, channels, count, stride in self.settings:
             for i in range(count):
@@ -61,28 +68,27 @@ class MobileFaceNetReLU(nn.Module):
                 width_in = channels
         self.features = nn.Sequential(*blocks)
         self.conv2 = _conv_relu6(width_in, 512)
-        self.gdconv = nn.Module()
-        self.gdconv.depthwise = nn.Conv2d(512, 512, input_px // 16, groups=512, bias=False)
-        self.gdconv.bn = nn.BatchNorm2d(512)
+        depthwise = nn.Conv2d(512, 512, input_px // 16, groups=512, bias=False)
+        self.gdconv = nn.ModuleDict({"depthwise": depthwise, "bn": nn.BatchNorm2d(512)})
         self.conv3 = nn.Conv2d(512, features, 1)
         self.bn = nn.BatchNorm1d(features)
 
-    def forward(self, x):
-        first = self.dw_conv
-        x = torch.relu(first.bn1(first.depthwise(self.conv1(x))))
-        x = torch.relu(first.bn2(first.pointwise(x)))
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        first, last = self.dw_conv, self.gdconv
+        x = torch.relu(first["bn1"](first["depthwise"](self.conv1(x))))
+        x = torch.relu(first["bn2"](first["pointwise"](x)))
         x = self.conv2(self.features(x))
-        x = self.gdconv.bn(self.gdconv.depthwise(x))
+        x = last["bn"](last["depthwise"](x))
         return self.bn(torch.flatten(self.conv3(x), 1).float())
 
 
-def _conv_relu6(width_in, width, kernel=1, stride=1, groups=1):
+def _conv_relu6(width_in: int, width: int, kernel: int = 1, stride: int = 1, groups: int = 1) -> nn.Sequential:
     conv = nn.Conv2d(width_in, width, kernel, stride, kernel // 2, groups=groups, bias=False)
     return nn.Sequential(conv, nn.BatchNorm2d(width), nn.ReLU6())
 
 
 class _InvertedResidual(nn.Module):
-    def __init__(self, width_in, width, expansion, stride):
+    def __init__(self, width_in: int, width: int, expansion: int, stride: int) -> None:
         super().__init__()
         hidden = width_in * expansion
         self.residual = stride == 1 and width_in == width
@@ -93,14 +99,14 @@ class _InvertedResidual(nn.Module):
             nn.BatchNorm2d(width),
         )
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.conv(x) + x if self.residual else self.conv(x)
 
 
 class IRUnit(nn.Module):
     """BN, 3x3, BN, PReLU, 3x3 (with the stride), BN, plus the input; nothing after the sum."""
 
-    def __init__(self, width_in, width, stride):
+    def __init__(self, width_in: int, width: int, stride: int) -> None:
         super().__init__()
         self.bn1 = nn.BatchNorm2d(width_in)
         self.conv1 = nn.Conv2d(width_in, width, 3, padding=1, bias=False)
@@ -113,7 +119,7 @@ class IRUnit(nn.Module):
             shortcut = nn.Conv2d(width_in, width, 1, stride, bias=False)
             self.downsample = nn.Sequential(shortcut, nn.BatchNorm2d(width))
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         out = self.conv1(self.bn1(x))
         out = self.conv2(self.prelu(self.bn2(out)))
         return self.bn3(out) + (x if self.downsample is None else self.downsample(x))
@@ -130,7 +136,15 @@ class IResNet(nn.Module):
 
     pixels = "arcface"
 
-    def __init__(self, units, widths=(64, 128, 256, 512), features=512, dropout=0.0, input_px=112, strided_stem=False):
+    def __init__(
+        self,
+        units: Sequence[int],
+        widths: Sequence[int] = (64, 128, 256, 512),
+        features: int = 512,
+        dropout: float = 0.0,
+        input_px: int = 112,
+        strided_stem: bool = False,
+    ) -> None:
         super().__init__()
         self.input_px, shrink = input_px, 32 if strided_stem else 16
         if input_px % shrink:
@@ -154,21 +168,22 @@ class IResNet(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, 0, 0.1)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.prelu(self.bn1(self.conv1(x)))
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        for stage in (1, 2, 3, 4):
+            x = getattr(self, f"layer{stage}")(x)
         x = self.dropout(torch.flatten(self.bn2(x), 1))
         # The last BN in float32 under autocast: bfloat16 keeps three digits, and cosines are made of these numbers.
         return self.features(self.fc(x).float())
 
 
-def load_mobilefacenet(path):
+def load_mobilefacenet(path: Path | str) -> MobileFaceNetReLU:
     """The given MobileFaceNet (128-d, input by PIXELS["imagenet"]) in eval mode. UserError for any other weights."""
     state = read_state(path)
     return load_strictly(MobileFaceNetReLU(len(state["conv3.weight"]) if "conv3.weight" in state else 128), state, path)
 
 
-def iresnet_like(state):
+def iresnet_like(state: dict[str, torch.Tensor]) -> IResNet:
     """An untrained IResNet with the sizes that a state dict's names and shapes tell. KeyError if it tells none."""
     units = tuple(count_blocks(state, rf"layer{stage}\.(\d+)\.") for stage in (1, 2, 3, 4))
     widths = tuple(len(state[f"layer{stage}.0.conv2.weight"]) for stage in (1, 2, 3, 4))
@@ -178,13 +193,13 @@ def iresnet_like(state):
     return IResNet(units, widths, features, input_px=side, strided_stem=strided)
 
 
-def count_blocks(state, pattern):
+def count_blocks(state: Iterable[str], pattern: str) -> int:
     """1 + the largest block number that `pattern` finds in the names; 0 when it finds none."""
     found = [re.match(pattern, name) for name in state]
     return max((int(match[1]) + 1 for match in found if match), default=0)
 
 
-def load_identity_net(path):
+def load_identity_net(path: Path | str) -> IResNet | MobileFaceNetReLU:
     """The identity network in a weights file, in eval mode: an IResNet or the given MobileFaceNet, as its names tell.
 
     Raises UserError, with the first keys that differ, for any other weights.
@@ -199,7 +214,7 @@ def load_identity_net(path):
     return load_strictly(net, state, path)
 
 
-def given_weights(path=None, digest=GIVEN_SHA256, option="--weights"):
+def given_weights(path: Path | str | None = None, digest: str = GIVEN_SHA256, option: str = "--weights") -> Path:
     """Path of the weights with this sha256: `path`, or the given file in data/raw. MissingData when it is absent.
 
     `option` is the one by which the command names a file, for the remedy.
@@ -214,7 +229,7 @@ def given_weights(path=None, digest=GIVEN_SHA256, option="--weights"):
     return path
 
 
-def load_strictly(net, state, path):
+def load_strictly(net: Network, state: dict[str, torch.Tensor], path: Path | str) -> Network:
     """`net` in eval mode with the tensors of `state`. UserError with the first keys that differ, naming `path`."""
     problem = difference(net.state_dict(), state)
     if problem:
@@ -223,7 +238,7 @@ def load_strictly(net, state, path):
     return net.eval()
 
 
-def read_state(path):
+def read_state(path: Path | str) -> dict[str, torch.Tensor]:
     """State dict of a weights file, without DataParallel's prefix. UserError when it is missing or unreadable.
 
     A training checkpoint that holds it as its `state_dict`, as many public files do, is unwrapped.
@@ -248,7 +263,7 @@ def read_state(path):
     return {name.removeprefix("module."): value for name, value in state.items()}
 
 
-def difference(wanted, given):
+def difference(wanted: dict[str, torch.Tensor], given: dict[str, torch.Tensor]) -> str:
     """One line on how two state dicts differ in names or shapes; empty when they agree."""
     missing, surplus = [k for k in wanted if k not in given], [k for k in given if k not in wanted]
     shapes = [k for k in wanted if k in given and wanted[k].shape != given[k].shape]

@@ -13,24 +13,20 @@ Every bad input raises UserError: one line with the file, what is wrong, and the
 import csv
 import dataclasses
 import math
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from facepapers.common.cli import UserError
-from facepapers.common.data.archive import place
-from facepapers.common.data.pack import image_header, open_image
+from facepapers.common.data.archive import AnyPath, place
+from facepapers.common.data.pack import Sample, image_header, open_image
 from facepapers.common.data.readers.files import folder_with
 
 CROP = 256  # side of a stored crop, px
-
-
 MARGIN = 1.6  # the crop's side over the larger side of the face: room for rotation, shift and scale
-
-
 SPLITS = ("train", "test")
-
-
 IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
 
 
@@ -48,17 +44,17 @@ class Face:
     occluded: np.ndarray | None = None  # (P,) bool
 
 
-def cofw(folder):
+def cofw(folder: AnyPath) -> Iterator[Sample]:
     """COFW in colour: COFW_train_color.mat (1345 faces), COFW_test_color.mat (507), 29 points, official boxes."""
     yield from _cofw(folder, "COFW_train_color.mat", "COFW_test_color.mat")
 
 
-def cofw_grey(folder):
+def cofw_grey(folder: AnyPath) -> Iterator[Sample]:
     """COFW in grey: COFW_train.mat and COFW_test.mat, else like `cofw`."""
     yield from _cofw(folder, "COFW_train.mat", "COFW_test.mat")
 
 
-def lfpw(folder):
+def lfpw(folder: AnyPath) -> Iterator[Sample]:
     """LFPW with 68 points: the crop archive (landmarks68.csv, trainset/, testset/) or the official folders."""
     folder = place(folder)
     if any(folder.glob("landmarks68.csv")) or any(folder.glob("*/landmarks68.csv")):
@@ -67,22 +63,22 @@ def lfpw(folder):
         yield from train_and_test(folder, "lfpw")
 
 
-def helen(folder):
+def helen(folder: AnyPath) -> Iterator[Sample]:
     """Helen with 68 points: trainset/ (2000) and testset/ (330) of .jpg and .pts."""
     yield from train_and_test(folder, "helen")
 
 
-def afw(folder):
+def afw(folder: AnyPath) -> Iterator[Sample]:
     """AFW with 68 points: one folder of 337 .jpg and .pts, all training faces in 300-W."""
     yield from map(sample, pts_folder(folder_with(folder, "*.pts"), "train", "afw", "afw"))
 
 
-def ibug(folder):
+def ibug(folder: AnyPath) -> Iterator[Sample]:
     """iBUG with 68 points: one folder of 135 .jpg and .pts, 300-W's challenging test faces."""
     yield from map(sample, pts_folder(folder_with(folder, "*.pts"), "test", "ibug", "ibug"))
 
 
-def w300(folder):
+def w300(folder: AnyPath) -> Iterator[Sample]:
     """300-W from lfpw/, helen/, afw/, ibug/: 3148 training faces, 554 common and 135 challenging test faces.
 
     `subset` is train, common or challenge; `name` starts with the set that the face came from.
@@ -99,13 +95,13 @@ def w300(folder):
         yield from map(sample, pts_folder(where, split, subset, prefix))
 
 
-def _cofw(folder, train, test):
-    train, test = folder_with(folder, train) / train, folder_with(folder, test) / test
-    yield from map(sample, cofw_mat(train, "train", "IsTr", "phisTr", "bboxesTr"))
-    yield from map(sample, cofw_mat(test, "test", "IsT", "phisT", "bboxesT"))
+def _cofw(folder: AnyPath, train: str, test: str) -> Iterator[Sample]:
+    first, second = folder_with(folder, train) / train, folder_with(folder, test) / test
+    yield from map(sample, cofw_mat(first, "train", "IsTr", "phisTr", "bboxesTr"))
+    yield from map(sample, cofw_mat(second, "test", "IsT", "phisT", "bboxesT"))
 
 
-def cofw_mat(path, split, images, phis, boxes):
+def cofw_mat(path: AnyPath, split: str, images: str, phis: str, boxes: str) -> Iterator[Face]:
     """Faces of one COFW .mat (v7.3, that is HDF5), given its variables' names.
 
     `phis` is N x 87 in MATLAB: 29 x, 29 y, 29 occlusion flags; `boxes` N x 4; `images` N cells of (H, W, 3)
@@ -180,20 +176,21 @@ def _cell_image(file, cell, reversed_axes, source):
     return np.ascontiguousarray(array)
 
 
-def train_and_test(folder, name):
+def train_and_test(folder: AnyPath, name: str) -> Iterator[Sample]:
     """Samples of trainset/ and testset/."""
     folder = folder_with(folder, "trainset", "testset")
     for split in SPLITS:
         yield from map(sample, pts_folder(folder / f"{split}set", split, name, f"{name}/{split}set"))
 
 
-def pts_folder(folder, split, subset, prefix):
+def pts_folder(folder: AnyPath, split: str, subset: str, prefix: str) -> Iterator[Face]:
     """Faces of a folder that holds `x.pts` beside `x.png`, `x.jpg` or `x.jpeg`, in the order of the names."""
-    marks = sorted(place(folder).glob("*.pts"))
+    marks: list[AnyPath] = sorted(place(folder).glob("*.pts"))
     if not marks:
         raise UserError(f"{folder}: no .pts files; each photo needs its points beside it")
     for mark in marks:
-        photo = next((path for path in map(mark.with_suffix, (".png", ".jpg", ".jpeg")) if path.exists()), None)
+        beside = [mark.with_suffix(kind) for kind in (".png", ".jpg", ".jpeg")]
+        photo = next((path for path in beside if path.exists()), None)
         if photo is None:
             raise _bad(mark, f"no photo {mark.stem}.png or .jpg beside it")
         yield Face(
@@ -206,7 +203,7 @@ def pts_folder(folder, split, subset, prefix):
         )
 
 
-def read_pts(path, n_points=68):
+def read_pts(path: AnyPath, n_points: int = 68) -> np.ndarray:
     """Points of a .pts file as (n_points, 2) float64, 0-based.
 
     The file counts pixels from 1, as the 300-W page says (the top left pixel is x=1, y=1); we subtract 1.
@@ -228,7 +225,7 @@ def read_pts(path, n_points=68):
     return points - 1
 
 
-def lfpw_crops(folder):
+def lfpw_crops(folder: AnyPath) -> Iterator[Sample]:
     """Samples of the crop archive: 256x256 JPEGs and landmarks68.csv (file, size, crop side, x0, y0 .. y67).
 
     The JPEG bytes are kept. Measured against the raw photos, the points are (.pts - 1 - corner) * k with
@@ -242,8 +239,9 @@ def lfpw_crops(folder):
         found = {f"{split}set/{p.name}" for p in (folder / f"{split}set").glob("*.jpg")}
         odd = found ^ {file for file in listed if file.startswith(f"{split}set/")}
         if odd:
-            side = "listed but missing" if min(odd) in listed else "not listed in landmarks68.csv"
-            raise _bad(folder / min(odd), f"{side}")
+            raise _bad(
+                folder / min(odd), "listed but missing" if min(odd) in listed else "not listed in landmarks68.csv"
+            )
     for file, (side, points) in listed.items():
         path, k = folder / file, CROP / side
         encoded = path.read_bytes()
@@ -257,7 +255,7 @@ def lfpw_crops(folder):
         yield encoded, _row(points, None, None, split, "lfpw", name, side / CROP)
 
 
-def _crop_table(path):
+def _crop_table(path: AnyPath) -> dict[str, tuple[float, np.ndarray]]:
     """{file: (crop side in photo px, points (68, 2))} from landmarks68.csv."""
     listed = {}
     with open(path, newline="", errors="replace") as handle:
@@ -276,7 +274,7 @@ def _crop_table(path):
     return listed
 
 
-def sample(face):
+def sample(face: Face) -> Sample:
     """(image, row) of a face: its square crop of 256x256 pixels and the labels in the crop's pixels.
 
     The square surrounds the landmarks and the official box, with side MARGIN times the larger side of their
@@ -295,11 +293,11 @@ def sample(face):
     return _cut(face.image, left, top, side), row
 
 
-def _to_crop(points, left, top, k):
+def _to_crop(points: np.ndarray, left: int, top: int, k: float) -> np.ndarray:
     return (points + 0.5 - (left, top)) * k - 0.5
 
 
-def _square(points, box, width, height):
+def _square(points: np.ndarray, box: np.ndarray | None, width: int, height: int) -> tuple[int, int, int]:
     """(left, top, side) in whole photo pixels."""
     corners = points if box is None else np.concatenate([points, [box[:2], box[:2] + box[2:]]])
     low, high = corners.min(0), corners.max(0)
@@ -312,7 +310,7 @@ def _square(points, box, width, height):
     return starts[0], starts[1], side
 
 
-def _cut(image, left, top, side):
+def _cut(image: np.ndarray, left: int, top: int, side: int) -> np.ndarray:
     """The square as uint8 (256, 256, 3), the photo's edge repeated where the square leaves it."""
     from PIL import Image
 
@@ -324,7 +322,7 @@ def _cut(image, left, top, side):
     return cut
 
 
-def _check(points, box, width, height, source):
+def _check(points: np.ndarray, box: np.ndarray | None, width: int, height: int, source: str) -> None:
     """Raise UserError unless the labels are numbers, the box has an area, and both meet the photo."""
     size = f"the {width}x{height} image"
     if not np.isfinite(points).all():
@@ -339,7 +337,16 @@ def _check(points, box, width, height, source):
         raise _bad(source, f"box {np.round(box, 1).tolist()} lies outside {size}")
 
 
-def _row(points, box, occluded, split, subset, name, scale):
+def _row(
+    points: np.ndarray,
+    box: np.ndarray | None,
+    occluded: np.ndarray | None,
+    split: str,
+    subset: str,
+    name: str,
+    scale: float,
+) -> dict[str, Any]:
+    """The labels of a stored crop."""
     return {
         "points": np.asarray(points, np.float32),
         "box": np.full(4, np.nan, np.float32) if box is None else np.asarray(box, np.float32),
@@ -351,11 +358,11 @@ def _row(points, box, occluded, split, subset, name, scale):
     }
 
 
-def _bad(source, what):
+def _bad(source: AnyPath | str, what: str) -> UserError:
     return UserError(f"{source}: {what}; restore it from its archive")
 
 
-def identity_files(folder):
+def identity_files(folder: AnyPath) -> Iterator[tuple[AnyPath, str, int]]:
     """(path, name, identity) of a tree <identity>/<image>, identities numbered in sorted order.
 
     Raises UserError for a folder without identities and for an identity without an image.

@@ -7,10 +7,13 @@ wrong, and the remedy.
 
 import re
 import sys
+from collections.abc import Iterator
 
 import numpy as np
 
 from facepapers.common.cli import UserError
+from facepapers.common.data.archive import AnyPath
+from facepapers.common.data.pack import Sample
 from facepapers.common.data.readers.files import check_same_names, find_file, folder_with, table_lines
 
 GENDER = ("male", "female")
@@ -23,14 +26,14 @@ UTKFACE_AGES = range(117)
 UTKFACE_NAME = re.compile(r"(\d{1,3})_([01])_([0-4])_\d+\.jpg(?:\.chip\.jpg)?")
 
 
-def utkface(folder):
+def utkface(folder: AnyPath) -> Iterator[Sample]:
     """Samples of UTKFace, rows {name, age in years, gender, ethnicity}, in the order of the names.
 
     Files whose name does not tell all three labels (five of the official 23,707), or an age outside 0..116, are left
     out and reported on stderr in one line.
     """
     folder = folder_with(folder, "[0-9]*_*_*.jpg")
-    files = sorted(folder.glob("*.jpg"))
+    files: list[AnyPath] = sorted(folder.glob("*.jpg"))
     labels = {path: utkface_labels(path.name) for path in files}
     odd = [path.name for path, found in labels.items() if found is None]
     if len(odd) == len(files):
@@ -43,14 +46,14 @@ def utkface(folder):
             yield path.read_bytes(), {"name": path.name, "age": age, "gender": gender, "ethnicity": ethnicity}
 
 
-def utkface_labels(name):
+def utkface_labels(name: str) -> tuple[int, ...] | None:
     """(age in years, gender, ethnicity) that an official file name tells, or None."""
     match = UTKFACE_NAME.fullmatch(name)
     found = tuple(map(int, match.groups())) if match else None
     return found if found and found[0] in UTKFACE_AGES else None
 
 
-def _skipped(folder, names, total):
+def _skipped(folder: AnyPath, names: list[str], total: int) -> str:
     shown = ", ".join(repr(name) for name in names[:5]) + (", ..." if len(names) > 5 else "")
     return (
         f"{folder.name}: {len(names)} of {total} files left out, their names do not tell age 0..116, gender 0..1 and "
@@ -74,7 +77,7 @@ FAIRFACE_SPLITS = ("train", "val")
 _FAIRFACE_CLASSES = {"age": FAIRFACE_AGE, "gender": ("Male", "Female"), "race": FAIRFACE_ETHNICITY}
 
 
-def fairface(folder):
+def fairface(folder: AnyPath) -> Iterator[Sample]:
     """Samples of FairFace, rows {name, split, age (bin), gender, ethnicity}; split 0 train, 1 val.
 
     fairface_label_train.csv and fairface_label_val.csv (file, age, gender, race, ...) name train/1.jpg, val/1.jpg, ...
@@ -91,7 +94,7 @@ def fairface(folder):
             yield (images / name).read_bytes(), {"name": name, "split": np.uint8(split), **labels}
 
 
-def _fairface_rows(path):
+def _fairface_rows(path: AnyPath) -> dict[str, list[int]]:
     """{file: [age bin, gender, ethnicity]}."""
     rows = {}
     for number, line in table_lines(path, ("file", *_FAIRFACE_CLASSES)):
@@ -111,7 +114,7 @@ CELEBA_ATTRIBUTES = 40
 _CELEBA_TYPES = {"split": np.uint8, "identity": np.int32}
 
 
-def celeba(folder):
+def celeba(folder: AnyPath) -> Iterator[Sample]:
     """Samples of CelebA, rows {name, split, attributes (40,), identity}; then `attribute_names` (40,) of the set.
 
     Needs img_align_celeba/ (178x218 JPEGs), list_attr_celeba.txt and list_eval_partition.txt (0 train, 1 valid,
@@ -133,10 +136,10 @@ def celeba(folder):
     yield None, {"attribute_names": np.array(names)}
 
 
-def _celeba_attributes(path):
+def _celeba_attributes(path: AnyPath) -> tuple[list[str], dict[str, np.ndarray]]:
     """(40 names, {file: int8 (40,)}) of list_attr_celeba.txt: a count, a line of names, lines of a file and -1 or 1."""
-    count, names, *lines = [*path.read_text(errors="replace").splitlines(), "", ""]
-    names, lines = names.split(), [line.split() for line in lines if line.strip()]
+    count, header, *body = [*path.read_text(errors="replace").splitlines(), "", ""]
+    names, lines = header.split(), [line.split() for line in body if line.strip()]
     if len(names) != CELEBA_ATTRIBUTES or count.strip() != str(len(lines)):
         said = f"{count[:20]!r} files and {len(names)} attributes announced, {len(lines)} lines found"
         raise UserError(f"{path}: {said}; expected {CELEBA_ATTRIBUTES} attributes and as many lines; fetch it again")
@@ -146,7 +149,7 @@ def _celeba_attributes(path):
     return names, {file: np.array([value == "1" for value in values], np.int8) for file, *values in lines}
 
 
-def _celeba_numbers(path, below):
+def _celeba_numbers(path: AnyPath, below: int) -> dict[str, int]:
     """{file: number} of lines `000001.jpg 0`, numbers in 0 .. below - 1."""
     numbers = {}
     for row, line in enumerate(path.read_text(errors="replace").splitlines(), 1):

@@ -5,15 +5,19 @@ CUB and Cars are split for retrieval, as in metric learning: the first half of t
 Every bad input raises UserError: one line with the file, what is wrong, and the remedy.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from facepapers.common.cli import UserError
+from facepapers.common.data.archive import AnyPath
+from facepapers.common.data.pack import Sample
 from facepapers.common.data.readers.files import folder_with
 
 
-def cifar100(folder):
+def cifar100(folder: AnyPath) -> Iterator[Sample]:
     """Samples of CIFAR-100's Python version: cifar-100-python/{train,test,meta}, read and checked by torchvision."""
     from torchvision.datasets import CIFAR100
 
@@ -31,7 +35,7 @@ def cifar100(folder):
             )
 
 
-def cub200(folder):
+def cub200(folder: AnyPath) -> Iterator[Sample]:
     """Samples of CUB_200_2011: images.txt, image_class_labels.txt, images/. Classes 1-100 train, 101-200 test."""
     root = folder_with(folder, "images.txt", "image_class_labels.txt")
     names, labels = (_table(root / file) for file in ("images.txt", "image_class_labels.txt"))
@@ -43,7 +47,7 @@ def cub200(folder):
         yield _bytes(root / "images" / name), _row(name, label, half)
 
 
-def cars196(folder):
+def cars196(folder: AnyPath) -> Iterator[Sample]:
     """Samples of Cars196: cars_annos.mat and car_ims/. Classes 1-98 train, 99-196 test."""
     from scipy.io import loadmat
 
@@ -59,18 +63,18 @@ def cars196(folder):
         yield _bytes(root / name), _row(name, label, half)
 
 
-def _row(name, label, half):
+def _row(name: str, label: int, half: int) -> dict[str, Any]:
     return {"name": name, "split": np.uint8(label >= half), "label": np.int16(label)}
 
 
-def _bytes(path):
+def _bytes(path: AnyPath) -> bytes:
     try:
         return path.read_bytes()
     except OSError:
         raise UserError(f"{path}: an image that the list names is absent; fetch the archive again") from None
 
 
-def _table(path):
+def _table(path: AnyPath) -> dict[str, str]:
     """{first word: second word} of each line."""
     lines = [line.split() for line in path.read_text().splitlines() if line.strip()]
     bad = next((number for number, words in enumerate(lines, start=1) if len(words) != 2), None)

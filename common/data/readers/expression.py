@@ -5,13 +5,16 @@ Every bad input raises UserError: one line with the file, what is wrong, and the
 """
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from facepapers.common.cli import UserError
+from facepapers.common.data.archive import AnyPath
 from facepapers.common.data.expressions import AFFECTNET, FER2013_TO_FERPLUS, VOTES
-from facepapers.common.data.pack import encode, image_header, open_image
+from facepapers.common.data.pack import Sample, encode, image_header, open_image
 from facepapers.common.data.readers.files import check_same_names, find_file, find_folder, folder_with, table_lines
 
 IMAGES = {".jpg", ".jpeg", ".png", ".webp"}
@@ -30,20 +33,20 @@ VOTERS = (9, 10)  # ten annotators a row; one row of the official table has nine
 class VoteTable:
     """fer2013new.csv with R rows, which are those of fer2013.csv in its order."""
 
-    path: Path
+    path: AnyPath
     usage: list[str]  # a key of FERPLUS_FOLDERS
     name: list[str]  # "" for a picture that all annotators found to be no face
     votes: np.ndarray  # (R, 10) uint8, columns VOTES
     images: np.ndarray  # (N,) rows that stand for an image: named, and the first of that name
 
-    def row(self, i, fer2013):
+    def row(self, i: int, fer2013: int) -> dict[str, Any]:
         """The pack's row of table row i; `fer2013` is FER2013's code of its label, -1 where unknown."""
         split = np.uint8(list(FERPLUS_FOLDERS).index(self.usage[i]))
         label = FER2013_TO_FERPLUS[fer2013] if fer2013 >= 0 else np.int8(-1)
         return {"name": self.name[i], "split": split, "votes": self.votes[i], "fer2013": label}
 
 
-def ferplus(folder):
+def ferplus(folder: AnyPath) -> Iterator[Sample]:
     """Samples of FERPlus: 48x48 grey faces, rows {name, split, votes, fer2013}, in the order of the vote table.
 
     fer2013new.csv holds the votes. The pictures come from FER2013Train/, FER2013Valid/ and FER2013Test/ (then the
@@ -60,7 +63,7 @@ def ferplus(folder):
         raise UserError(f"{table.path}: votes without images; put {', '.join(folders)} or fer2013.csv beside it")
 
 
-def read_votes(path):
+def read_votes(path: AnyPath) -> VoteTable:
     """The VoteTable of fer2013new.csv. Raises UserError for missing columns, wrong votes and repeated names."""
     usage, names, votes = [], [], []
     for number, line in table_lines(path, ("Usage", "Image name", *VOTES)):
@@ -79,9 +82,9 @@ def read_votes(path):
     return VoteTable(path, usage, names, np.array(votes, np.uint8), _first_rows(path, names))
 
 
-def _first_rows(path, names):
+def _first_rows(path: AnyPath, names: list[str]) -> np.ndarray:
     """(N,) the rows with a name, without those that repeat one of the four known names."""
-    first = {}
+    first: dict[str, int] = {}
     for row, name in enumerate(names):
         if name and first.setdefault(name, row) != row and name not in FERPLUS_REPEATED:
             raise UserError(
@@ -91,10 +94,10 @@ def _first_rows(path, names):
     return np.array(list(first.values()), np.int64)
 
 
-def _ferplus_folders(images, table, labels):
+def _ferplus_folders(images: AnyPath, table: VoteTable, labels: AnyPath | None) -> Iterator[Sample]:
     """Samples from the three image folders; every named row has its file and every file its row."""
     wanted = {f"{FERPLUS_FOLDERS[table.usage[i]]}/{Path(table.name[i]).stem}": i for i in table.images}
-    files = {}
+    files: dict[str, AnyPath] = {}
     for part in FERPLUS_FOLDERS.values():
         for path in (images / part).iterdir():
             name = f"{part}/{path.stem}"
@@ -106,7 +109,7 @@ def _ferplus_folders(images, table, labels):
         yield _grey_webp(files[name]), table.row(i, known[i])
 
 
-def _fer2013_labels(path, n):
+def _fer2013_labels(path: AnyPath, n: int) -> np.ndarray:
     """(n,) FER2013's codes by row of the vote table, from fer2013_labels.csv."""
     try:
         lines = table_lines(path, ("row", "fer2013_label"))
@@ -118,7 +121,7 @@ def _fer2013_labels(path, n):
     return np.array([code for _, code in pairs])
 
 
-def _grey_webp(path):
+def _grey_webp(path: AnyPath) -> bytes:
     """The bytes of a WebP as they are, any other image as lossless WebP of its grey pixels."""
     data = path.read_bytes()
     size, kind = image_header(data, path)
@@ -127,7 +130,7 @@ def _grey_webp(path):
     return data if kind == "WEBP" else encode(np.asarray(open_image(data, path).convert("L")), effort=2)
 
 
-def _ferplus_pixels(path, table):
+def _ferplus_pixels(path: AnyPath, table: VoteTable) -> Iterator[Sample]:
     """Samples from fer2013.csv: the FER2013 code, 2,304 grey values and the part of each row."""
     images, rows = set(table.images.tolist()), 0
     for i, (number, line) in enumerate(table_lines(path, ("emotion", "pixels", "Usage"))):
@@ -140,13 +143,13 @@ def _ferplus_pixels(path, table):
         raise UserError(f"{path}: {rows} rows, but {table.path.name} has {len(table.name)}; obtain it again")
 
 
-def _code(path, number, line):
+def _code(path: AnyPath, number: int, line: dict[str, str]) -> int:
     if line["emotion"] not in set("0123456"):
         raise UserError(f"{path}: line {number} has emotion {line['emotion']!r}, not 0..6; obtain the table again")
     return int(line["emotion"])
 
 
-def _pixels(path, number, text):
+def _pixels(path: AnyPath, number: int, text: str) -> np.ndarray:
     """uint8 (48, 48) of a string of 2,304 values."""
     try:
         values = np.array(text.split(), np.int64)
@@ -162,11 +165,11 @@ def _pixels(path, number, text):
 RAFDB_PX = 100
 
 
-def rafdb(folder):
+def rafdb(folder: AnyPath) -> Iterator[Sample]:
     """Samples of RAF-DB's basic part, rows {name, split, label}: aligned 100x100 faces; split 0 train, 1 test.
 
     list_patition_label.txt (its official spelling) has lines `train_00001.jpg 5`; the picture is then
-    train_00001_aligned.jpg. `label` is the file's code minus 1, the order of emotions.RAFDB.
+    train_00001_aligned.jpg. `label` is the file's code minus 1, the order of expressions.RAFDB.
     """
     table = folder_with(folder, "list_patition_label.txt") / "list_patition_label.txt"
     images = folder_with(folder, "train_*_aligned.jpg")
@@ -182,9 +185,9 @@ def rafdb(folder):
         yield data, {"name": name, "split": np.uint8(name.startswith("test")), "label": np.int8(label)}
 
 
-def _rafdb_labels(path):
+def _rafdb_labels(path: AnyPath) -> dict[str, int]:
     """{file name: label 0..6} from lines `train_00001.jpg 5`."""
-    labels = {}
+    labels: dict[str, int] = {}
     for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
         name, _, code = line.strip().partition(" ")
         if not name.startswith(("train_", "test_")) or code not in set("1234567"):
@@ -197,11 +200,11 @@ def _rafdb_labels(path):
 # ---------------------------------------------------------------------------------------------- AffectNet
 
 
-def affectnet(folder):
+def affectnet(folder: AnyPath) -> Iterator[Sample]:
     """Samples of AffectNet's release of cropped faces, rows {name, split, label}; split 0 train, 1 valid.
 
     train_set/ and val_set/ hold images/0.jpg, ... (224x224) and annotations/0_exp.npy, ... `label` is the code of the
-    file, the order of emotions.AFFECTNET; the release of seven classes has none above 6.
+    file, the order of expressions.AFFECTNET; the release of seven classes has none above 6.
     """
     folder = folder_with(folder, "train_set", "val_set")
     for split, part in enumerate(("train_set", "val_set")):
@@ -213,7 +216,7 @@ def affectnet(folder):
             yield (images / f"{stem}.jpg").read_bytes(), row
 
 
-def _exp(path):
+def _exp(path: AnyPath) -> np.int8:
     """The class in an _exp.npy file, a text or a number, as int8."""
     try:
         code = int(np.load(path, allow_pickle=False).item())

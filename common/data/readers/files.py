@@ -1,13 +1,14 @@
 """What the readers share: finding folders and files, reading tables."""
 
 import csv
+from collections.abc import Iterable, Iterator, Set
 from pathlib import Path
 
 from facepapers.common.cli import UserError
-from facepapers.common.data.archive import place
+from facepapers.common.data.archive import AnyPath, place
 
 
-def folder_with(folder, *patterns):
+def folder_with(folder: AnyPath | str, *patterns: str) -> AnyPath:
     """`folder`, or the first folder at most three levels below it, that holds a match for every glob pattern.
 
     Archives often wrap their content in a folder of their own. Raises UserError when no folder fits.
@@ -18,23 +19,24 @@ def folder_with(folder, *patterns):
     return found
 
 
-def find_folder(folder, *patterns):
+def find_folder(folder: AnyPath | str, *patterns: str) -> AnyPath | None:
     """Like `folder_with`, but None when no folder fits."""
     folder = place(folder)
     for level in ("", "*/", "*/*/", "*/*/*/"):
-        for first in sorted(folder.glob(f"{level}{patterns[0]}")):
+        firsts: list[AnyPath] = sorted(folder.glob(f"{level}{patterns[0]}"))
+        for first in firsts:
             if all(any(first.parent.glob(pattern)) for pattern in patterns):
                 return first.parent
     return None
 
 
-def find_file(folder, *names):
+def find_file(folder: AnyPath | str, *names: str) -> AnyPath | None:
     """Path of the first of the files `names` that is in `folder` or at most three levels below it, else None."""
     found = ((find_folder(folder, name), name) for name in names)
     return next((place / name for place, name in found if place), None)
 
 
-def table_lines(path, columns):
+def table_lines(path: AnyPath, columns: Iterable[str]) -> Iterator[tuple[int, dict[str, str]]]:
     """Yields (line number, {column: text}) of a CSV; blanks around a column's name do not matter.
 
     Raises UserError when the file is not there, or lacks one of `columns`, or a line ends before the last of them.
@@ -53,7 +55,7 @@ def table_lines(path, columns):
             yield reader.line_num, line
 
 
-def check_same_names(folder, files, table, rows):
+def check_same_names(folder: AnyPath, files: Set[str], table: AnyPath | str, rows: Set[str]) -> None:
     """Raise UserError unless `files` (sets of names, in `folder`) and `rows` (in the file `table`) are the same."""
     for names, what in ((rows - files, "rows without an image"), (files - rows, "images without a row")):
         if names:

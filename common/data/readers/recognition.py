@@ -6,12 +6,14 @@ Every bad input raises UserError: one line with the file, what is wrong, and the
 """
 
 import csv
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 
 from facepapers.common.cli import UserError
-from facepapers.common.data.pack import open_image
+from facepapers.common.data.archive import AnyPath
+from facepapers.common.data.pack import Sample, open_image
 from facepapers.common.data.readers.alignment import identity_files
 from facepapers.common.data.readers.files import folder_with
 from facepapers.common.protocols import pair_lists
@@ -20,13 +22,13 @@ from facepapers.common.vision import alignment
 ALIGNED_PX = 112
 
 
-def identity_folder(folder):
+def identity_folder(folder: AnyPath) -> Iterator[Sample]:
     """Samples of a tree <identity>/<image>: row {name, identity}."""
     for path, name, identity in identity_files(folder):
         yield path.read_bytes(), {"name": name, "identity": identity}
 
 
-def lfw(folder):
+def lfw(folder: AnyPath) -> Iterator[Sample]:
     """Samples of LFW with rows {name, identity, split, people_set}, then its pairs.
 
     Reads lfw/<person>/<person>_NNNN.jpg (or lfw-deepfunneled/, lfw_funneled/, ...) and the six protocol files. split 0
@@ -38,7 +40,9 @@ def lfw(folder):
     sets = {name: k for k, part in enumerate(pair_lists.read_people(protocols / "people.txt")) for name in part}
     images = folder_with(folder, "Aaron_Peirsol")
     points = five_points(folder, images)
-    expected, found, names = people[0] | people[1], {}, []
+    expected = people[0] | people[1]
+    found: dict[str, int] = {}
+    names: list[str] = []
     for path, name, identity in identity_files(images):
         person = path.parent.name
         found[person] = found.get(person, 0) + 1
@@ -51,14 +55,14 @@ def lfw(folder):
     yield None, {key: _pairs(protocols / f"{file}.txt", names) for key, file in parts.items()}
 
 
-def _pairs(path, names):
+def _pairs(path: AnyPath, names: list[str]) -> np.ndarray:
     """(P, 4) int32: positions of the left and right image in `names`, 1 for the same person, fold."""
     pairs = pair_lists.read_pairs(path)
     left, right = pair_lists.index_pairs(pairs, names, path)
     return np.stack([left, right, pairs.same, pairs.fold], 1).astype(np.int32)
 
 
-def _check_people(images, expected, found):
+def _check_people(images: AnyPath, expected: dict[str, int], found: dict[str, int]) -> None:
     wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name, 0) != found.get(name, 0))
     if wrong:
         have, want = found.get(wrong[0], 0), expected.get(wrong[0], 0)
@@ -68,7 +72,7 @@ def _check_people(images, expected, found):
         )
 
 
-def five_points(folder, images):
+def five_points(folder: AnyPath, images: AnyPath) -> dict[str, np.ndarray] | None:
     """None for aligned faces; else {name: (5, 2)} of landmarks.csv (file, probability, then x and y five times).
 
     `images` is the tree <identity>/<image>, whose first image tells. UserError without that file, or for a bad line.
@@ -98,7 +102,7 @@ def five_points(folder, images):
     return points
 
 
-def aligned(path, points):
+def aligned(path: AnyPath, points: np.ndarray | None) -> np.ndarray:
     """A photo as uint8 (112, 112, 3), by its points (5, 2). UserError where these are None."""
     if points is None:
         raise UserError(f"{path}: has no line in landmarks.csv; make that file for all photos")
@@ -106,7 +110,7 @@ def aligned(path, points):
     return alignment.align(pixels[None], points[None], ALIGNED_PX)[0].permute(1, 2, 0).numpy()
 
 
-def read_in_place(folder):
+def read_in_place(folder: AnyPath) -> Iterator[Sample]:
     """The reader of sets too large to prepare: always a UserError that says how they are used."""
     raise UserError(
         f"{folder}: is read where it lies, nothing to prepare; `python -m facepapers.papers.arcface.train --help`"
