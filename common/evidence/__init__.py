@@ -1,3 +1,5 @@
 """Runs, claims, intervals and verdicts, and the tables, page and figures drawn from them.
 
-What a number rests on comes in; nothing here trains. May import: the ground, training, protocols."""
+Comes in: what a number rests on; nothing here trains.
+May import: the ground, training, protocols.
+"""

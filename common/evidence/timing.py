@@ -1,4 +1,4 @@
-"""Measuring seconds and memory: two sides in turn, medians, in one process."""
+"""Seconds and memory in one process: two sides timed in turn, medians, peaks, and what the machine has left."""
 
 import contextlib
 import ctypes

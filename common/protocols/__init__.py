@@ -1,3 +1,5 @@
 """How a prediction is judged: landmark errors, verification, pairs, angles.
 
-Only arrays come in: no files of data sets, no networks' names. May import: the ground."""
+Comes in: what computes on arrays, and the files of protocols; no files of pictures, no networks' names.
+May import: the ground.
+"""

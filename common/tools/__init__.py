@@ -1,3 +1,5 @@
-"""Commands that see every paper: reproduce, report, bench, notebooks.
+"""Commands that see every paper: reproduce, report, bench, notebooks, probe, align.
 
-The top floor: may import everything, and nothing imports it."""
+Comes in: what a user types and no paper owns.
+May import: everything; nothing imports it.
+"""

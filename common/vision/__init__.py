@@ -1,3 +1,5 @@
 """Batched image operations, alignment, the face detector, and networks that two papers share.
 
-What turns pictures into pictures, points or embeddings comes in. May import: the ground, training."""
+Comes in: what turns pictures into pictures, points or embeddings.
+May import: the ground, training.
+"""
