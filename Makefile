@@ -66,7 +66,7 @@ lint: $(VENV)/.ready ## ruff
 
 lock: $(VENV)/.ready ## rewrite requirements.lock from pyproject.toml (needs network)
 	@$(PY) -m pip install --quiet uv
-	@$(PY) -m uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes --no-header --quiet -o requirements.lock
+	@$(PY) -m uv pip compile pyproject.toml --extra reproduce --extra dev --universal --python-version 3.11 --generate-hashes --no-header --quiet -o requirements.lock
 
 clean: ## remove caches and your own runs (results/local); data and records stay
 	rm -rf results/local .pytest_cache .ruff_cache build *.egg-info

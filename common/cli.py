@@ -6,6 +6,7 @@ Exit codes: 0 done, 2 bad input or setting, 3 data that must first be obtained, 
 import contextlib
 import dataclasses
 import difflib
+import importlib.util
 import io
 import os
 import signal
@@ -56,9 +57,24 @@ def entry(main: Callable[[list[str]], object], argv: list[str] | None = None, ab
     except KeyboardInterrupt:
         print("interrupted: nothing was left half-written; the same command starts again", file=sys.stderr)
         raise SystemExit(130) from None
+    except ModuleNotFoundError as error:
+        if (error.name or "facepapers").startswith("facepapers"):
+            raise
+        print(f"error: {_not_installed([str(error.name)])}", file=sys.stderr)
+        raise SystemExit(2) from None
     except BrokenPipeError:  # `... | head` closed our output: not an error of ours
         sys.stderr.close()
         raise SystemExit(0) from None
+
+
+def require(*packages: str) -> None:
+    """Raises UserError where one of these packages, by import name, is not there: now, not after hours of training."""
+    if missing := [name for name in packages if importlib.util.find_spec(name) is None]:
+        raise UserError(_not_installed(missing))
+
+
+def _not_installed(packages: list[str]) -> str:
+    return f"{', '.join(packages)}: not installed; install it with `pip install 'facepapers[reproduce]'`"
 
 
 def _leave() -> None:

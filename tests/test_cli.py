@@ -1,5 +1,6 @@
 """The command line: settings from a dataclass, one line for every mistake, the right exit code."""
 
+import importlib.util
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 import pytest
 
 from facepapers.common import cli
+from facepapers.common.evidence import runs
 from facepapers.common.tools import reproduce
 from facepapers.papers.coarse_to_fine import train
 from tests.conftest import REPOSITORY, one_line_error
@@ -66,6 +68,11 @@ def test_take_option():
         (cli.MissingData("lfpw: run make data-lfpw"), 3, "error: lfpw: run make data-lfpw"),
         (cli.Interrupted("saved at step 3"), 130, "interrupted: saved at step 3"),
         (KeyboardInterrupt(), 130, "interrupted: "),
+        (
+            ModuleNotFoundError(name="pandas"),
+            2,
+            "error: pandas: not installed; install it with `pip install 'facepapers[",
+        ),
     ],
 )
 def test_exit_codes(raised, code, line, capsys, monkeypatch):
@@ -84,6 +91,23 @@ def test_a_programming_error_keeps_its_traceback(monkeypatch):
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     with pytest.raises(ZeroDivisionError):
         cli.entry(lambda argv: 1 / 0, [])
+
+
+def test_a_missing_module_of_our_own_keeps_its_traceback(monkeypatch):
+    def main(argv):
+        raise ModuleNotFoundError(name="facepapers.papers.none")
+
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    with pytest.raises(ModuleNotFoundError):
+        cli.entry(main, [])
+
+
+def test_a_run_asks_for_its_packages_before_it_trains(monkeypatch, tmp_path):
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in ("scipy", "pandas") else real(name))
+    with pytest.raises(cli.UserError) as error:
+        runs.Run("resup", "one", Settings(), Settings(), tmp_path)
+    one_line_error(error, "pandas, scipy: not installed", "'facepapers[reproduce]'")
 
 
 @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])

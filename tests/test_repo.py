@@ -207,6 +207,10 @@ def project():
     return tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
 
 
+def needed(project, *extras):
+    return [*project["dependencies"], *(text for extra in extras for text in project["optional-dependencies"][extra])]
+
+
 @pytest.fixture(scope="module")
 def locked():
     """Name -> (version, number of hashes) of requirements.lock."""
@@ -222,14 +226,14 @@ def locked():
 def test_environment_yml_and_pyproject_agree(project):
     lines = (REPOSITORY / "environment.yml").read_text().splitlines()
     listed = dict(requirement(line.strip()[2:]) for line in lines if line.startswith("      - "))
-    assert listed == dict(map(requirement, project["dependencies"]))
+    assert listed == dict(map(requirement, needed(project, "reproduce")))
     conda = dict(requirement(line.strip()[2:]) for line in lines if re.match(r"  - python[<>=]", line))
     assert conda == {"python": requirement("python" + project["requires-python"])[1]}
 
 
 def test_the_fixed_packages_are_there(project):
     wanted = {"torch", "torchvision", "numpy", "scipy", "matplotlib", "pandas", "pytest", "jupyter"}
-    assert wanted <= dict(map(requirement, project["dependencies"])).keys()
+    assert wanted <= dict(map(requirement, needed(project, "reproduce"))).keys()
 
 
 def test_every_package_is_locked_inside_its_range_with_hashes(project, locked):
@@ -237,8 +241,7 @@ def test_every_package_is_locked_inside_its_range_with_hashes(project, locked):
         return [int(part) for part in re.findall(r"\d+", version.split("+")[0])]
 
     holds = {">=": lambda a, b: a >= b, "<": lambda a, b: a < b}
-    wanted = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
-    for name, ranges in map(requirement, wanted):
+    for name, ranges in map(requirement, needed(project, "reproduce", "dev")):
         assert name in locked, f"{name} is not locked: make lock"
         for version, _ in locked[name]:
             for rule in ranges:
@@ -250,13 +253,13 @@ def test_every_package_is_locked_inside_its_range_with_hashes(project, locked):
 def test_what_the_sources_import_is_declared(project):
     """A package that only came along with another one may leave again."""
     packages = {"pil": "pillow", "sklearn": "scikit-learn", "nbformat": "jupyter", "nbclient": "jupyter"}
-    packages["pytorch_metric_learning"] = "pytorch-metric-learning"  # development only: guarded where it is used
-    declared = dict(map(requirement, project["dependencies"])).keys() | {"requests"}  # pooch's own dependency
+    declared = dict(map(requirement, needed(project, "reproduce"))).keys() | {"requests"}  # pooch's own dependency
     for path in SOURCES:
         for name in imports(parsed(path)):
             first = name.partition(".")[0].lower()
             if first not in {m.lower() for m in sys.stdlib_module_names} | {"facepapers"}:
-                assert packages.get(first, first) in declared | {"pytorch-metric-learning"}, f"{relative(path)}: {name}"
+                # development only: guarded where it is used
+                assert packages.get(first, first) in declared | {"pytorch_metric_learning"}, f"{relative(path)}: {name}"
 
 
 # Files

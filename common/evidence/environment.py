@@ -1,5 +1,6 @@
 """What a record says of its origin: sources, versions, hardware, memory."""
 
+import contextlib
 import hashlib
 import os
 import platform
@@ -69,10 +70,10 @@ def git(*words):
 
     REPRO_COMMIT stands in for the commit where only the files were copied (a container, a rented machine).
     """
-    try:
-        done = subprocess.run(["git", "-C", paths.ROOT, *words], capture_output=True, text=True, timeout=20)
-    except (OSError, subprocess.TimeoutExpired):
-        done = None
+    done = None
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        if not paths.INSTALLED:  # a repository around an installed package is the user's, not this one
+            done = subprocess.run(["git", "-C", paths.ROOT, *words], capture_output=True, text=True, timeout=20)
     if done is None or done.returncode:
         return os.environ.get("REPRO_COMMIT") if words[0] == "rev-parse" else None
     return done.stdout.strip()

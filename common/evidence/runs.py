@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from facepapers.common import paths, storage
+from facepapers.common import cli, paths, storage
 from facepapers.common.cli import MissingData, UserError
 from facepapers.common.evidence.environment import environment, peak_memory_mib, source_state
 
@@ -26,6 +26,7 @@ class Run:
     """One training run's folder. `identity` (a dict of scalars) is everything that decides its outcome."""
 
     def __init__(self, paper, name, config, preset_config, root=paths.LOCAL):
+        cli.require("pandas", "scipy", "sklearn")  # its history, intervals and metrics need them at the end
         self.paper, self.name, self.config = paper, name, as_dict(config)
         preset = as_dict(preset_config)
         self.overrides = {k: v for k, v in self.config.items() if v != preset[k]}

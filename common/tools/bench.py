@@ -13,7 +13,6 @@ import csv
 import datetime
 import functools
 import math
-import sys
 import time
 from importlib import import_module
 from pathlib import Path
@@ -118,5 +117,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(paths.ROOT))
     cli.entry(main, about=__doc__)

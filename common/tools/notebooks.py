@@ -1,6 +1,5 @@
 """Execute every `papers/*/explain.ipynb` in place: `make notebooks`. Outputs carry no timings, so diffs stay small."""
 
-import sys
 import time
 from pathlib import Path
 
@@ -37,6 +36,10 @@ def main(argv):
     import nbformat
 
     wanted = [Path(a) for a in argv] or sorted(Path(paths.ROOT, "papers").glob("*/explain.ipynb"))
+    if not wanted:
+        raise cli.UserError(
+            f"{paths.ROOT}: no notebooks in an installed package; run this in a clone of the repository"
+        )
     for path in wanted:
         if not path.exists():
             raise cli.UserError(f"{path}: no such notebook")
@@ -48,5 +51,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(paths.ROOT))
     cli.entry(main, about=__doc__)

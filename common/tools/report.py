@@ -7,7 +7,6 @@ and `tables.py` if it has one, import NumPy alone.
 
 import difflib
 import heapq
-import sys
 import time
 from collections import Counter
 from importlib import import_module
@@ -187,6 +186,8 @@ def since(names, most=8):
 
 
 def main(argv):
+    if paths.INSTALLED:
+        raise cli.UserError(f"{paths.ROOT}: no records in an installed package; run this in a clone of the repository")
     command, rest = (argv[0], argv[1:]) if argv else ("", [])
     if command == "write" and not rest:
         write()
@@ -209,5 +210,4 @@ def verify_options(argv):
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(paths.ROOT))
     cli.entry(main, about=__doc__)

@@ -4,7 +4,6 @@ A paper describes its plan in `papers/<paper>/config.py`: PLAN, preset -> common
 """
 
 import os
-import sys
 import time
 from importlib import import_module
 from pathlib import Path
@@ -137,5 +136,4 @@ def show(paper, preset, name, out):
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(paths.ROOT))
     cli.entry(main, about=__doc__)
