@@ -18,15 +18,13 @@ help: ## this list
 	@grep -hE '^[a-zA-Z%_-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 26
 	@echo; echo "papers: $(subst _,-,$(PAPERS))"
 
-$(VENV)/.ready: requirements.lock
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $(PYTHON) is older than 3.11; name a newer one: make PYTHON=python3.12 ..." >&2; exit 2; }
-	@echo "setup: creating $(VENV) and installing the pinned packages (once; PyTorch is large, a few minutes)"
-	@$(PYTHON) -m venv $(VENV)
-	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.lock
-	@touch $@
-	@echo "setup: done"
+# Whether $(VENV) holds the packages: ours is made, or renewed when the lock has changed; a foreign one is only judged.
+$(VENV)/.ready: FORCE
+	@python=$(PY); [ -x $$python ] || python="$(PYTHON)"; \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $$python is older than 3.11; name a newer one: make PYTHON=python3.12 ..." >&2; exit 2; }; \
+	$$python -m facepapers.common.tools.packages $(VENV) reproduce $(EXTRAS)
 
-setup: $(VENV)/.ready ## create .venv with the versions of requirements.lock
+setup: $(VENV)/.ready ## create .venv with the versions of requirements.lock, and make it find this checkout from any folder
 
 reproduce-%: $(VENV)/.ready ## train, evaluate, print the table of one paper (PRESET, SEEDS, ROWS, ARGS)
 	@$(PY) -m facepapers.common.tools.reproduce $* --preset $(PRESET) $(if $(SEEDS),--seeds "$(SEEDS)") $(if $(ROWS),--rows "$(ROWS)") $(ARGS)
@@ -61,15 +59,16 @@ notebooks: $(VENV)/.ready ## execute every notebook in place
 bench: $(VENV)/.ready ## speed as ratios measured in one run
 	@$(PY) -m facepapers.common.tools.bench $(ARGS)
 
+lint: EXTRAS = dev
 lint: $(VENV)/.ready ## ruff
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check . --quiet || { echo "run: $(PY) -m ruff format ." >&2; exit 1; }
 
 lock: $(VENV)/.ready ## rewrite requirements.lock from pyproject.toml (needs network)
-	@$(PY) -m pip install --quiet uv
-	@$(PY) -m uv pip compile pyproject.toml --extra reproduce --extra dev --universal --python-version 3.11 --generate-hashes --no-header --quiet -o requirements.lock
+	@$(PY) -m pip install --quiet --upgrade --target build/uv uv
+	@PYTHONPATH=build/uv $(PY) -m uv pip compile pyproject.toml --extra reproduce --extra dev --universal --python-version 3.11 --generate-hashes --no-header --quiet -o requirements.lock
 
 clean: ## remove caches and your own runs (results/local); data and records stay
 	rm -rf results/local .pytest_cache .ruff_cache build *.egg-info
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
-.PHONY: help setup reproduce-all test verify report why data notebooks bench lint lock clean
+.PHONY: help setup reproduce-all test verify report why data notebooks bench lint lock clean FORCE
