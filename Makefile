@@ -53,11 +53,11 @@ data-%: $(VENV)/.ready ## obtain, check and prepare one data set (DATA_MIRROR=<f
 verify-data-%: $(VENV)/.ready ## decode a prepared data set and compare its fingerprint
 	@$(PY) -m facepapers.common.data verify $*
 
-notebooks: $(VENV)/.ready ## execute every notebook in place
-	@$(PY) -m facepapers.common.tools.notebooks $(ARGS)
+notebooks: $(VENV)/.ready ## execute every notebook in place (PAPER=<one>)
+	@$(PY) -m facepapers.common.tools.notebooks $(if $(PAPER),papers/$(subst -,_,$(PAPER))/explain.ipynb) $(ARGS)
 
-bench: $(VENV)/.ready ## speed as ratios measured in one run
-	@$(PY) -m facepapers.common.tools.bench $(ARGS)
+bench: $(VENV)/.ready ## speed as ratios measured in one run (PAPER=<one>)
+	@$(PY) -m facepapers.common.tools.bench $(PAPER) $(ARGS)
 
 lint: EXTRAS = dev
 lint: $(VENV)/.ready ## ruff

@@ -31,7 +31,7 @@ def test_committed_notebook_shows_the_present_results(path, committed_cells):
     last = [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"][-1]
     shown = "".join(o["data"]["text/markdown"] for o in last.outputs if "text/markdown" in o.get("data", {}))
     fresh = tables.headlines(path.parent.name, committed_cells[path.parent.name])
-    assert shown == fresh, f"make notebooks ARGS={path.relative_to(ROOT)}"
+    assert shown == fresh, f"make notebooks PAPER={path.parent.name}"
 
 
 def test_progress_does_not_stay_in_a_notebook(tmp_path):
@@ -39,6 +39,16 @@ def test_progress_does_not_stay_in_a_notebook(tmp_path):
     nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)]), tmp_path / "one.ipynb")
     (cell,) = notebooks.execute(tmp_path / "one.ipynb").cells
     assert [output.text for output in cell.outputs] == ["result\n"]
+
+
+def test_a_notebook_runs_in_its_own_folder_and_finds_the_checkout(tmp_path, monkeypatch):
+    """As in Jupyter; no cell needs to know where the repository lies."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "deep").mkdir()
+    code = "import os\nfrom facepapers.common import paths\nprint(os.getcwd(), paths.ROOT)"
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)]), tmp_path / "deep" / "one.ipynb")
+    (cell,) = notebooks.execute(tmp_path / "deep" / "one.ipynb").cells
+    assert [output.text for output in cell.outputs] == [f"{tmp_path / 'deep'} {ROOT}\n"]
 
 
 def test_a_failing_cell_is_one_line(tmp_path):

@@ -38,7 +38,7 @@ def measure(paper, rates, until=math.inf):
     rows = [row for network in getattr(module, "trained_networks", tuple)() for row in shares(*network, rates)]
     for what, name, run, other_name, other in module.comparisons():
         if time.monotonic() > until:
-            print(f"  {what}, and what follows it: left out, no time is left (make bench ARGS={paper})")
+            print(f"  {what}, and what follows it: left out, no time is left (make bench PAPER={paper})")
             break
         if other is None:
             seconds = seconds_alone(lambda run=run: run) if callable(run) else run

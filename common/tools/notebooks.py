@@ -1,5 +1,6 @@
 """Execute every `papers/*/explain.ipynb` in place: `make notebooks`. Outputs carry no timings, so diffs stay small."""
 
+import os
 import time
 from pathlib import Path
 
@@ -9,7 +10,8 @@ from facepapers.common import cli, paths, storage
 def execute(path, timeout_s=600):
     """The executed notebook as a nbformat node, without what went to stderr: progress, which differs each time.
 
-    UserError naming the notebook and the error of its first bad cell.
+    It runs in its own folder, as Jupyter does it, and finds this checkout. UserError naming the notebook and the error
+    of its first bad cell.
     """
     import nbformat
     from nbclient import NotebookClient
@@ -17,11 +19,12 @@ def execute(path, timeout_s=600):
 
     notebook = nbformat.read(path, as_version=4)
     client = NotebookClient(
-        notebook, timeout=timeout_s, kernel_name="python3", resources={"metadata": {"path": str(paths.ROOT)}},
+        notebook, timeout=timeout_s, kernel_name="python3", resources={"metadata": {"path": str(Path(path).parent)}},
         record_timing=False,
     )  # fmt: skip
+    found = os.pathsep.join(filter(None, [str(paths.ROOT), os.environ.get("PYTHONPATH")]))
     try:
-        client.execute()
+        client.execute(env={**os.environ, "PYTHONPATH": found})
     except CellExecutionError as error:
         first = (error.evalue.splitlines() or [""])[0]
         raise cli.UserError(f"{path}: a cell failed: {error.ename}: {first}") from None
