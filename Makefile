@@ -60,8 +60,10 @@ bench: $(VENV)/.ready ## speed as ratios measured in one run (PAPER=<one>)
 	@$(PY) -m facepapers.common.tools.bench $(PAPER) $(ARGS)
 
 lint: EXTRAS = dev
-lint: $(VENV)/.ready ## ruff
+lint: $(VENV)/.ready ## ruff, and mypy over functions with annotations
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check . --quiet || { echo "run: $(PY) -m ruff format ." >&2; exit 1; }
+	@mkdir -p build/typed/facepapers && ln -sfn $(addprefix $(CURDIR)/,common papers facepapers/__init__.py) build/typed/facepapers
+	@cd build/typed && $(abspath $(PY)) -m mypy --config-file $(CURDIR)/pyproject.toml -p facepapers
 
 lock: $(VENV)/.ready ## rewrite requirements.lock from pyproject.toml (needs network)
 	@$(PY) -m pip install --quiet --upgrade --target build/uv uv

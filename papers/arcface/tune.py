@@ -17,7 +17,9 @@ from facepapers.papers.arcface import method, train
 from facepapers.papers.arcface.config import COMPARED, check, preset
 
 SEED = 100
-GRID = {row: ("scale", (8.0, 16.0, 24.0)) for row in COMPARED if row in method.MARGINS}
+GRID: dict[str, tuple[str, tuple[float, ...]]] = {
+    row: ("scale", (8.0, 16.0, 24.0)) for row in COMPARED if row in method.MARGINS
+}
 GRID |= {row: ("scale", (4.0, 8.0, 16.0, 24.0)) for row in ("norm_softmax", "cosface")}  # which 8 suits best
 GRID |= {"softmax": ("lr", (0.001, 0.002, 0.004)), "triplet": ("triplet_margin", (0.1, 0.2, 0.35))}
 

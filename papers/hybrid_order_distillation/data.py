@@ -165,7 +165,7 @@ def plain(pictures, cfg):
 class Batch(NamedTuple):
     """A step's share of samples."""
 
-    index: torch.Tensor  # (b,) rows of the training images
+    index: torch.Tensor  # type: ignore[assignment]  # (b,) rows of the training images; hides tuple.index
     view: torch.Tensor  # (b,) which of the fixed views; zeros with fresh ones
     seen: torch.Tensor  # (b, 3, P, P) uint8, what the student sees
     high: torch.Tensor | None  # (b, 3, T, T) uint8, what the teacher sees; None when nobody needs it
