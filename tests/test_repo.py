@@ -355,6 +355,8 @@ def test_ci_types_what_the_readme_says():
     script = (REPOSITORY / ".ci" / "run").read_text()
     assert re.search(r"^make test$", script, re.M)
     assert (REPOSITORY / ".ci" / "run").stat().st_mode & 0o111
+    workflow = (REPOSITORY / ".github" / "workflows" / "test.yml").read_text()
+    assert re.search(r"^ +- run: make test$", workflow, re.M)
 
 
 def test_make_help_lists_the_targets():
