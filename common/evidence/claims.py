@@ -9,6 +9,7 @@ from pathlib import Path
 from facepapers.common import paths
 from facepapers.common.cli import UserError
 from facepapers.common.evidence import runs, statistics
+from facepapers.common.protocols.metrics import Metric
 
 REQUIRED = {
     "level": {"id", "what", "metric", "data", "preset", "row", "published", "source", "selection", "n_runs",
@@ -29,7 +30,7 @@ class Cell:
     paper: str
     kind: str  # level | contrast | measured
     claim: dict
-    metric: object
+    metric: Metric
     records: list = field(default_factory=list)  # for a contrast: those of `better`
     others: list = field(default_factory=list)  # for a contrast: those of `than`
     interval: statistics.Interval | None = None

@@ -13,7 +13,7 @@ from importlib import import_module
 from pathlib import Path
 
 from facepapers.common import cli, paths, storage
-from facepapers.common.evidence import cards, claims, environment, runs
+from facepapers.common.evidence import cards, chain, claims, environment, runs
 from facepapers.common.evidence.page import page
 from facepapers.common.evidence.tables import HEADS, USAGE, insert, notes_block, precision_block, value
 
@@ -141,40 +141,25 @@ def nearest(name, known, count=3):
 def why(name):
     """Print the chain cell -> claim -> runs -> settings, source, environment, data, predictions."""
     cell = claims.cell(*named(name))
-    print(f"{cell.name}: {cell.claim['what']}\n  kind      {cell.kind}\n  metric    {cell.metric.label}")
-    for key in ("published", "source", "selection", "n_runs", "tolerance", "tolerance_reason", "reference", "boxes"):
-        if key in cell.claim:
-            print(f"  {key:9s} {cell.claim[key]}")
-    print(f"  ours      {value(cell)}\n  status    {cell.status}")
+    print(f"{cell.name}: {cell.claim['what']}")
+    for key, text in chain.of_cell(cell).items():
+        print(f"  {key:9s} {text}")
     if not cell.records:
-        print(f"  no committed run has data {cell.claim['data']!r} and preset {cell.claim['preset']!r} for this cell")
-    sides = [(cell.claim.get("better", ""), cell.records), (cell.claim.get("than", ""), cell.others)]
-    for side, records in sides:
+        print(f"  {chain.unanswered(cell)}")
+    for side, records in chain.sides(cell):
         for record in records:
-            explain(record, cell.metric, side)
+            explain(record, cell.metric, side if cell.kind == "contrast" else "")
 
 
 def explain(record, metric, side):
     """Print where one run's number comes from."""
-    source, env = record["source"], record["environment"]
     predictions = runs.read_predictions(record["folder"] / "predictions.npz")
     print(f"\n  run {record['run']} {f'({side})' if side else ''}")
-    lines = {
-        metric.name: f"{metric.value(predictions):.4f} ({record['selection']} weights)",
-        "overrides": record["overrides"] or "nothing: the preset's own settings",
-        "precision": runs.precision_of(record) + (", forced" if "precision" in record["overrides"] else ""),
-        "commit": f"{source['commit']}{' with uncommitted changes' if source['dirty'] else ''}",
-        "changed since": since(environment.changed_since(record)),
-        "machine": f"{env['device']}, {env['threads']} threads, torch {env['torch']}, Python {env['python']}"
-        f"{', compiled' if env.get('compiled') else ''}",
-        "time": f"{record['started']}, {record['seconds']:.0f} s training, {record['samples_per_s']} samples/s",
-        "data": ", ".join(f"{k} {v}" for k, v in record["data"].items()),
-        "weights": (record["weights"] or {}).get("sha256"),
-        "predictions": f"{record['folder'].name}/predictions.npz, sha256 {record['predictions_sha256']}",
-        "settings": ", ".join(f"{k}={v}" for k, v in record["config"].items()),
-    }
-    for key, text in lines.items():
+    value = f"{metric.value(predictions):.4f} ({record['selection']} weights)"
+    for key, text in {metric.name: value, **chain.of_run(record)}.items():
         print(f"    {key:13s} {text}")
+        if key == "commit":
+            print(f"    changed since {since(environment.changed_since(record))}")
 
 
 def since(names, most=8):
