@@ -13,7 +13,7 @@ from importlib import import_module
 from pathlib import Path
 
 from facepapers.common import cli, paths, storage
-from facepapers.common.evidence import cards, chain, claims, environment, runs
+from facepapers.common.evidence import cards, chain, claims, environment, export, runs
 from facepapers.common.evidence.page import page
 from facepapers.common.evidence.tables import HEADS, USAGE, insert, notes_block, precision_block, value
 
@@ -25,6 +25,7 @@ def generated(root=paths.ROOT, *, cells=None):
     blocks = {"score": cards.score(every), "results": cards.front_table(every), "precision": precision_block(cells)}
     path = Path(root, "README.md")
     files[path] = filled(path, blocks)
+    files |= {Path(root, "results", name): text for name, text in export.files(every).items()}
     files[Path(root, "results", "index.html")] = page(every)
     return files
 
