@@ -207,7 +207,7 @@ def test_tables_hold_what_the_cells_say(root):
     assert "| CFT on COFW, mean error | 6.33 | 6.3" in card and "| replicated |" in card
     assert "| % ↓ | 3 | replicated |" in front and front.endswith("The end.\n") and front.startswith("# A card")
     page = (root / "results" / "index.html").read_text()
-    assert "6.33" in page and "class='replicated'" in page and "Zhiwen Shao" in page
+    assert "6.33" in page and 'data-status="replicated"' in page and "Zhiwen Shao" in page
     fresh(root)
     assert (root / "README.md").read_text() == front  # writing twice changes nothing
 

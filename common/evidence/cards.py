@@ -70,10 +70,15 @@ def findings(paper, cells):
         if name not in known:
             raise cli.UserError(f"papers/{paper}/claims.toml: findings name {name!r}, which is no claim's id")
         cell = known[name]
-        return cell.status if status else f"{cell.interval.mean:.2f}" if cell.interval else "—"
+        return cell.status if status else mean(cell)
 
     bullets = claims.read(paper)["paper"].get("findings", [])
     return "".join(f"- {re.sub(r'{([a-z0-9-]+)([.]status)?}', filled, bullet)}\n" for bullet in bullets)
+
+
+def mean(cell):
+    """`5.43`, or a dash where no run answers the cell."""
+    return f"{cell.interval.mean:.2f}" if cell.interval else "—"
 
 
 def card_block(paper, cells):
