@@ -19,13 +19,13 @@ def score(cells):
     compared = sum(bool(c.interval) for c in levels) - beside
     found = Counter(c.status for c in [*levels, *contrasts])
     verdicts = ", ".join(f"{found[v]} {v}" for v in VERDICTS if found[v] or v == "replicated")
-    drawn = sum(c.status == "supported" and c.claim["data"] == "embedded" for c in contrasts)
+    drawn = sum(c.status in ("supported", "refuted") and c.claim["data"] == "embedded" for c in contrasts)
     opened = len(contrasts) - found["supported"] - found["refuted"]
     return (
         f"**{len(levels)} published numbers**: {compared} compared ({verdicts}), {beside} beside something unlike "
         f"(`reference`), {len(levels) - compared - beside} waiting for data or not run. "
-        f"**{len(contrasts)} claims** of a difference: {found['supported']} supported ({drawn} of them on drawn "
-        f"faces), {found['refuted']} refuted, {opened} open."
+        f"**{len(contrasts)} claims** of a difference: {found['supported']} supported, "
+        f"{found['refuted']} refuted ({drawn} of both on drawn faces), {opened} open."
     )
 
 
