@@ -6,6 +6,57 @@ from facepapers.common.evidence import figures, runs
 from facepapers.common.protocols import verification
 from facepapers.papers.arcface.config import COMPARED, ROWS, Config
 
+# What a picture shows, for readers who see it: stem of the file -> one sentence.
+CAPTIONS = {
+    "embedded-demo": (
+        "Three losses trained for a few minutes on drawn people: the margin of ArcFace draws the faces of one person "
+        "together, and more of them are accepted before the first false accept."
+    ),
+    "lfw-noise": (
+        "What wrong training labels cost: accuracy of ArcFace over the share of labels replaced by another person's, "
+        "and of ArcFace trained again after sub-centers sorted out suspects."
+    ),
+    "lfw-pairs": (
+        "The given MobileFaceNet weights on LFW's 6,000 pairs, as a check of the protocol: the ROC curve is zoomed to "
+        "the few per cent that are missing."
+    ),
+    "lfw-short": (
+        "Six losses, the same small network and people of LFW: the intervals overlap widely, so read the order of the "
+        "dots with care."
+    ),
+    "lfw-view1": ("Our best recipe on LFW's View 1: three networks one by one, and their mean distance."),
+    "lfw-view2": (
+        "The same recipe trained anew for each of View 2's ten folds: three seeds one by one, and their mean distance."
+    ),
+}
+# The same for readers who do not: what stands where.
+ALTERNATIVES = {
+    "embedded-demo": (
+        "Four panels: accuracy of each loss as a dot with its interval, ROC curves, angles of same and of different "
+        "pairs, and the angle of training faces to their own centre over the training."
+    ),
+    "lfw-noise": (
+        "Accuracy on LFW's View 1 with intervals, over 0 to 40 per cent of wrong labels: one line for ArcFace and one "
+        "for ArcFace after cleaning."
+    ),
+    "lfw-pairs": (
+        "Two panels: the ROC curve of the given weights from the first false accept on, and two well separated "
+        "histograms of the angles of same and of different pairs."
+    ),
+    "lfw-short": (
+        "Four panels: accuracy of each of six losses as a dot with its interval, ROC curves, angles of same and of "
+        "different pairs for softmax and ArcFace, and the angle to the own centre over the training."
+    ),
+    "lfw-view1": (
+        "Four panels: accuracy of single networks and of three together as dots with intervals, ROC curves, angles of "
+        "same and of different pairs, and the angle to the own centre over the training."
+    ),
+    "lfw-view2": (
+        "Four panels: accuracy of single networks and of three together as dots with intervals, ROC curves, angles of "
+        "same and of different pairs, and the angle to the own centre over ten trainings a seed."
+    ),
+}
+
 COLOURS = {
     "softmax": "#999999", "norm_softmax": "#4477aa", "sphereface": "#aa7744", "cosface": "#228833",
     "arcface": "#cc3311", "cm1": "#c9a227", "cm2": "#8866aa", "triplet": "#33aabb", "subcenter": "#663399",

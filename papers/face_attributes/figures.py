@@ -6,6 +6,37 @@ from facepapers.common.evidence import figures
 from facepapers.papers.face_attributes.config import DEPTHS, STAGES
 from facepapers.papers.face_attributes.metrics import METRICS
 
+# What a picture shows, for readers who see it: stem of the file -> one sentence.
+CAPTIONS = {
+    "embedded-demo": (
+        "Drawn faces: the earlier an attribute's own layers start, the more it gains over a linear layer on the "
+        "embedding, and the more computation all predictions need."
+    ),
+    "utkface-ferplus-few": (
+        "A tenth of the training faces: expression still gains most from its own layers, and starting before stage 5 "
+        "gains little more."
+    ),
+    "utkface-ferplus-short": (
+        "Real faces: where an attribute's own layers should start, what a linear layer reads from each frozen stage, "
+        "how much identity each stage has singled out, and what all predictions cost."
+    ),
+}
+# The same for readers who do not: what stands where.
+ALTERNATIVES = {
+    "embedded-demo": (
+        "Two panels: gain of each attribute over the linear layer, with intervals, by the stage at which its own "
+        "layers start; and mean accuracy of the attributes against computation."
+    ),
+    "utkface-ferplus-few": (
+        "One panel: gain of age, expression, gender and ethnicity over the linear layer, with intervals, by the stage "
+        "at which their own layers start."
+    ),
+    "utkface-ferplus-short": (
+        "Four panels: gain of each attribute by start of its own layers, accuracy of linear layers on frozen stages, "
+        "variance within people over variance between people by stage, and mean accuracy against computation."
+    ),
+}
+
 COLOURS = {"age": "#cc3311", "emotion": "#c9a227", "gender": "#4477aa", "ethnicity": "#228833"}
 TICKS = [*(str(k) for k in range(1, STAGES + 1)), "head\nonly"]
 

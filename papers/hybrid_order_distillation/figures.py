@@ -12,6 +12,38 @@ from facepapers.papers.hybrid_order_distillation.metrics import METRICS
 MAIN = {"classification": "top1_pct", "retrieval": "recall1_pct", "verification": "accuracy_pct"}
 SIDE = {"classification": "top1_other_pct", "retrieval": "recall1_cross_pct", "verification": "accuracy_cross_pct"}
 DIAMOND = {"classification": "another degradation", "retrieval": "high against low", "verification": "high against low"}
+# What a picture shows, for readers who see it: stem of the file -> one sentence.
+CAPTIONS = {
+    "embedded-demo": (
+        "Drawn faces of 5 pixels: students that imitate the teacher's similarities beside the teacher, the teacher on "
+        "small images and a student that learns from labels alone."
+    ),
+    "lfw-resolutions": (
+        "Accuracy on LFW over the resolution of the test images: the teacher falls most steeply as they get smaller, "
+        "and students that learned from it less so."
+    ),
+    "lfw-short": (
+        "Faces of 16 pixels on LFW: which orders of similarity a student should imitate, and whether an assistant "
+        "between teacher and student helps; filled dots are two small images, hollow ones a large against a small "
+        "one."
+    ),
+}
+# The same for readers who do not: what stands where.
+ALTERNATIVES = {
+    "embedded-demo": (
+        "Two panels: accuracy of each row as dots with intervals, for two small images and for a large against a "
+        "small one, and ROC curves of two small images."
+    ),
+    "lfw-resolutions": (
+        "Two panels, both images small and one of them small: accuracy with intervals at 8, 16 and 32 pixels of the "
+        "teacher, of students alone and of distilled students."
+    ),
+    "lfw-short": (
+        "Two panels: accuracy of fourteen rows as dots with intervals, grouped by colour into ceiling, floors, direct "
+        "and assistant routes, and ROC curves of the main rows."
+    ),
+}
+
 COLOURS = {"teacher": "#333333", "upsampled": "#999999", "alone": "#aa7744", "kd": "#c9a227", "fitnet": "#8866aa",
            "direct": "#4477aa", "assistant": "#cc3311", "init": "#228833"}  # fmt: skip
 

@@ -9,6 +9,72 @@ from facepapers.papers.resup.config import LEVELS, ROWS
 from facepapers.papers.resup.metrics import class_weights, reliability
 from facepapers.papers.resup.tables import accuracy_of, beside_published, interval_of, ours_at_30
 
+# What a picture shows, for readers who see it: stem of the file -> one sentence.
+CAPTIONS = {
+    "embedded-demo": (
+        "Drawn faces with two fifths of the training labels flipped: cross-entropy learns the flips and falls, ReSup "
+        "gives them little weight and does not."
+    ),
+    "ferplus-long": (
+        "The same recipe for 44 epochs: cross-entropy beside our second variant, which judges labels by Bayes' rule."
+    ),
+    "ferplus-real": (
+        "FER2013's own labels, judged by FERPlus: these errors follow a pattern that the networks learn, so the "
+        "weights of right and of wrong labels end up nearly alike."
+    ),
+    "ferplus-short": (
+        "FERPlus with 30 % of the labels flipped, mirroring as the only augmentation: all methods hold on to what "
+        "cross-entropy loses after the learning rate falls, and their weights distrust the rare classes."
+    ),
+    "ferplus-strong": (
+        "The same flips under our recipe of strong augmentation: cross-entropy learns few of them by heart, and the "
+        "paper's weights now hurt."
+    ),
+    "noise-levels": (
+        "Accuracy over the share of flipped labels: after the last epoch ReSup keeps a lead over cross-entropy that "
+        "grows with the noise, at the epoch that validation faces choose hardly any."
+    ),
+    "published-30": (
+        "Accuracy with 30 % of the labels flipped, published and ours, in blocks by initialisation and network: "
+        "compare within a block alone."
+    ),
+}
+# The same for readers who do not: what stands where.
+ALTERNATIVES = {
+    "embedded-demo": (
+        "Seven panels: test accuracy with intervals, validation accuracy by epoch, accuracy and mean weight by class, "
+        "similarities of clean and flipped labels, mean weights by epoch, and reliability of the noise model."
+    ),
+    "ferplus-long": (
+        "Seven panels: test accuracy of two methods with intervals, validation accuracy by epoch, accuracy and mean "
+        "weight by class, similarities of clean and flipped labels, mean weights by epoch, and reliability of the "
+        "noise model."
+    ),
+    "ferplus-real": (
+        "Seven panels: test accuracy of two methods with intervals, validation accuracy by epoch, accuracy and mean "
+        "weight by class, similarities of right and wrong labels, mean weights by epoch, and reliability of the noise "
+        "model."
+    ),
+    "ferplus-short": (
+        "Seven panels: test accuracy of seven methods with intervals, validation accuracy by epoch, accuracy and mean "
+        "weight by class, similarities of clean and flipped labels, mean weights by epoch, and reliability of the "
+        "noise models."
+    ),
+    "ferplus-strong": (
+        "Seven panels: test accuracy of seven methods with intervals, validation accuracy by epoch, accuracy and mean "
+        "weight by class, similarities of clean and flipped labels, mean weights by epoch, and reliability of the "
+        "noise models."
+    ),
+    "noise-levels": (
+        "Test accuracy with intervals at 0, 20, 30 and 40 per cent of flipped labels: cross-entropy and ReSup, each "
+        "after the last epoch and at the chosen epoch."
+    ),
+    "published-30": (
+        "Dots in five blocks: two published tables that start from MS-Celeb-1M, and three of our settings that start "
+        "from scratch, ours with intervals."
+    ),
+}
+
 COLOURS = {
     "ce": "#999999", "ce_two": "#555555", "own": "#c9a227", "swapped": "#228833", "resup": "#cc3311",
     "loss_mixture": "#4477aa", "coteaching": "#33aabb", "ce_plus": "#aa7744", "resup_plus": "#663399",
