@@ -1,10 +1,13 @@
 """Pictures of the results, drawn from records alone: ROC curves, angle histograms, training curves."""
 
+from functools import partial
+
 import numpy as np
 
 from facepapers.common.evidence import figures, runs
 from facepapers.common.protocols import verification
-from facepapers.papers.arcface.config import COMPARED, ROWS, Config
+from facepapers.papers.arcface.config import COMPARED, NOISE_PCT, NOISY, ROWS, Config
+from facepapers.papers.arcface.metrics import METRICS
 
 # What a picture shows, for readers who see it: stem of the file -> one sentence.
 CAPTIONS = {
@@ -57,45 +60,80 @@ ALTERNATIVES = {
     ),
 }
 
+INK = figures.PALETTE
 COLOURS = {
-    "softmax": "#999999", "norm_softmax": "#4477aa", "sphereface": "#aa7744", "cosface": "#228833",
-    "arcface": "#cc3311", "cm1": "#c9a227", "cm2": "#8866aa", "triplet": "#33aabb", "subcenter": "#663399",
-    "cleaned": "#117733", "given": "#333333", "together": "#771111",
+    "softmax": INK["grey"], "norm_softmax": INK["blue"], "sphereface": INK["orange"], "cosface": INK["green"],
+    "arcface": INK["vermilion"], "cm1": INK["purple"], "cm2": INK["black"], "triplet": INK["sky"],
+    "subcenter": INK["purple"], "cleaned": INK["blue"], "given": INK["black"], "together": INK["black"],
 }  # fmt: skip
 
 
 def draw(records, folder):
-    """One PNG per data set and preset. Returns the paths."""
-    return figures.draw_groups(records, folder, overview)
+    """One PNG per data set and preset, and one over all levels of label noise. Returns the paths."""
+    return figures.draw(pictures(records), folder)
 
 
-def overview(records, path):
+def pictures(records):
+    """{stem: function of a path}. The levels of label noise are one curve where two or more were run."""
+    levels, shown = by_noise(records), records
+    if levels:
+        shown = [r for r in records if not r["config"]["preset"].startswith("noise")]
+    found = figures.overviews(shown, overview)
+    return found | ({"lfw-noise": partial(noise, levels, figures.evidence())} if levels else {})
+
+
+def by_noise(records):
+    """The comparable records of LFW's levels of label noise: row -> percent -> records. Empty if all are of one level.
+
+    Preset short is the level without noise.
+    """
+    presets = {"short": 0, **{f"noise{p}": p for p in NOISE_PCT}}
+    levels = {}
+    for record in figures.comparable(records):
+        row, preset = record["config"]["row"], record["config"]["preset"]
+        if record["data"]["name"] == "lfw" and row in NOISY and preset in presets:
+            levels.setdefault(row, {}).setdefault(presets[preset], []).append(record)
+    return levels if len({rate for found in levels.values() for rate in found}) > 1 else {}
+
+
+def overview(records, evidence, path):
+    """Accuracy, ROC curves, angles of the test pairs and angles while training; of given weights the middle two."""
     rows = figures.by_row(records, ROWS)
     trained = [row for row in rows if rows[row][0]["seconds"]]
-    count = 3 if trained else 2
-    figure, axes = figures.pyplot().subplots(1, count, figsize=(5.4 * count, 4.6), layout="constrained")
-    predictions = {
-        row: [runs.read_predictions(r["folder"] / "predictions.npz") for r in found] for row, found in rows.items()
-    }
+    panels = [["key", "roc"], ["angles", "training"]] if trained else [["roc", "angles"]]
+    figure, axes = figures.canvas(title(records, rows), panels, 6.8 if trained else 3.6)
     named = {row: label(row, found[0]["config"]) for row, found in rows.items()}
+    predictions = {row: [evidence.predictions(r) for r in found] for row, found in rows.items()}
     for row, seeds in predictions.items():
-        curve(axes[0], row, seeds, named[row])
-    histograms(axes[1], predictions, named)
-    for row in trained:
-        learning(axes[2], row, rows[row])
-    finish(axes, bool(trained))
-    data, config = records[0]["data"], records[0]["config"]
-    figure.suptitle(f"{data['name']}, preset {config['preset']}, {data['test_pairs']} test pairs", fontsize=11)
+        figures.roc(axes["roc"], seeds, color=COLOURS[row])
+    figures.finish_roc(axes["roc"])
+    histograms(axes["angles"], predictions)
+    if trained:
+        intervals = {row: figures.level(METRICS["accuracy_pct"], found, evidence) for row, found in rows.items()}
+        looks = {row: (named[row], COLOURS[row], "o", "-") for row in rows}
+        figures.dots(axes["key"], intervals, looks, "verification accuracy (%)")
+        for row in trained:
+            learning(axes["training"], row, rows[row])
     figures.save(figure, path)
+
+
+def title(records, rows):
+    """What is compared, as a sentence."""
+    data = records[0]["data"]
+    pairs = f"{data['test_pairs']:,} pairs of {figures.data_name(data['name'])}"
+    losses = [ROWS[row].split(" (")[0] for row in rows if row not in ("given", "together")]
+    who = f"{len(losses)} losses, trained alike,"
+    if len(losses) < 2:
+        who = f"networks trained with {losses[0]}" if losses else "the given weights, which we did not train,"
+    return f"How well {who} tell the people of {pairs} apart"
 
 
 def verification_picture(predictions, path, title):
     """ROC curve and angles of one network's predictions on one list of pairs, as a PNG."""
-    figure, axes = figures.pyplot().subplots(1, 2, figsize=(10.8, 4.6), layout="constrained")
-    curve(axes[0], "given", [predictions], "these weights")
-    histograms(axes[1], {"given": [predictions]}, {"given": "these weights"})
-    finish(axes, trained=False)
-    figure.suptitle(title, fontsize=11)
+    figure, axes = figures.canvas(title, [["roc", "angles"]], 3.6)
+    figures.roc(axes["roc"], [predictions], color=COLOURS["given"])
+    figures.finish_roc(axes["roc"])
+    histograms(axes["angles"], {"given": [predictions]})
     figures.save(figure, path)
 
 
@@ -108,27 +146,20 @@ def label(row, config):
     return f"{row}, weaker" if row in ("cm1", "cm2") else ROWS[row].split(" (")[0].removesuffix(" on angles")
 
 
-def curve(axes, row, seeds, name):
-    """ROC of the pairs, one line per seed; false accepts on a logarithmic axis from one pair on."""
-    for k, p in enumerate(seeds):
-        far, tar, _ = verification.roc(p["distance"], p["same"])
-        accuracy = np.mean([verification.verify(q["distance"], q["same"], q["fold"]).accuracy_pct for q in seeds])
-        text = f"{name}: {accuracy:.2f} %" if k == 0 else None
-        least = 1 / max(1, (~p["same"].astype(bool)).sum())
-        axes.step(100 * np.maximum(far, least / 2), 100 * tar, where="post", color=COLOURS[row], lw=1.2, label=text)
-
-
-def histograms(axes, predictions, named):
+def histograms(axes, predictions):
     """Angles of same (filled) and different pairs (line); of many rows only softmax and ArcFace."""
-    shown = [row for row in ("softmax", "norm_softmax", "arcface", "given") if row in predictions] or list(predictions)[
-        :2
-    ]
-    grid = np.arange(0, 141, 4)
+    known = [row for row in ("softmax", "norm_softmax", "arcface", "given") if row in predictions]
+    shown = known or list(predictions)[:2]
+    grid, highest = np.arange(0, 141, 4), 0.0
     for row in shown[:1] + shown[-1:] if len(shown) > 2 else shown:
         angle = np.concatenate([verification.angles_deg(p["distance"]) for p in predictions[row]])
         same = np.concatenate([p["same"].astype(bool) for p in predictions[row]])
-        axes.hist(angle[same], grid, density=True, color=COLOURS[row], alpha=0.35, label=f"{named[row]}: same")
-        axes.hist(angle[~same], grid, density=True, color=COLOURS[row], histtype="step", lw=1.4, label="different")
+        for kind, style in ((same, {"alpha": 0.3}), (~same, {"histtype": "step", "lw": 1.4})):
+            density, *_ = axes.hist(angle[kind], grid, density=True, color=COLOURS[row], **style)
+            highest = max(highest, density.max())
+    axes.set(xlabel="angle between the two embeddings (degrees)", yticks=[], ylim=(0, 1.05 * highest))
+    axes.set(ylabel="share of pairs")
+    figures.heading(axes, "Angles of same (filled) and different pairs (line)")
 
 
 def learning(axes, row, records):
@@ -140,16 +171,21 @@ def learning(axes, row, records):
         for _, part in history.groupby("task", dropna=False):
             faces = part["step"] * record["config"]["batch"] / 1000
             axes.plot(faces, part["theta_deg"], color=COLOURS[row], lw=0.9)
+    axes.set(xlabel="training faces (thousands)", ylabel="angle to the own centre (degrees)", ylim=(0, 100))
+    figures.heading(axes, "Training faces approach their own centre")
 
 
-def finish(axes, trained):
-    """Titles, labels and legends."""
-    axes[0].set(xscale="log", xlabel="false accepts (%)", ylabel="true accepts (%)", title="ROC")
-    axes[0].xaxis.set_major_formatter("{x:g}")
-    axes[0].legend(loc="lower right", fontsize=8)
-    axes[1].set(xlabel="angle between the two embeddings (degrees)", ylabel="density", title="Test pairs", yticks=[])
-    axes[1].set_ylim(0, 1.25 * axes[1].get_ylim()[1])  # room for the legend
-    axes[1].legend(fontsize=8)
-    if trained:
-        axes[2].set(xlabel="training faces (thousands)", ylabel="angle to the own centre (degrees)", ylim=(0, 100))
-        axes[2].set_title("While training")
+def noise(levels, evidence, path):
+    """Accuracy over the share of wrong training labels, a line per row."""
+    rows = [row for row in NOISY if row in levels]
+    one = {row: next(iter(levels[row].values()))[0] for row in rows}  # of its records
+    pairs = f"{one[rows[0]]['data']['test_pairs']:,} pairs of LFW"
+    figure, axes = figures.canvas(f"What wrong training labels cost on {pairs}", [["only"]], 3.8, width=6.5)
+    for k, row in enumerate(rows):
+        found = {rate: figures.level(METRICS["accuracy_pct"], some, evidence) for rate, some in levels[row].items()}
+        beside = 0.6 * (k - (len(rows) - 1) / 2)
+        figures.line(axes["only"], found, beside, color=COLOURS[row], label=label(row, one[row]["config"]))
+    axes["only"].set(xlabel="training labels replaced by another person's (%)", xticks=[0, *NOISE_PCT])
+    axes["only"].set(ylabel=f"verification accuracy (%), {figures.LEVELS}")
+    figures.key_below(figure, axes["only"], len(rows))
+    figures.save(figure, path)

@@ -5,6 +5,7 @@ import numpy as np
 from facepapers.common.evidence import figures, runs
 from facepapers.common.protocols import metrics
 from facepapers.papers.coarse_to_fine.config import ROWS
+from facepapers.papers.coarse_to_fine.metrics import METRICS
 
 # What a picture shows, for readers who see it: stem of the file -> one sentence.
 CAPTIONS = {
@@ -29,7 +30,11 @@ ALTERNATIVES = {
     ),
 }
 
-COLOURS = {"mean-shape": "#999999", "principal": "#c9a227", "direct": "#4477aa", "cft": "#cc3311", "heatmap": "#228833"}
+INK = figures.PALETTE
+COLOURS = {
+    "mean-shape": INK["grey"], "principal": INK["purple"], "direct": INK["blue"], "cft": INK["vermilion"],
+    "heatmap": INK["green"],
+}  # fmt: skip
 REGIONS = {
     68: [("jaw", 0, 17), ("brows", 17, 27), ("nose", 27, 36), ("eyes", 36, 48), ("lips", 48, 68)],
     29: [("brows", 0, 8), ("eyes", 8, 18), ("nose", 18, 22), ("lips", 22, 28), ("chin", 28, 29)],
@@ -37,60 +42,66 @@ REGIONS = {
 
 
 def draw(records, folder):
-    """One PNG per data set and preset: error distribution, error per point, training curves. Returns the paths."""
-    return figures.draw_groups(records, folder, overview)
+    """One PNG per data set and preset: error, its distribution, error per point, training curves. Returns the paths."""
+    return figures.draw(pictures(records), folder)
 
 
-def overview(records, path):
-    rows = figures.by_row(records, ROWS)
-    figure, (left, middle, right) = figures.pyplot().subplots(1, 3, figsize=(16, 4.6), layout="constrained")
+def pictures(records):
+    """{stem: function of a path}."""
+    return figures.overviews(records, overview)
+
+
+def overview(records, evidence, path):
+    rows, data = figures.by_row(records, ROWS), records[0]["data"]
+    distance = "interpupil" if "interpupil_px" in evidence.predictions(records[0]) else "eyecentre"
+    where = f"{data['test_faces']} test faces ({figures.data_name(data['name'])}; boxes: {data['boxes']})"
+    title = f"How far predicted points lie from the truth on {where}"
+    figure, axes = figures.canvas(title, [["key", "faces"], ["points", "training"]], 6.8)
+    predictions = {row: [evidence.predictions(r) for r in found] for row, found in rows.items()}
+    intervals = {row: figures.level(error_of(row, distance), found, evidence) for row, found in rows.items()}
     for row, found in rows.items():
-        predictions = [runs.read_predictions(r["folder"] / "predictions.npz") for r in found]
-        cumulative(left, row, predictions)
+        cumulative(axes["faces"], row, predictions[row], distance)
         if row not in ("mean-shape", "principal"):
-            per_point(middle, row, predictions)
-        learning(right, row, found)
-    about = records[0]
-    middle.set_ylim(0, None)
-    left.legend(loc="lower right", fontsize=9)
-    data, preset = about["data"], about["config"]["preset"]
-    title = f"{data['name']}, preset {preset}, {data['test_faces']} test faces, boxes: {data['boxes']}"
-    figure.suptitle(title, fontsize=11)
+            per_point(axes["points"], row, predictions[row], distance)
+        learning(axes["training"], row, found)
+    axes["points"].set_ylim(0, None)
+    if len(intervals) > 1 and "mean-shape" in intervals:  # its dot, far from the others, would press them together
+        floor = intervals.pop("mean-shape")
+        end = axes["faces"].lines[list(rows).index("mean-shape")].get_ydata()[-1]
+        words = f"mean shape: {floor.mean:.1f} %"
+        axes["faces"].text(15, end + 0.03, words, color=COLOURS["mean-shape"], ha="right", fontsize=8)
+    named = ROWS | {"principal": f"{ROWS['principal']}, its 12 points"}
+    looks = {row: (named[row], COLOURS[row], "o", "-") for row in rows}
+    figures.dots(axes["key"], intervals, looks, "mean error (%)")
     figures.save(figure, path)
 
 
-def normaliser(predictions):
-    """The main normaliser's array and its name."""
-    pupils = "interpupil_px" in predictions
-    return predictions["interpupil_px" if pupils else "eyecentre_px"], "inter-pupil" if pupils else "eye-centre"
+def error_of(row, distance):
+    """The metric of a row: its error over the main normaliser, of the points that it learns."""
+    return METRICS[f"nme_{distance}{'_principal' if row == 'principal' else ''}_pct"]
 
 
-def cumulative(axes, row, predictions):
+def cumulative(axes, row, predictions, distance):
     """Cumulative error curve over the faces of all seeds."""
     grid = np.linspace(0, 15, 301)
-    d, name = normaliser(predictions[0])
-    nme = np.concatenate([metrics.nme_pct(p["error_px"], d) for p in predictions])
-    if row == "principal":  # this row learns 12 points; its curve is over those
-        chosen = predictions[0]["principal"].astype(bool)
-        nme = np.concatenate([metrics.nme_pct(p["error_px"][:, chosen], d) for p in predictions])
-    label = ROWS[row] + (", its 12 points" if row == "principal" else "")
-    axes.plot(grid, metrics.cumulative_error(nme, grid), color=COLOURS[row], label=f"{label}: {nme.mean():.2f} %")
+    nme = np.concatenate([error_of(row, distance).per_sample(p) for p in predictions])
+    axes.plot(grid, metrics.cumulative_error(nme, grid), color=COLOURS[row])
+    name = {"interpupil": "inter-pupil", "eyecentre": "eye-centre"}[distance]
     axes.set(xlabel=f"error over the {name} distance (%)", ylabel="share of faces", xlim=(0, 15), ylim=(0, 1))
-    axes.axvline(10, color="#cccccc", lw=0.8, zorder=0)
-    axes.set_title("Cumulative error")
+    figures.heading(axes, "Faces with at most this error")
 
 
-def per_point(axes, row, predictions):
+def per_point(axes, row, predictions, distance):
     """Mean error of each landmark, grouped by region."""
-    d, _ = normaliser(predictions[0])
-    error = np.mean([100 * (p["error_px"] / d[:, None]).mean(0) for p in predictions], axis=0)
+    error = np.mean([100 * (p["error_px"] / p[f"{distance}_px"][:, None]).mean(0) for p in predictions], axis=0)
     axes.plot(np.arange(len(error)), error, ".-", color=COLOURS[row], lw=0.8, ms=4)
     regions = REGIONS[len(error)]
     for _, start, _ in regions[1:]:
-        axes.axvline(start - 0.5, color="#cccccc", lw=0.8, zorder=0)
+        axes.axvline(start - 0.5, color=figures.PALE, lw=0.8, zorder=0)
+    axes.grid(False, axis="x")
     axes.set_xticks([(a + b - 1) / 2 for _, a, b in regions], [name for name, _, _ in regions])
     axes.set_ylabel("mean error (%)")
-    axes.set_title("Error per landmark")
+    figures.heading(axes, "Error of each landmark")
 
 
 def learning(axes, row, records):
@@ -105,22 +116,22 @@ def learning(axes, row, records):
                 crops = points["step"] * record["config"]["batch"] / 1000
                 axes.plot(crops, points[column], color=COLOURS[row], lw=0.9)
                 axes.set_ylabel(f"error of {of} (%)")
-    axes.set(xlabel="training crops (thousands)", yscale="log")
-    axes.yaxis.set_major_formatter("{x:.0f}")
-    axes.yaxis.set_minor_formatter("{x:.0f}")
-    axes.set_title("While training")
+    axes.set(xlabel="training crops (thousands)")
+    figures.log_ticks(axes, "y")
+    figures.heading(axes, "Error while training")
 
 
 def faces(pixels, truth, predicted, path, columns=6):
-    """Crops (N, 3, S, S) with true (white) and predicted (red) points (N, P, 2): for synthetic faces only."""
+    """Crops (N, 3, S, S) with true and predicted points (N, P, 2): for synthetic faces only."""
     lines = -(-len(pixels) // columns)
-    figure, grid = figures.pyplot().subplots(lines, columns, figsize=(2.2 * columns, 2.2 * lines), layout="constrained")
-    for axes in grid.flat:
+    names = [[columns * line + k for k in range(columns)] for line in range(lines)]
+    title = "Test faces: white rings are the true points, blue dots the predicted ones"
+    figure, grid = figures.canvas(title, names, figures.WIDTH_IN / columns * lines + 0.3)
+    for k, axes in grid.items():
         axes.axis("off")
-    for axes, image, true, ours in zip(grid.flat, pixels, truth, predicted, strict=False):
-        axes.imshow(image.permute(1, 2, 0).clamp(0, 255).byte().numpy())
-        axes.autoscale(False)  # a point outside the crop must not change its scale
-        axes.plot(*true.T, "o", ms=4, mfc="none", mec="white", mew=0.8)
-        axes.plot(*ours.T, ".", ms=3, color="#ee3311")
-    figure.suptitle("white: truth, red: predicted", fontsize=9)
+        if k < len(pixels):
+            axes.imshow(pixels[k].permute(1, 2, 0).clamp(0, 255).byte().numpy())
+            axes.autoscale(False)  # a point outside the crop must not change its scale
+            axes.plot(*truth[k].T, "o", ms=4, mfc="none", mec="white", mew=0.8)
+            axes.plot(*predicted[k].T, ".", ms=5, color=INK["sky"])
     figures.save(figure, path)

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from facepapers.common.evidence import figures
+from facepapers.common.evidence import claims, figures, statistics
+from facepapers.common.protocols.metrics import Metric
 from facepapers.papers.face_attributes.config import DEPTHS, STAGES
 from facepapers.papers.face_attributes.metrics import METRICS
 
@@ -37,113 +38,140 @@ ALTERNATIVES = {
     ),
 }
 
-COLOURS = {"age": "#cc3311", "emotion": "#c9a227", "gender": "#4477aa", "ethnicity": "#228833"}
-TICKS = [*(str(k) for k in range(1, STAGES + 1)), "head\nonly"]
+INK = figures.PALETTE
+COLOURS = {"age": INK["vermilion"], "emotion": INK["orange"], "gender": INK["blue"], "ethnicity": INK["green"]}
+LEAST = 4  # depths of a panel: three points are read sooner in the table
 
 
 def draw(records, folder):
-    """One PNG per data set and preset that has at least one start depth. Returns the paths."""
-    setting = lambda r: (r["data"]["name"], r["config"]["preset"])
-    with_depth = {setting(r) for r in records if r["config"]["row"] in DEPTHS}
-    return figures.draw_groups([r for r in records if setting(r) in with_depth], folder, overview)
+    """One PNG per data set and preset with linear layers and another start. Returns the paths."""
+    return figures.draw(pictures(records), folder)
 
 
-def overview(records, path):
-    panels = {gains: 3, costs: 3}  # with their widths
-    if any(r["config"]["row"].startswith("probe") for r in records):
-        panels = {gains: 3, readouts: 3, invariance: 2, costs: 3}
-    widths = list(panels.values())
-    size = dict(figsize=(1.64 * sum(widths), 4.6), width_ratios=widths)
-    figure, axes = figures.pyplot().subplots(1, len(panels), layout="constrained", **size)
-    for panel, part in zip(panels, axes, strict=True):
-        panel(part, records)
-    data, preset = records[0]["data"]["name"], records[0]["config"]["preset"]
-    figure.suptitle(f"{data}, preset {preset}, test faces; bars: range over seeds", fontsize=11)
+def pictures(records):
+    """{stem: function of a path}."""
+    shown = []
+    for some in figures.groups(records).values():
+        starts = {r["config"]["row"] for r in some} & DEPTHS.keys()
+        shown += some if "linear" in starts and len(starts) > 1 else []
+    return figures.overviews(shown, overview)
+
+
+def overview(records, evidence, path):
+    """What own layers gain by where they start, what frozen stages tell, how they know people, and what it costs."""
+    rows = figures.by_row(records, dict.fromkeys(r["config"]["row"] for r in records))
+    names = [n for n in COLOURS if any(f"{n}_accuracy_pct" in r["metrics"] for r in records)]
+    chosen, read = [gains], len(readout_depths(rows)) >= LEAST
+    chosen += [readouts, invariance] * read + [costs] * ("chosen" in rows)
+    lines = [chosen[:2], chosen[2:]] if len(chosen) > 2 else [chosen]
+    size = (3.8 * len(lines) + 0.4, figures.WIDTH_IN if len(chosen) > 1 else 6)
+    mosaic = [[panel.__name__ for panel in line] for line in lines]
+    figure, axes = figures.canvas(title(records), mosaic, *size)
+    for panel in chosen:
+        panel(axes[panel.__name__], rows, names, evidence)
+    figures.key_below(figure, axes["gains"], len(names) if len(chosen) > 1 else 2)
     figures.save(figure, path)
 
 
-def by_row(records, metric):
-    """Row -> values over the seeds, of the rows that have the metric."""
-    found = {}
-    for record in records:
-        if metric in record["metrics"]:
-            found.setdefault(record["config"]["row"], []).append(record["metrics"][metric])
-    return found
+def title(records):
+    """What is compared, as a sentence."""
+    config = records[0]["config"]
+    share = f", with {config['labels']:.0%} of the training faces" if config.get("labels", 1) < 1 else ""
+    return f"Where the own layers of an attribute should start: {figures.data_name(records[0]['data']['name'])}{share}"
 
 
-def line(axes, points, colour, label, **style):
-    """Mean over seeds at each depth, with the range as a bar. `points`: depth -> values."""
-    depths = sorted(points)
-    mean = np.array([np.mean(points[k]) for k in depths])
-    low, high = (np.array([f(points[k]) for k in depths]) for f in (min, max))
-    bars = np.maximum([mean - low, high - mean], 0)  # the mean of equal values can lie a rounding below them
-    axes.errorbar(depths, mean, bars, color=colour, label=label, capsize=2, **style)
-
-
-def gains(axes, records):
-    """Accuracy of each start less the linear layer's, in points."""
-    for name, colour in COLOURS.items():
-        values = by_row(records, f"{name}_accuracy_pct")
-        if "linear" in values:
-            floor = np.mean(values["linear"])
-            points = {k: [v - floor for v in values[row]] for row, k in DEPTHS.items() if row in values}
-            line(axes, points, colour, f"{name}: head only {floor:.1f} %", marker="o")
-    axes.axhline(0, color="#cccccc", lw=0.8, zorder=0)
-    axes.set(xlabel="own layers start at stage", ylabel="gain over the head alone (points)", title="Where to branch")
-    finish(axes)
-
-
-def readouts(axes, records):
-    """Accuracy of linear layers on frozen stages."""
-    for name, colour in COLOURS.items():
-        values = by_row(records, f"{name}_accuracy_pct")
-        points = {int(row[5:]): v for row, v in values.items() if row.startswith("probe")}
-        if points and "linear" in values and STAGES not in points:
-            points[STAGES] = values["linear"]  # the last stage's output is the embedding
+def gains(axes, rows, names, evidence):
+    """Accuracy of each start less the linear layer's, in points, on the same seeds."""
+    for k, name in enumerate(names):
+        metric, points = METRICS[f"{name}_accuracy_pct"], {}
+        for row in [r for r in DEPTHS if r in rows and r != "linear"]:
+            sides = [[evidence.predictions(r) for r in side] for side in claims.pair(rows[row], rows["linear"])]
+            if sides[0]:
+                points[DEPTHS[row]] = statistics.contrast(metric, *sides, bootstrap=evidence.bootstrap)
         if points:
-            line(axes, points, colour, name, marker="s", ls="--")
-    axes.set(xlabel="output of frozen stage", ylabel="accuracy of a linear layer (%)", title="What frozen stages tell")
-    finish(axes, head=False)
+            floor = np.mean([metric.value(evidence.predictions(r)) for r in rows["linear"]])
+            words = f"{name} (linear layer: {floor:.1f} %)"
+            figures.line(axes, points, shift(k, names), color=COLOURS[name], label=words)
+    axes.axhline(0, color=figures.PALE, zorder=0)
+    axes.set(xlabel="stage at which own layers start", ylabel=f"gain (points), {figures.CONTRASTS}")
+    stages(axes)
+    figures.heading(axes, "Gain over a linear layer on the embedding")
 
 
-def invariance(axes, records):
+def readouts(axes, rows, names, evidence):
+    """Accuracy of linear layers on frozen stages."""
+    for k, name in enumerate(names):
+        metric = METRICS[f"{name}_accuracy_pct"]
+        points = {depth: figures.level(metric, rows[row], evidence) for row, depth in readout_depths(rows).items()}
+        figures.line(axes, points, shift(k, names), color=COLOURS[name])
+    axes.set(xlabel="output of frozen stage", ylabel=f"accuracy (%), {figures.LEVELS}")
+    stages(axes)
+    figures.heading(axes, "What a linear layer reads from frozen stages")
+
+
+def invariance(axes, rows, names, evidence):
     """Variance within over between people, by stage."""
-    values = by_row(records, "within_over_between_pct")
-    points = {int(row[5:]): v for row, v in values.items() if row.startswith("probe")}
-    if "linear" in values:
-        points[STAGES] = values["linear"]
-    if points:
-        line(axes, points, "#333333", None, marker="o")
-    axes.set(xlabel="output of frozen stage", ylabel="variance within / between people (%)", title="Identity")
-    axes.set_ylim(0, None)
-    finish(axes, head=False)
+    metric, depths = METRICS["within_over_between_pct"], readout_depths(rows)
+    points = {
+        depth: figures.level(metric, rows[row], evidence)
+        for row, depth in depths.items()
+        if metric.available(evidence.predictions(rows[row][0]))
+    }
+    figures.line(axes, points, color=INK["black"])
+    axes.set(xlabel="output of frozen stage", ylabel=f"ratio (%), {figures.LEVELS}", ylim=(0, None))
+    stages(axes)
+    figures.heading(axes, "Variance within people over that between them")
 
 
-def costs(axes, records):
-    """Computation of all predictions against their mean accuracy; the chosen pattern and separate networks by name."""
-    gflop = by_row(records, "gflop")
-    names = [n for n in COLOURS if by_row(records, f"{n}_accuracy_pct")]
-    for row in [r for r in (*DEPTHS, "best", "chosen") if r in gflop]:
-        accuracy = np.mean([np.mean(by_row(records, f"{n}_accuracy_pct")[row]) for n in names])
-        special = row in ("best", "chosen")
-        axes.plot(np.mean(gflop[row]), accuracy, "*" if special else "o", ms=12 if special else 6,
-                  color="#cc3311" if row == "chosen" else "#333333")  # fmt: skip
-        place, side = {"chosen": ((-8, 8), "right"), "best": ((-8, -3), "right")}.get(row, ((6, -12), "left"))
-        axes.annotate({"best": "separate"}.get(row, row), (np.mean(gflop[row]), accuracy), xytext=place, ha=side,
-                      textcoords="offset points", fontsize=8)  # fmt: skip
-    if np.concatenate([*gflop.values(), [0]]).max() > 0.5:
-        axes.axvline(1.0, color="#cccccc", lw=0.8, zorder=0)
-    axes.set(xlabel=METRICS["gflop"].label.replace("computation of all predictions of a face", "all predictions"),
-             ylabel="mean accuracy of the attributes (%)", title="Cost")  # fmt: skip
-    axes.margins(x=0.2, y=0.15)
+def costs(axes, rows, names, evidence):
+    """Mean accuracy of the attributes beside the computation of all predictions, the cheapest on top."""
+    accuracy = mean_accuracy(names)
+    compared = [row for row in (*DEPTHS, "best", "chosen") if row in rows]
+    gflop = {row: np.mean([r["metrics"]["gflop"] for r in rows[row]]) for row in compared}
+    ordered = sorted(gflop, key=gflop.get)
+    colours = {"chosen": INK["purple"], "best": INK["black"]}
+    words = {"best": "separate networks", "chosen": "chosen pattern", "linear": "linear layers alone"}
+    name = lambda row: words.get(row, row.replace("stage", "own layers from stage "))
+    looks = {row: (name(row), colours.get(row, INK["grey"]), "o", "-") for row in ordered}
+    intervals = {row: figures.level(accuracy, rows[row], evidence) for row in ordered}
+    notes = {row: f"{gflop[row]:.2g} GFLOP" for row in ordered}
+    figures.dots(axes, intervals, looks, "mean accuracy (%)", notes)
+    figures.heading(axes, "Mean accuracy, the least computation on top")
 
 
-def finish(axes, head=True):
-    """Ticks at the stages and a legend where something was drawn."""
-    count = STAGES + 1 if head else STAGES
-    axes.set_xticks(range(1, count + 1), TICKS[:count])
-    if axes.get_legend_handles_labels()[1]:
-        axes.legend(fontsize=8)
+def mean_accuracy(names):
+    """Metric: the mean of the attributes' accuracies. Attributes with equally many faces are known of the same ones."""
+
+    def per_sample(p):
+        sums = {}
+        for name in names:
+            hits = 100.0 * p[f"{name}_correct"] / len(names)
+            sums[len(hits)] = sums.get(len(hits), 0) + hits
+        mean, n = sum(hits.mean() for hits in sums.values()), sum(sums)
+        # Deviations from each set's own mean, weighted so that the errors of the sets add as independent ones do.
+        return mean + np.concatenate([(hits - hits.mean()) * n / len(hits) for hits in sums.values()])
+
+    return Metric("mean_accuracy_pct", "mean accuracy of the attributes (%)", False, per_sample)
+
+
+def readout_depths(rows):
+    """Row -> stage whose output it reads, of the linear layers on frozen stages; the last stage's is the embedding."""
+    depths = {row: int(row[5:]) for row in rows if row.startswith("probe")}
+    if depths and "linear" in rows and STAGES not in depths.values():
+        depths["linear"] = STAGES
+    return depths
+
+
+def shift(k, names):
+    """How far the k-th attribute's dots stand beside their stage, so that intervals do not cover each other."""
+    return 0.07 * (k - (len(names) - 1) / 2)
+
+
+def stages(axes):
+    """Ticks at the stages that were run."""
+    axes.set_xticks(range(1, STAGES + 1))
+    if np.isfinite(axes.dataLim.x0):  # something was drawn
+        axes.set_xlim(axes.dataLim.x0 - 0.3, STAGES + 0.3)
 
 
 def pattern(axes, starts, per_stage, title=""):

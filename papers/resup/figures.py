@@ -1,13 +1,14 @@
 """Pictures of the results, drawn from records and claims.toml alone: curves, weights, noise levels, published rows."""
 
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 
 from facepapers.common.evidence import figures, runs
+from facepapers.common.protocols.metrics import Metric
 from facepapers.papers.resup.config import LEVELS, ROWS
-from facepapers.papers.resup.metrics import class_weights, reliability
-from facepapers.papers.resup.tables import accuracy_of, beside_published, interval_of, ours_at_30
+from facepapers.papers.resup.metrics import METRICS, class_weights, reliability
+from facepapers.papers.resup.tables import accuracy_of, beside_published, ours_at_30
 
 # What a picture shows, for readers who see it: stem of the file -> one sentence.
 CAPTIONS = {
@@ -75,24 +76,36 @@ ALTERNATIVES = {
     ),
 }
 
+INK = figures.PALETTE
 COLOURS = {
-    "ce": "#999999", "ce_two": "#555555", "own": "#c9a227", "swapped": "#228833", "resup": "#cc3311",
-    "loss_mixture": "#4477aa", "coteaching": "#33aabb", "ce_plus": "#aa7744", "resup_plus": "#663399",
-    "resup_bayes": "#ee7733", "bayes": "#ee3377", "oracle": "#000000",
+    "ce": INK["black"], "ce_two": INK["grey"], "own": INK["orange"], "swapped": INK["green"],
+    "resup": INK["vermilion"], "loss_mixture": INK["blue"], "coteaching": INK["sky"], "ce_plus": INK["blue"],
+    "resup_plus": INK["purple"], "resup_bayes": INK["orange"], "bayes": INK["green"], "oracle": INK["black"],
 }  # fmt: skip
 JUDGED = ("own", "swapped", "resup", "loss_mixture", "resup_plus", "resup_bayes", "bayes")
 
 
 def draw(records, folder):
     """One PNG per data set and preset; for FERPlus also by noise level and beside the published rows. Returns paths."""
-    paths = figures.draw_groups(records, folder, overview)
-    if levels := by_level(records):
-        paths.append(Path(folder) / "noise-levels.png")
-        noise_levels(levels, paths[-1])
+    return figures.draw(pictures(records), folder)
+
+
+def pictures(records):
+    """{stem: function of a path}. A preset whose rows all stand in the picture over the noise gets none of its own.
+
+    Nor does a preset with one row, which compares nothing.
+    """
+    levels, shown, evidence = by_level(records), [], figures.evidence()
+    inside = lambda r: r["config"]["preset"].startswith("noise") and r["config"]["row"] in levels
+    for some in figures.groups(records).values():
+        if len({r["config"]["row"] for r in some}) > 1 and not all(inside(r) for r in some):
+            shown += some
+    found = figures.overviews(shown, overview)
+    if levels:
+        found["noise-levels"] = partial(noise_levels, levels, evidence)
     if ours := ours_at_30(records):
-        paths.append(Path(folder) / "published-30.png")
-        published(beside_published(ours), paths[-1])
-    return paths
+        found["published-30"] = partial(published, beside_published(ours))
+    return found
 
 
 def by_level(records):
@@ -112,31 +125,56 @@ def by_level(records):
     return {row: some for row, some in levels.items() if len(some) > 1}
 
 
-def overview(records, path):
+def overview(records, evidence, path):
+    """Accuracy, also by class and epoch; with wrong labels also what the weights make of them."""
     rows = figures.by_row(records, ROWS)
-    data, config = records[0]["data"], records[0]["config"]
-    names, flips = data["classes"].split(), data["flipped_pct"] > 0
+    names, flips = records[0]["data"]["classes"].split(), records[0]["data"]["flipped_pct"] > 0
     judged = {row: found for row, found in rows.items() if row in JUDGED}
-    shape = (2, 3) if flips and judged else (1, 3) if judged else (1, 2)
-    figure, grid = figures.pyplot().subplots(
-        *shape, figsize=(5.6 * shape[1], 4.3 * shape[0]), layout="constrained", squeeze=False
-    )
-    axes = grid.flatten()
+    panels = [["key", "learning"], ["accuracies", "accuracies"]]
+    panels += [["trusted", "similarities"], ["weights", "reliability"]] if flips and judged else []
+    figure, axes = figures.canvas(title(records[0]), panels, 3.3 * len(panels) + 0.3)
+    accuracy = {row: figures.level(METRICS[accuracy_of(row)], found, evidence) for row, found in rows.items()}
+    looks = {row: (ROWS[row].split(":")[0], COLOURS[row], "o", "-") for row in rows}
+    figures.dots(axes["key"], accuracy, looks, "test accuracy (%)")
     for row, found in rows.items():
-        learning(axes[0], row, found)
-    bars(axes[1], rows, names, accuracies)
-    if judged:
-        bars(axes[2], judged, names, trusted)
-    if len(axes) > 3:
+        learning(axes["learning"], row, found)
+    figures.heading(axes["learning"], "Accuracy while training, judged by true labels")
+    by_class(axes["accuracies"], rows, names, evidence)
+    if len(panels) > 2:
+        trusted(axes["trusted"], judged, names, evidence)
         row = "resup" if "resup" in judged else next(iter(judged))
-        humps(axes[3], row, judged[row])
-        for row, found in judged.items():
-            trust(axes[4], row, found)
-            calibration(axes[5], row, found)
-    finish(axes)
-    what = f"{data['flipped_pct']:.1f} % of the training labels wrong ({data['noise']})" if flips else "clean labels"
-    figure.suptitle(f"{data['name']}, preset {config['preset']}: {what}, {data['test_faces']} test faces", fontsize=11)
+        humps(axes["similarities"], row, judged[row], evidence)
+        weights(axes["weights"], judged)
+        calibration(axes["reliability"], judged, evidence)
     figures.save(figure, path)
+
+
+def title(record):
+    """What is compared, as a sentence."""
+    data, config = record["data"], record["config"]
+    wrong = f"{data['flipped_pct']:.0f} % of"
+    kinds = {"fer2013": f"FER2013's labels, {wrong} them wrong", "symmetric": f"{wrong} the labels flipped at random"}
+    labels = kinds[data["noise"]] if data["flipped_pct"] else "clean labels"
+    how = {"flip": "mirroring alone", "strong": "strong augmentation"}.get(
+        config["augment"], "the paper's augmentation"
+    )
+    name = figures.data_name(data["name"])
+    return f"Training on {name} with {labels}; {how}, {config['epochs']} epochs, {data['test_faces']:,} test faces"
+
+
+def learning(axes, row, records):
+    """Validation accuracy of the networks' mean by epoch, a line per seed."""
+    for record in records:
+        table = history(record)
+        axes.plot(table["epoch"], table["val_mean_pct"], color=COLOURS[row], lw=1.1)
+    axes.set_ylabel("validation accuracy (%)")
+    epochs(axes)
+
+
+def epochs(axes):
+    """Whole numbers below a panel over the epochs."""
+    axes.set_xlabel("epoch")
+    axes.xaxis.get_major_locator().set_params(integer=True)
 
 
 def history(record):
@@ -145,140 +183,123 @@ def history(record):
     return table.dropna(subset=["epoch"])
 
 
-def headline(record):
-    """The run's test accuracy at the last epoch."""
-    return record["metrics"][accuracy_of(record["config"]["row"])]
-
-
-def learning(axes, row, records):
-    """Validation accuracy of the networks' mean by epoch, a line per seed; the test accuracy in the key."""
-    accuracy = np.mean([headline(r) for r in records])
-    for k, record in enumerate(records):
-        table = history(record)
-        label = f"{ROWS[row].split(':')[0]}: test {accuracy:.1f} %" if k == 0 else None
-        axes.plot(table["epoch"], table["val_mean_pct"], color=COLOURS[row], lw=1.1, label=label)
-
-
-def bars(axes, rows, names, of):
-    """A group of bars for each class: of(predictions) (K,), mean over the seeds, by row."""
-    width = 0.8 / len(rows)
+def by_class(axes, rows, names, evidence):
+    """Test accuracy of each class, of the networks' mean where there are two, with intervals."""
     for k, (row, found) in enumerate(rows.items()):
-        values = np.mean([of(runs.read_predictions(r["folder"] / "predictions.npz")) for r in found], axis=0)
-        axes.bar(np.arange(len(values)) + (k - (len(rows) - 1) / 2) * width, values, width, color=COLOURS[row])
-    axes.set_xticks(range(len(names)), names, rotation=35, fontsize=8)
+        present = np.unique(evidence.predictions(found[0])["label"])
+        points = {c: figures.level(accuracy_in(c), found, evidence) for c in present}
+        figures.line(axes, points, shift(k, rows), color=COLOURS[row], ls="", elinewidth=0.8, capsize=0)
+    classes(axes, names)
+    axes.set(ylabel=f"accuracy (%), {figures.LEVELS}", ylim=(-2, 102))
+    figures.heading(axes, "Test accuracy of each class")
 
 
-def accuracies(p):
-    """Test accuracy of each class in percent, of the networks' mean where there are two."""
-    right = p.get("predicted_mean", p["predicted"]) == p["label"]
-    return 100 * np.bincount(p["label"], weights=right) / np.maximum(np.bincount(p["label"]), 1)
+def accuracy_in(number):
+    """Metric: the accuracy on the test faces of a class."""
+
+    def per_sample(p):
+        mine = p["label"] == number
+        return 100.0 * (p.get("predicted_mean", p["predicted"])[mine] == number)
+
+    return Metric(f"accuracy_{number}", f"accuracy on class {number} (%)", False, per_sample)
 
 
-def trusted(p):
-    """Mean weight of the clean training labels of each class."""
-    return class_weights(p if "flip" in p else p | {"flip": np.zeros(len(p["weight"]), bool)})
+def trusted(axes, rows, names, evidence):
+    """Mean weight of the clean training labels of each class, over the seeds."""
+    for k, (row, found) in enumerate(rows.items()):
+        values = np.mean([class_weights(evidence.predictions(r)) for r in found], axis=0)
+        axes.plot(np.arange(len(values)) + shift(k, rows), values, "o", ms=4, color=COLOURS[row])
+    classes(axes, names, rotation=35)
+    axes.set(ylabel="mean weight", ylim=(-0.03, 1.03))
+    figures.heading(axes, "Trust in clean labels of each class")
 
 
-def humps(axes, row, records):
+def shift(k, rows):
+    """How far the k-th row's dots stand beside their class."""
+    return min(0.1, 0.7 / len(rows)) * (k - (len(rows) - 1) / 2)
+
+
+def classes(axes, names, rotation=0):
+    """Ticks at the classes, with lines between them."""
+    axes.set_xticks(range(len(names)), names, rotation=rotation)
+    axes.set_xlim(-0.5, len(names) - 0.5)
+    axes.grid(False, axis="x")
+    for place in range(1, len(names)):
+        axes.axvline(place - 0.5, color=figures.PALE, lw=0.8, zorder=0)
+
+
+def humps(axes, row, records, evidence):
     """Similarities of clean and of flipped training labels after the last epoch, seeds pooled."""
-    arrays = [runs.read_predictions(r["folder"] / "predictions.npz") for r in records]
+    arrays = [evidence.predictions(r) for r in records]
     similarity = np.concatenate([p["similarity"].astype(float) for p in arrays])
     flip = np.concatenate([p["flip"].astype(bool) for p in arrays])
     bins = np.linspace(0, 1, 41)
-    for chosen, name, colour in ((~flip, "clean", "#228833"), (flip, "flipped", "#cc3311")):
-        axes.hist(similarity[chosen], bins, color=colour, alpha=0.5, label=f"{name}: {chosen.mean():.0%} of the labels")
-    axes.set(xlabel="similarity of prediction and given label", ylabel="training faces", yscale="log")
-    axes.set_title(f"Similarities, {ROWS[row].split(':')[0]}")
-    axes.legend(fontsize=8, loc="upper center")
+    axes.hist(similarity[~flip], bins, color=INK["sky"], alpha=0.6)
+    axes.hist(similarity[flip], bins, color=INK["black"], histtype="step", lw=1.2)
+    axes.set(xlabel=f"similarity of prediction and label, {ROWS[row].split(':')[0]}")
+    axes.set(ylabel="training faces", yscale="log")
+    figures.heading(axes, "Clean (filled) and wrong labels (line)")
 
 
-def trust(axes, row, records):
-    """Mean weight of clean (line) and flipped (dashes) training labels by epoch; the area under ROC in the key."""
-    area = np.mean([r["metrics"]["weight_auc_pct"] for r in records]) / 100
-    for k, record in enumerate(records):
-        table = history(record).dropna(subset=["weight_clean"])
-        label = f"{ROWS[row].split(':')[0]}: AUC {area:.3f}" if k == 0 else None
-        axes.plot(table["epoch"], table["weight_clean"], color=COLOURS[row], lw=1.2, label=label)
-        axes.plot(table["epoch"], table["weight_flipped"], color=COLOURS[row], lw=1.2, ls="--")
+def weights(axes, rows):
+    """Mean weight of clean (line) and flipped (dashes) training labels by epoch, a line per seed."""
+    for row, found in rows.items():
+        for record in found:
+            table = history(record).dropna(subset=["weight_clean"])
+            axes.plot(table["epoch"], table["weight_clean"], color=COLOURS[row], lw=1.2)
+            axes.plot(table["epoch"], table["weight_flipped"], color=COLOURS[row], lw=1.2, ls="--")
+    axes.set(ylabel="mean weight", ylim=(0, 1.03))
+    epochs(axes)
+    figures.heading(axes, "Weights of clean (line) and wrong labels (dashed)")
 
 
-def calibration(axes, row, records):
+def calibration(axes, rows, evidence):
     """P(clean) by the weights against the share of clean labels, all seeds pooled; small bins are left out."""
-    arrays = [runs.read_predictions(r["folder"] / "predictions.npz") for r in records]
-    weight = np.concatenate([p["weight"].astype(float) for p in arrays])
-    said, true, count = reliability(weight, np.concatenate([p["flip"].astype(bool) for p in arrays]))
-    enough = count >= 20
-    axes.plot(said[enough], true[enough], "o-", color=COLOURS[row], ms=4, lw=1.1)
+    for row, records in rows.items():
+        arrays = [evidence.predictions(r) for r in records]
+        weight = np.concatenate([p["weight"].astype(float) for p in arrays])
+        said, true, count = reliability(weight, np.concatenate([p["flip"].astype(bool) for p in arrays]))
+        enough = count >= 20
+        axes.plot(said[enough], true[enough], "o-", color=COLOURS[row], ms=4, lw=1.1, clip_on=False)
+    axes.plot([0, 1], [0, 1], color=figures.PALE, lw=0.8, zorder=0)
+    axes.set(xlabel="P(clean) of the noise model", ylabel="share of clean labels", xlim=(0, 1), ylim=(0, 1))
+    figures.heading(axes, "On the diagonal, P(clean) tells the truth")
 
 
-def finish(axes):
-    """Titles, labels and legends."""
-    axes[0].set(xlabel="epoch", ylabel="validation accuracy (%)", title="While training (true labels)")
-    axes[0].legend(fontsize=8, loc="lower right")
-    axes[1].set(ylabel="accuracy (%)", ylim=(0, 100), title="Test accuracy by class")
-    if len(axes) > 2:
-        axes[2].set(ylabel="mean weight", ylim=(0, 1.05), title="Trust in clean labels by true class")
-    if len(axes) > 3:
-        rows = {line.get_label() for line in axes[4].lines if not line.get_label().startswith("_")}
-        axes[4].set(xlabel="epoch", ylabel="mean weight", title="Clean labels (line), flipped (dashed)")
-        axes[4].set(ylim=(0, 1.08 + 0.075 * len(rows)), yticks=np.linspace(0, 1, 6))  # room for the legend above 1
-        if rows:
-            axes[4].legend(fontsize=8, loc="upper right")
-        axes[5].plot([0, 1], [0, 1], color="#cccccc", lw=0.8, zorder=0)
-        axes[5].set(xlabel="P(clean) of the noise model", ylabel="share of clean labels", xlim=(0, 1), ylim=(0, 1))
-        axes[5].set_title("Reliability of P(clean)")
-
-
-def noise_levels(levels, path):
-    """By share of flipped labels: the row's accuracy, and how well its weights find the flips."""
-    panels = 2 if set(levels) & set(JUDGED) else 1
-    figure, grid = figures.pyplot().subplots(
-        1, panels, figsize=(5.6 * panels, 4.3), layout="constrained", squeeze=False
-    )
-    axes = grid[0]
-    for row, found in levels.items():
-        name, line = ROWS[row].split(":")[0], dict(color=COLOURS[row], marker="o")
-        chosen = line | dict(mfc="white", ls=":")
-        curve(axes[0], found, accuracy_of(row), **line, label=f"{name}, last epoch")
-        curve(axes[0], found, accuracy_of(row, "_validation_chosen"), **chosen, label=f"{name}, chosen epoch")
-        if row in JUDGED:
-            flipped = {rate: some for rate, some in found.items() if rate}
-            curve(axes[1], flipped, "weight_auc_pct", **line, label=f"{name}: area under ROC")
-            curve(axes[1], flipped, "weight_flipped_pct", **chosen, label=f"{name}: mean weight of flipped labels")
-    rates = sorted({rate for found in levels.values() for rate in found})
-    axes[0].set(ylabel="test accuracy (%)", title="Last epoch, and the epoch that validation faces choose")
-    if panels > 1:
-        axes[1].set(ylabel="%", ylim=(0, 100), title="The weights at the last epoch")
-    for one in axes:
-        one.set(xlabel="flipped training labels (%)", xticks=rates)
-        one.grid(axis="y", color="#eeeeee")
-        one.legend(fontsize=8)
-    figure.suptitle("ferplus, presets short and noise*: 90 % intervals", fontsize=11)
+def noise_levels(levels, evidence, path):
+    """Accuracy by share of flipped labels, after the last epoch and at the one that validation faces choose."""
+    figure, axes = figures.canvas("What wrong training labels cost on FERPlus", [["only"]], 4.2, width=6.5)
+    last = ("", "last epoch", {})
+    chosen = ("_validation_chosen", "chosen epoch", {"mfc": "white", "ls": ":"})
+    for k, (row, found) in enumerate(levels.items()):
+        for end, when, style in (last, chosen):
+            metric = METRICS[accuracy_of(row, end)]
+            points = {rate: figures.level(metric, some, evidence) for rate, some in found.items()}
+            beside = 0.5 * (2 * k + bool(end) - len(levels) + 0.5)
+            figures.line(axes["only"], points, beside, color=COLOURS[row], label=f"{ROWS[row].split(':')[0]}, {when}",
+                         **style)  # fmt: skip
+    axes["only"].set(xlabel="flipped training labels (%)", ylabel=f"test accuracy (%), {figures.LEVELS}")
+    axes["only"].set_xticks(sorted({rate for found in levels.values() for rate in found}))
+    figures.key_below(figure, axes["only"], 2)
     figures.save(figure, path)
-
-
-def curve(axes, found, metric, **style):
-    """A metric with its intervals over the rates of `found`: rate -> records."""
-    intervals = [interval_of(metric, records) for records in found.values()]
-    axes.errorbar(list(found), [i.mean for i in intervals], [i.half for i in intervals], capsize=3, ms=5, **style)
 
 
 def published(blocks, path):
     """Accuracy at 30 % flips in blocks by initialisation (see beside_published): compare within a block alone."""
     height = sum(len(block) + 1.2 for block in blocks.values())
-    figure, axes = figures.pyplot().subplots(figsize=(9.5, 0.31 * height + 0.9), layout="constrained")
-    y, ticks = 0.0, []
+    title = "Accuracies with 30 % of FERPlus' training labels flipped: compare within a block alone"
+    figure, canvas = figures.canvas(title, [["only"]], 0.27 * height + 1)
+    axes, y, ticks = canvas["only"], 0.0, []
     for name, block in blocks.items():
-        axes.text(0.0, -y, name, fontsize=9, fontweight="bold", transform=axes.get_yaxis_transform(), va="center")
+        axes.text(0.01, -y, name, fontsize=8.5, fontweight="bold", transform=axes.get_yaxis_transform(), va="center")
         for what, value, half, row, _ in block:
-            y, colour = y + 1, COLOURS.get(row, "#333333")
+            y, colour = y + 1, COLOURS.get(row, INK["black"])
             axes.errorbar(value, -y, xerr=half, fmt="o", ms=5, color=colour, capsize=3)
-            axes.annotate(f"{value:.2f}", (value, -y), (0, 6), textcoords="offset points", fontsize=8, ha="center")
+            axes.text(1.01, -y, f"{value:.2f}", transform=axes.get_yaxis_transform(), va="center", fontsize=8)
             ticks.append((-y, what))
         y += 1.3
-    axes.set_yticks(*zip(*ticks, strict=True), fontsize=8)
-    axes.set(xlabel="accuracy on FERPlus with 30 % symmetric label noise (%)")
-    axes.margins(x=0.15)
-    axes.set_ylim(-y + 0.6, 0.8)
-    axes.grid(axis="x", color="#eeeeee")
+    axes.set_yticks(*zip(*ticks, strict=True))
+    axes.set(xlabel=f"accuracy (%); ours with {figures.LEVELS}", ylim=(-y + 0.6, 0.8))
+    axes.margins(x=0.05)
+    axes.grid(False, axis="y")
     figures.save(figure, path)
