@@ -54,12 +54,25 @@ def filled(path, blocks):
 def write():
     """Draw the figures, then write every table and the page."""
     for paper in claims.papers():
-        records = runs.recorded(paper)
-        import_module(f"facepapers.papers.{paper}.figures").draw(records, paths.RECORDED / paper / "figures")
+        drawn = import_module(f"facepapers.papers.{paper}.figures").draw(runs.recorded(paper), figures_folder(paper))
+        for path in remove_stale(figures_folder(paper), drawn):
+            print(f"removed {path.relative_to(paths.ROOT)}, which is no longer drawn")
     for path, text in generated().items():
         with storage.atomic(path) as temporary:
             temporary.write_text(text)
         print(f"wrote {path.relative_to(paths.ROOT)}")
+
+
+def figures_folder(paper):
+    return paths.RECORDED / paper / "figures"
+
+
+def remove_stale(folder, drawn):
+    """Delete the PNG files of a folder that are not among `drawn`, so that no old picture is shown. Returns them."""
+    stale = sorted(set(Path(folder).glob("*.png")) - set(drawn))
+    for path in stale:
+        path.unlink()
+    return stale
 
 
 def verify(paper=None, verbose=False):
