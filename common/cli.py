@@ -87,44 +87,87 @@ def _leave() -> None:
     os._exit(0)
 
 
-def experiment(
-    argv: Sequence[str], preset: Callable[..., Any], check: Callable[[Any], object], row: str, prog: str
-) -> Any:
-    """A paper's settings: --preset, --row and --data give the defaults, every further option overrides one.
+def experiment(argv, preset, check, row, *groups, prog, about=None):
+    """The command line of a paper's experiment: (one instance of each of `groups`, ..., its settings).
 
-    `preset(name, row, data)` builds them and `check(config)` raises UserError for settings that do not go together.
+    --preset, --row and --data choose the settings' defaults, `preset(name, row, data)`; every further option overrides
+    one. `groups` are frozen dataclass instances, the defaults of options that are no settings (a device, files of this
+    machine). `check(settings)` raises UserError for settings that do not go together; else as `command`.
     """
     name, rest = take_option(argv, "preset", "short")
     row, rest = take_option(rest, "row", row)
     data, rest = take_option(rest, "data")
-    config = parse(preset(name, row, data), rest, prog)
-    check(config)
-    return config
+    defaults = (*groups, preset(name, row, data))
+    names = [type(default).__name__.lower() for default in defaults]
+    fields = [(n, type(d), dataclasses.field(default=d)) for n, d in zip(names, defaults, strict=True)]
+    together = command(dataclasses.make_dataclass("Options", fields, frozen=True), rest, prog, about)
+    found = tuple(getattr(together, n) for n in names)
+    check(found[-1])
+    return found
 
 
-def parse(default: Any, argv: Sequence[str], prog: str) -> Any:
-    """Options for every field of the dataclass instance `default`, parsed from `argv` by tyro.
+def parse(default, argv, prog, about=None):
+    """`default`, a dataclass instance, with what `argv` says of its fields; else as `command`."""
+    return _known(type(default), argv, prog, about, default=default)
 
-    Raises UserError (one line, with the nearest known option) for an unknown option or a bad value.
+
+def command(kind, argv, prog, about=None):
+    """An instance of a command's dataclass `kind`, or of one of `A | B` (subcommands named as classes), from `argv`.
+
+    A field without a default stands on the command line without a name (a tuple takes one or more words), each other
+    one is an option. The comment behind a field is its line in --help, which begins with `about`. Raises UserError (one
+    line, with the nearest known option) for an unknown option, a bad value or a missing word.
     """
+    return _known(kind, argv, prog, about)
+
+
+def command_and_rest(kind, argv, prog, about=None):
+    """As `command`, and the list of the words that are none of its options."""
+    return _parsed(kind, argv, prog, about)
+
+
+def _known(kind, argv, prog, about, **more):
+    """As _parsed, without leaving a word over."""
+    found, unknown = _parsed(kind, argv, prog, about, **more)
+    if unknown:
+        known = sorted(_options(type(found)))
+        near = difflib.get_close_matches(unknown[0].replace("_", "-"), known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known: {' '.join(known)}" if known else "it takes none"
+        raise UserError(f"unknown setting {unknown[0]!r}: {hint}")
+    return found
+
+
+def _parsed(kind, argv, prog, about, **more):
+    """(instance, list of unknown words) from tyro. Its complaints become a UserError, its --help ends the program."""
     import tyro
 
-    known = sorted("--" + f.name.replace("_", "-") for f in dataclasses.fields(default))
+    rules = (
+        tyro.conf.OmitArgPrefixes, tyro.conf.PositionalRequiredArgs, tyro.conf.PositionalMetavarFromFieldName,
+        tyro.conf.DisallowNone,
+    )  # fmt: skip
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            config, unknown = tyro.cli(
-                type(default), default=default, args=list(argv), prog=prog, return_unknown_args=True
+            found, unknown = tyro.cli(
+                kind, args=list(argv), prog=prog, description=about, config=rules, return_unknown_args=True, **more
             )
     except SystemExit as stop:
         if not stop.code:  # --help
             raise
         raise UserError(f"{_flatten(said.getvalue())}; see `{prog} --help`") from None
-    if unknown:
-        near = difflib.get_close_matches(unknown[0].replace("_", "-"), known, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known: {' '.join(known)}"
-        raise UserError(f"unknown setting {unknown[0]!r}: {hint}")
-    return config
+    for field in dataclasses.fields(found):
+        if field.default is dataclasses.MISSING and getattr(found, field.name) == ():
+            raise UserError(f"{field.name.upper()}: name one or more; see `{prog} --help`")
+    return found, unknown
+
+
+def _options(kind):
+    """The options of a dataclass and of those in its fields."""
+    for field in dataclasses.fields(kind):
+        if dataclasses.is_dataclass(field.type):
+            yield from _options(field.type)
+        elif field.default is not dataclasses.MISSING:
+            yield "--" + field.name.replace("_", "-")
 
 
 def _flatten(panel: str) -> str:

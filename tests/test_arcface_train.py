@@ -73,7 +73,7 @@ def test_intra_and_inter_are_added_to_the_loss_that_trains():
     losses = {}
     for words in ([], ["--intra", "0.5"], ["--inter", "2"]):
         torch.manual_seed(0)
-        head = config.build_head(train.parse(["--preset", "demo", "--row", "norm_softmax", *words]), classes=5)
+        head = config.build_head(train.parse(["--preset", "demo", "--row", "norm_softmax", *words])[-1], classes=5)
         losses[" ".join(words)] = head(embeddings, labels).item()
     intra = method.intra_loss(method.cosines(embeddings, head.weight), labels).item()
     inter = method.inter_loss(head.weight, labels).item()
@@ -350,11 +350,11 @@ def test_networks_of_one_record_keep_the_precision_of_the_first(lfw, monkeypatch
     words = ["--preset", "view2", *TINY, "--steps", "2", "--precision", "auto", "--out", str(lfw / "out")]
     real, seen = train.one_task, []
 
-    def two_tasks(cfg, task, *rest):
-        seen.append(cfg.precision)
+    def two_tasks(job, task):
+        seen.append(job.cfg.precision)
         if len(seen) == 3:
             raise KeyboardInterrupt
-        return real(cfg, task, *rest)
+        return real(job, task)
 
     monkeypatch.setattr(train, "one_task", two_tasks)
     monkeypatch.setattr(precision, "native", lambda device: False)
@@ -470,7 +470,7 @@ def test_a_set_read_in_place_is_cleaned_like_one_in_memory(tmp_path, kind):
         (source / f"p{k}" / f"{i}.jpg").write_bytes(face)
     words = ["--preset", "paper", "--row", "subcenter", *TINY[2:], "--steps", "3", "--workers", "0"]
     words += ["--min-images", "2", "--noise", "0.25"]
-    cfg = train.parse(words)
+    *_, cfg = train.parse(words)
     training, _ = sets.large_training(cfg, source)
     assert (len(training), training.classes, training.wrong.sum()) == (12, 3, 3)
     assert [training.dataset[i][1] for i in range(12)] == training.labels.tolist()

@@ -472,8 +472,8 @@ def test_missing_weights_end_with_3(photo, tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "RECORDED", tmp_path / "b")
     assert fails([photo], "no trained weights", "make reproduce-coarse-to-fine").exit_code == 3
     fails(["--weights", tmp_path / "no.safetensors", photo], "no.safetensors", "no such")
-    fails([], "usage")
-    fails(["--wieghts=x", photo], "usage")
+    fails([], "IMAGES", "--help")
+    fails(["--wieghts=x", photo], "did you mean --weights?")
 
 
 def test_bad_pictures_are_one_line(trained, tmp_path, photo):

@@ -46,6 +46,17 @@ def normalise(part, convert=lambda module: module):
     return found | {"eval": norm(x).detach()}
 
 
+def test_synchronised_normalisation_takes_the_place_of_the_layers_and_keeps_their_tensors():
+    norm = torch.nn.BatchNorm2d(4)
+    model = torch.nn.Sequential(torch.nn.Sequential(norm), torch.nn.BatchNorm1d(4, affine=False))
+    names, optimized = list(model.state_dict()), list(model.parameters())
+    synced = parallel.sync_batch_norm(model)
+    assert synced is model and all(isinstance(m, parallel.SyncedBatchNorm) for m in (model[0][0], model[1]))
+    assert type(norm).forward is torch.nn.BatchNorm2d.forward and "forward" not in vars(norm)
+    assert list(model.state_dict()) == names and all(a is b for a, b in zip(optimized, model.parameters(), strict=True))
+    assert model[0][0].running_mean is norm.running_mean and parallel.sync_batch_norm(model)[1] is model[1]
+
+
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
     """Folder of what two processes under torchrun wrote."""

@@ -121,7 +121,7 @@ def test_steps_speak_by_time_without_reading_the_losses(clock, tmp_path, capsys,
     flushed = []
     real = loop.Steps.flush
     monkeypatch.setattr(loop.Steps, "flush", lambda self: (flushed.append(self.step), real(self)))
-    steps = loop.Steps(tmp_path, {}, total=60, batch=4, unit="faces", label="run", log_every=50)
+    steps = loop.Steps(tmp_path, {}, total=60, batch=4, unit="faces", origin=loop.Origin("run"))
     for step in steps:
         steps.log(loss=torch.tensor(float(step)))
         clock[0] = 10.0 * (step + 1)

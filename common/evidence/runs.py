@@ -7,6 +7,7 @@ so that a reproduction never overwrites the record it is compared with.
 import dataclasses
 import hashlib
 import json
+import sys
 import time
 from pathlib import Path
 
@@ -55,6 +56,13 @@ class Run:
         if keys := sorted(changed - {"precision"}):  # its words have changed: see precision_of
             raise UserError(f"{path}: records another configuration ({', '.join(keys)}); move or delete that folder")
         return True
+
+    def finished_record(self) -> dict | None:
+        """The record in this folder, said on stderr, or None where the run is not `finished`; else as `finished`."""
+        if not self.finished():
+            return None
+        print(f"{self.name}: already recorded in {self.folder}; delete that folder to run it again", file=sys.stderr)
+        return storage.read_json(self.folder / "run.json")
 
     def finish(self, *, metrics, predictions, history, data, selection, device, seconds, samples, weights=None, **more):
         """Write predictions, history and, last, run.json: a folder with run.json is complete."""

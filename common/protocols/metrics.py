@@ -59,6 +59,18 @@ class Metric:
         return {**predictions, **{key: predictions[key][index] for key in self.needs}}
 
 
+def measure(metrics: dict[str, Metric], predictions: dict) -> dict[str, float]:
+    """Every one of a paper's `metrics` that the predictions allow, name -> value."""
+    return {name: m.value(predictions) for name, m in metrics.items() if m.available(predictions)}
+
+
+def show(metrics: dict[str, Metric], values: dict[str, float]) -> None:
+    """Print a line for each of the `values` (name -> value) of a paper's `metrics`."""
+    width = max((len(metrics[name].label) for name in values), default=0)
+    for name, value in values.items():
+        print(f"  {metrics[name].label:{width}s} {value:8.3f}")
+
+
 # ---- Sums and ranks, of one set of samples or of many resamples
 
 

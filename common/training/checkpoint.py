@@ -2,14 +2,19 @@
 
 import json
 import random
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from facepapers.common.cli import UserError
 from facepapers.common.storage import atomic, sha256
 
+if TYPE_CHECKING:
+    import torch
 
-def save_weights(path, model, **metadata):
+
+def save_weights(path: Path, model: "torch.nn.Module", **metadata: object) -> str:
     """Write `model`'s tensors as safetensors (no pickle) and return the file's sha256."""
     from safetensors.torch import save_file
 
@@ -21,7 +26,7 @@ def save_weights(path, model, **metadata):
     return sha256(path)
 
 
-def load_weights(path, model):
+def load_weights(path: Path | str, model: "torch.nn.Module") -> dict[str, str]:
     """Load safetensors into `model`, strictly; returns the file's metadata.
 
     Raises UserError naming the keys that differ when the file belongs to another architecture.
@@ -41,7 +46,7 @@ def load_weights(path, model):
     return metadata
 
 
-def read_weights(path):
+def read_weights(path: Path | str) -> tuple[dict[str, "torch.Tensor"], dict[str, str]]:
     """(dict of tensors, dict of metadata) of a safetensors file; UserError when missing or damaged."""
     from safetensors import SafetensorError, safe_open
 
@@ -56,7 +61,7 @@ def read_weights(path):
         raise UserError(f"{path}: not a readable safetensors file ({error}); fetch or train it again") from None
 
 
-def rng_state():
+def rng_state() -> dict:
     """State of every global generator that a training step could draw from."""
     import torch  # here and below: hashes and JSON are read without it
 
@@ -68,7 +73,8 @@ def rng_state():
     return state
 
 
-def set_rng_state(state):
+def set_rng_state(state: dict) -> None:
+    """Put back what `rng_state` gave."""
     import ast
 
     import torch
@@ -81,7 +87,7 @@ def set_rng_state(state):
         torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
 
 
-def save_state(path, parts, **scalars):
+def save_state(path: Path, parts: dict[str, Any], **scalars: Any) -> None:
     """Write everything needed to continue: `parts` maps names to objects with a state_dict.
 
     The weights of `parts`, plain `scalars` (step, best value, history) and all generator states go into one
@@ -94,7 +100,7 @@ def save_state(path, parts, **scalars):
         torch.save({"parts": state, "scalars": scalars, "rng": rng_state()}, temporary)
 
 
-def read_scalars(path):
+def read_scalars(path: Path) -> dict[str, Any]:
     """The scalars of a file of `save_state`, without reading its tensors. UserError when it is damaged."""
     import torch
 
@@ -104,12 +110,12 @@ def read_scalars(path):
         raise _no_checkpoint(path, error) from None
 
 
-def _no_checkpoint(path, error):
+def _no_checkpoint(path: Path, error: Exception) -> UserError:
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     return UserError(f"{path}: cannot resume from this checkpoint ({reason}); delete it to start again")
 
 
-def load_state(path, parts):
+def load_state(path: Path, parts: dict[str, Any]) -> dict[str, Any]:
     """Restore `parts` in place; returns the scalars. UserError when the file is damaged or does not fit."""
     import torch
 

@@ -11,7 +11,10 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,36 +22,40 @@ from facepapers.common.cli import Interrupted, UserError
 from facepapers.common.progress import Meter
 from facepapers.common.training import checkpoint, parallel
 
+LOG_EVERY = 50  # steps whose mean is a row of the history
+SAVE_S = 120.0  # seconds between checkpoints
+SAVE_EVERY = 500  # steps between checkpoints to which every process adds parts of its own: all must save together
+
 
 class Best:
     """The weights with the lowest (or highest) validation value so far: validation-chosen selection."""
 
-    def __init__(self, model, lower_is_better=True):
+    def __init__(self, model: torch.nn.Module, lower_is_better: bool = True):
         self.model, self.sign = model, 1 if lower_is_better else -1
         self.value, self.step, self.weights = None, -1, None
 
-    def offer(self, value, step):
+    def offer(self, value: float, step: int) -> None:
         """Keep the model's present weights if `value` beats the best so far."""
         if math.isfinite(value) and (self.value is None or self.sign * value < self.sign * self.value):
             self.value, self.step = float(value), int(step)
             self.weights = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
 
-    def forget(self):
+    def forget(self) -> None:
         self.value, self.step, self.weights = None, -1, None
 
-    def restore(self):
+    def restore(self) -> None:
         """Put the best weights back into the model."""
         if self.weights is not None:
             self.model.load_state_dict(self.weights)
 
-    def state_dict(self):
+    def state_dict(self) -> dict:
         return {"value": self.value, "step": self.step, "weights": self.weights}
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: dict) -> None:
         self.value, self.step, self.weights = state["value"], state["step"], state["weights"]
 
 
-def averaged(model, decay):
+def averaged(model: torch.nn.Module, decay: float) -> torch.optim.swa_utils.AveragedModel:
     """A running average of `model`'s weights and statistics, with a shorter memory at first.
 
     Call `.update_parameters(model)` after each step. The memory grows to 1 / (1 - decay) steps, so that the random
@@ -64,41 +71,73 @@ def averaged(model, decay):
     return torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=mix, use_buffers=True)
 
 
+@dataclass(frozen=True)
+class Origin:
+    """Whose checkpoint a file is."""
+
+    label: str = ""  # of the run, for people
+    identity: str = ""  # a fingerprint of its settings: other settings do not continue it
+    precision: str = ""  # "bf16" or "fp32", kept for whoever continues it
+
+
 class Steps:
     """Iterate step numbers from the last checkpoint to `total`.
 
-    `parts` (name -> object with state_dict) is what a checkpoint holds. A checkpoint is written every `save_s`
-    seconds and when the process is told to stop; `describe(step)` names a step's samples for the NaN report.
-    `identity` (a fingerprint of the settings) keeps a run from continuing another configuration's checkpoint;
-    `precision` ("bf16" or "fp32") is kept for whoever continues it.
-    Raises Interrupted after the save, UserError when a logged value stops being finite.
+    `parts` (name -> object with state_dict) is what a checkpoint holds, `own` what each process adds in a file of its
+    own (shard<rank>of<world>.pt). A checkpoint is written every SAVE_S seconds (with `own` every SAVE_EVERY steps) and
+    when the process is told to stop. `batch` is the samples of a step, counted in `unit`; `describe(step)` names them
+    for the NaN report. Raises Interrupted after the save, UserError when a logged value stops being finite or the
+    checkpoint is of another origin.
     """
 
-    def __init__(self, folder, parts, total, batch, unit="samples", log_every=50, save_s=120, describe=None, label="",
-                 identity="", precision=""):  # fmt: skip
+    def __init__(
+        self,
+        folder: Path,
+        parts: dict[str, Any],
+        total: int,
+        batch: int,
+        unit: str = "samples",
+        origin: Origin = Origin(),
+        own: dict[str, Any] | None = None,
+        describe: Callable[[int], str] | None = None,
+    ):
         self.path, self.parts, self.total = Path(folder) / "checkpoint.pt", parts, total
-        self.batch, self.unit, self.label, self.identity = batch, unit, label, identity
-        self.log_every, self.save_s, self.describe, self.precision = log_every, save_s, describe, precision
-        self.history, self.seconds, self.first = [], 0.0, 0
+        self.batch, self.unit, self.origin, self.own, self.describe = batch, unit, origin, own, describe
+        self.history, self.seconds, self.first, self.step = [], 0.0, 0, -1
         self._pending, self._stop = [], False
-        if self.path.exists() and self.resume(self.path, parts) != identity:
-            raise UserError(f"{self.path}: was written under other settings; delete it to start again")
+        if self.path.exists():
+            if self.resume(self.path, parts) != origin.identity:
+                raise UserError(f"{self.path}: was written under other settings; delete it to start again")
+            self._resume_own()
 
-    def resume(self, path, parts):
+    @property
+    def own_path(self) -> Path:
+        """File of this process's own parts."""
+        return self.path.with_name(f"shard{parallel.rank()}of{parallel.world()}.pt")
+
+    def resume(self, path: Path, parts: dict[str, Any]) -> str:
         """Continue from a file of `save`, which holds `parts`; returns the identity of the run that wrote it."""
-        saved = checkpoint.load_state(path, parts)
+        saved, now = checkpoint.load_state(path, parts), self.origin.precision
         self.first, self.history, self.seconds = saved["step"], saved["history"], saved["seconds"]
+        self.step = self.first - 1
         if parallel.is_main():
-            other = saved.get("precision", self.precision)
-            note = f"; computed in {other} so far, from here on in {self.precision}" if other != self.precision else ""
+            other = saved.get("precision", now)
+            note = f"; computed in {other} so far, from here on in {now}" if other != now else ""
             print(f"resuming {path.parent.name} at step {self.first} of {self.total}{note}", file=sys.stderr)
         return saved.get("identity", "")
 
-    def __iter__(self):
+    def _resume_own(self):
+        if not self.own or not self.first:
+            return
+        path = self.own_path
+        if not path.exists() or checkpoint.load_state(path, self.own)["step"] != self.first:
+            raise UserError(f"{path}: missing or of another step; resume with as many processes as before")
+
+    def __iter__(self) -> Iterator[int]:
         restore = self._catch_signals()
         self._since, self._last_save = time.perf_counter(), time.monotonic()
         try:
-            label = f"{self.label} step".lstrip()
+            label = f"{self.origin.label} step".lstrip()
             with Meter(label, self.total, self.unit, self.first, self.batch, keep=True) as self._meter:
                 yield from self._count()
                 if self._meter.speaks and self.total > self.first:
@@ -112,22 +151,22 @@ class Steps:
             self.step = step
             yield step
             self._meter.add()
-            if (step + 1) % self.log_every == 0 or step + 1 == self.total:
+            if (step + 1) % LOG_EVERY == 0 or step + 1 == self.total:
                 self.flush()
             self._save_if_due(step + 1)
 
-    def log(self, **values):
+    def log(self, **values: torch.Tensor | float) -> None:
         """Keep this step's values (tensors stay on the device until the next flush)."""
         self._pending.append((self.step, {k: v.detach() if torch.is_tensor(v) else v for k, v in values.items()}))
 
-    def note(self, **values):
+    def note(self, **values: float) -> None:
         """Add values (e.g. a validation error) to the history's newest row."""
         self.flush()
         if not self.history or self.history[-1]["step"] != self.step + 1:
             self.history.append({"step": self.step + 1})
         self.history[-1].update({k: float(v) for k, v in values.items()})
 
-    def flush(self):
+    def flush(self) -> None:
         """Move pending values into one history row, their mean; stop the run if one is not finite."""
         if not self._pending:
             return
@@ -142,14 +181,17 @@ class Steps:
         self.history.append(row)
         self._meter.remark("  ".join(f"{k} {v:.4g}" for k, v in row.items() if k != "step"))
 
-    def save(self, done, path=None, parts=None):
+    def save(self, done: int, path: Path | None = None, parts: dict[str, Any] | None = None) -> None:
         """Write the checkpoint (or such a file of some parts) from which step number `done` is the next."""
+        if self.own:
+            checkpoint.save_state(self.own_path, self.own, step=done)
         self.flush()
         now = time.perf_counter()
         self.seconds, self._since = self.seconds + now - self._since, now
         if parallel.is_main():
-            scalars = dict(step=done, history=self.history, seconds=self.seconds, identity=self.identity)
-            checkpoint.save_state(path or self.path, parts or self.parts, precision=self.precision, **scalars)
+            scalars = dict(step=done, history=self.history, seconds=self.seconds)
+            origin = dict(identity=self.origin.identity, precision=self.origin.precision)
+            checkpoint.save_state(path or self.path, parts or self.parts, **origin, **scalars)
         self._last_save = time.monotonic()
 
     def _save_if_due(self, done):
@@ -161,7 +203,8 @@ class Steps:
         if stop:
             self.save(done)
             raise Interrupted(f"saved at step {done} of {self.total}; the same command continues from there")
-        if time.monotonic() - self._last_save > self.save_s:
+        due = done % SAVE_EVERY == 0 if self.own else time.monotonic() - self._last_save > SAVE_S
+        if due:
             self.save(done)
 
     def _report_nan(self, name, step):

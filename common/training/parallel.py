@@ -10,6 +10,7 @@ import datetime
 import os
 import shutil
 import sys
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.distributed as dist
@@ -20,7 +21,7 @@ from facepapers.common.cli import UserError
 has_compiled = False  # whether this process has compiled a network, for its records
 
 
-def start(device="auto"):
+def start(device: str = "auto") -> torch.device:
     """Join the process group that torchrun describes, if any; returns this rank's torch.device.
 
     `device` is "auto" (a GPU when there is one), "cpu" or "cuda". Raises UserError for a device that is absent.
@@ -45,7 +46,7 @@ def start(device="auto"):
     return torch.device("cpu")
 
 
-def keep_freed_memory():
+def keep_freed_memory() -> None:
     """Ask glibc to keep freed tensors for the next ones; elsewhere nothing happens.
 
     By default it returns large blocks to the system at once, and the next step pays a page fault for each 4 KiB of its
@@ -58,26 +59,36 @@ def keep_freed_memory():
             mallopt(option, value)
 
 
-def world():
+def world() -> int:
     """Number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def rank():
+def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def is_main():
+def is_main() -> bool:
     """True on the one process that writes files and prints."""
     return rank() == 0
 
 
-def barrier():
+@contextlib.contextmanager
+def processes(device: str = "auto") -> Iterator[torch.device]:
+    """This rank's torch.device within its process group, which it leaves at the end: `start` and `finish`."""
+    chosen = start(device)
+    try:
+        yield chosen
+    finally:
+        finish()
+
+
+def barrier() -> None:
     if dist.is_initialized():
         dist.barrier()
 
 
-def finish():
+def finish() -> None:
     """Leave the process group, all ranks together: one that goes while another still works has aborted at times."""
     if not dist.is_initialized():
         return
@@ -86,7 +97,7 @@ def finish():
     dist.destroy_process_group()
 
 
-def my_slice(batch_size):
+def my_slice(batch_size: int) -> slice:
     """The slice of a global batch that this rank works on. UserError unless it divides evenly."""
     if batch_size % world():
         raise UserError(f"batch size {batch_size} cannot be split evenly over {world()} processes")
@@ -94,7 +105,7 @@ def my_slice(batch_size):
     return slice(rank() * share, (rank() + 1) * share)
 
 
-def any_rank(flag, device):
+def any_rank(flag: bool, device: torch.device | str) -> bool:
     """True on every rank when `flag` is true on at least one (so that all stop at the same step)."""
     if world() == 1:
         return bool(flag)
@@ -103,7 +114,7 @@ def any_rank(flag, device):
     return bool(value)
 
 
-def mean_over_ranks(value):
+def mean_over_ranks(value: torch.Tensor) -> torch.Tensor:
     """Average of a tensor over the ranks (for logging)."""
     if world() > 1:
         value = value.detach().clone()
@@ -112,7 +123,7 @@ def mean_over_ranks(value):
     return value
 
 
-def gather(x, replicated=False):
+def gather(x: torch.Tensor, replicated: bool = False) -> torch.Tensor:
     """Concatenation of all ranks' x (b, ...) in rank order, (R * b, ...), differentiable. Equal b on all ranks.
 
     `replicated`: every rank computes the whole loss from the result. Otherwise each holds a part of it, and their
@@ -138,7 +149,7 @@ class _Gather(torch.autograd.Function):
         return world() * grad.chunk(world())[rank()], None
 
 
-def wrap(model, device):
+def wrap(model: nn.Module, device: torch.device) -> Callable:
     """What to call in training: DistributedDataParallel over synchronised batch normalisation with several processes.
 
     With one process the model itself, or, where the environment has COMPILE=1, what torch.compile makes of it: the
@@ -153,12 +164,12 @@ def wrap(model, device):
     return nn.parallel.DistributedDataParallel(sync_batch_norm(model), device_ids=ids)
 
 
-def compiling():
+def compiling() -> bool:
     """Whether the environment asks for compiled networks."""
     return os.environ.get("COMPILE", "") not in ("", "0")
 
 
-def frozen(model, device):
+def frozen(model: nn.Module, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
     """What to call where a network only gives outputs, under no_grad and with weights that stay as they are.
 
     The model itself in eval mode or, with COMPILE=1, its compiled version with normalisation folded into the
@@ -175,7 +186,7 @@ def frozen(model, device):
     return call
 
 
-def compiled(model, device):
+def compiled(model: nn.Module, device: torch.device) -> Callable:
     """torch.compile's version of a model, with the same weights. UserError where a CPU has no C++ compiler."""
     global has_compiled
     compiler = os.environ.get("CXX", "g++")
@@ -185,44 +196,54 @@ def compiled(model, device):
     return torch.compile(model)
 
 
-def sync_batch_norm(module):
-    """Replace, in place, each BatchNorm's statistics of the local slice by those of the global batch.
-
-    torch's own SyncBatchNorm works on GPUs only; this one also runs over gloo on CPUs, where the tests prove
-    that two processes compute what one process does.
-    """
-    for child in module.modules():
-        if isinstance(child, nn.modules.batchnorm._BatchNorm):
-            child.forward = _SyncedForward(child)
+def sync_batch_norm(module: nn.Module) -> nn.Module:
+    """`module` with SyncedBatchNorm, over the same parameters and statistics, in the place of every BatchNorm."""
+    if isinstance(module, SyncedBatchNorm):
+        return module
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        return SyncedBatchNorm(module)
+    for name, child in module.named_children():
+        setattr(module, name, sync_batch_norm(child))
     return module
 
 
-class _SyncedForward:
-    """Batch normalisation whose mean and variance come from all ranks (differentiably)."""
+class SyncedBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """Batch normalisation whose mean and variance come from the global batch, differentiably.
 
-    def __init__(self, norm):
-        self.norm = norm
+    torch's own SyncBatchNorm works on GPUs only; this one also runs over gloo on CPUs, where the tests prove that two
+    processes compute what one process does. It takes the parameters and buffers of `norm`.
+    """
 
-    def __call__(self, x):
-        norm = self.norm
-        if not norm.training:
-            return type(norm).forward(norm, x)
-        mean, variance, count = _global_moments(x.double() if x.dtype == torch.float64 else x.float())
-        if norm.track_running_stats:
-            norm.num_batches_tracked += 1
+    def __init__(self, norm: nn.modules.batchnorm._BatchNorm):
+        super().__init__(norm.num_features, norm.eps, norm.momentum, affine=False, track_running_stats=False)
+        self.affine, self.track_running_stats = norm.affine, norm.track_running_stats
+        for name, value in (*norm.named_parameters(recurse=False), *norm.named_buffers(recurse=False)):
+            setattr(self, name, value)
+        self.train(norm.training)
+
+    def _check_input_dim(self, input):
+        """Any number of dimensions."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """(B, C, ...) -> the same shape, in the input's type."""
+        if not self.training:
+            return super().forward(input)
+        mean, variance, count = _global_moments(input.double() if input.dtype == torch.float64 else input.float())
+        if self.track_running_stats:
+            self.num_batches_tracked += 1
             unbiased = variance.detach() * (count / (count - 1))
-            norm.running_mean.lerp_(mean.detach().to(norm.running_mean.dtype), norm.momentum)
-            norm.running_var.lerp_(unbiased.to(norm.running_var.dtype), norm.momentum)
-        shape = [1, -1] + [1] * (x.dim() - 2)
-        scale = torch.rsqrt(variance + norm.eps)
-        if norm.affine:
-            scale, shift = scale * norm.weight, norm.bias - mean * scale * norm.weight
+            self.running_mean.lerp_(mean.detach().to(self.running_mean.dtype), self.momentum)
+            self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
+        shape = [1, -1] + [1] * (input.dim() - 2)
+        scale = torch.rsqrt(variance + self.eps)
+        if self.affine:
+            scale, shift = scale * self.weight, self.bias - mean * scale * self.weight
         else:
             shift = -mean * scale
-        return (x * scale.view(shape) + shift.view(shape)).to(x.dtype)
+        return (input * scale.view(shape) + shift.view(shape)).to(input.dtype)
 
 
-def _global_moments(x):
+def _global_moments(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, int]:
     """Per-channel mean and biased variance over the batches of all ranks (equal slices), and the count."""
     from torch.distributed.nn.functional import all_reduce
 

@@ -8,6 +8,8 @@ import dataclasses
 import functools
 import sys
 import time
+from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,13 +22,13 @@ KNOWN = ("auto", "bf16", "fp32")
 EMULATED = 1.5
 
 
-def check(wanted):
+def check(wanted: str) -> None:
     """UserError for an unknown precision."""
     if wanted not in KNOWN:
         raise UserError(f"--precision {wanted}: known are {', '.join(KNOWN)}")
 
 
-def choose(wanted, device):
+def choose(wanted: str, device: torch.device) -> str:
     """What a wanted precision ("auto": what is native) means on a torch.device: "bf16" or "fp32".
 
     Forcing bf16 where a processor emulates it prints a line with the measured factor. UserError for an unknown word.
@@ -44,7 +46,7 @@ def choose(wanted, device):
     return "bf16"
 
 
-def native(device):
+def native(device: torch.device) -> bool:
     """Whether a device multiplies bfloat16 by itself: as torch says, a CPU only if a measurement agrees.
 
     A CPU is measured where torch does not know it, and where it has bfloat16, which the libraries can be told not to
@@ -56,7 +58,7 @@ def native(device):
     return slowdown() < EMULATED
 
 
-def capability(device):
+def capability(device: torch.device) -> bool | None:
     """What torch says of a device's bfloat16: True, False, or None where it does not say."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
@@ -70,16 +72,17 @@ def capability(device):
 
 
 @functools.cache
-def slowdown(rounds=5):
+def slowdown(rounds: int = 5) -> float:
     """How many times as long as in float32 a convolution and a matrix product take in bfloat16 on this CPU.
 
     One thread's own processor time, the shortest of `rounds` taken in turn, so that a loaded machine changes little.
     It takes about 15 ms where bfloat16 is native and 50 where it is emulated.
     """
     generator = torch.Generator().manual_seed(0)  # the global one belongs to the training
-    drawn = lambda *shape: torch.randn(shape, generator=generator)
-    x, kernel = drawn(4, 64, 16, 16).contiguous(memory_format=torch.channels_last), drawn(64, 64, 3, 3)
-    square, threads = drawn(128, 128), torch.get_num_threads()
+    x, kernel, square = (
+        torch.randn(shape, generator=generator) for shape in ((4, 64, 16, 16), (64, 64, 3, 3), (128, 128))
+    )
+    x, threads = x.contiguous(memory_format=torch.channels_last), torch.get_num_threads()
 
     def seconds(bf16):
         started = time.thread_time()
@@ -96,13 +99,13 @@ def slowdown(rounds=5):
     return bf16 / fp32
 
 
-def autocast(device, precision):
+def autocast(device: torch.device, precision: str) -> torch.autocast:
     """Context in which a network computes in a precision: autocast to bfloat16, or nothing."""
     precision = choose("auto", device) if precision == "auto" else precision
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
-def settle(config, folder, device, begun=None):
+def settle(config: Any, folder: Path, device: torch.device, begun: str | None = None) -> Any:
     """`config` with the precision to compute in, "bf16" or "fp32", the same for all processes.
 
     What was begun (`begun`, or a checkpoint below `folder`) keeps its precision; where another one would be taken now,
@@ -118,7 +121,7 @@ def settle(config, folder, device, begun=None):
     return dataclasses.replace(config, precision=begun)
 
 
-def of_checkpoint(folder):
+def of_checkpoint(folder: Path) -> str | None:
     """Precision that a checkpoint below `folder` was written in, or None. UserError for a damaged one."""
     found = (checkpoint.read_scalars(path).get("precision") for path in sorted(folder.rglob("checkpoint.pt")))
     return next(filter(None, found), None)

@@ -9,7 +9,6 @@ other nine (protocols/verification.py). Weights that were trained on LFW's DevTr
 """
 
 import dataclasses
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -182,9 +181,8 @@ def refuse_leak(path):
 def record_given(cfg, path, device, out):
     """Test the given weights on LFW's 6,000 pairs and write the record; returns it."""
     run = runs.Run(PAPER, cfg.run_name, cfg, preset(cfg.preset, cfg.row, cfg.data), out)
-    if run.finished():
-        print(f"{run.name}: already recorded in {run.folder}; delete that folder to run it again", file=sys.stderr)
-        return storage.read_json(run.folder / "run.json")
+    if finished := run.finished_record():
+        return finished
     path = networks.given_weights(path, GIVEN_SHA256, "--source")
     net = load_net(path).to(device)
     test, _ = test_set(cfg.data, cfg.protocol, path)
@@ -212,9 +210,8 @@ def record_together(cfg, device, out):
     Its distance of a pair is the mean of theirs. MissingData naming the first run that is not finished.
     """
     run = runs.Run(PAPER, cfg.run_name, cfg, preset(cfg.preset, cfg.row, cfg.data), out)
-    if run.finished():
-        print(f"{run.name}: already recorded in {run.folder}; delete that folder to run it again", file=sys.stderr)
-        return storage.read_json(run.folder / "run.json")
+    if finished := run.finished_record():
+        return finished
     alone = dataclasses.replace(cfg, row="arcface", members=1)
     seeds = range(cfg.seed, cfg.seed + cfg.members)
     folders = [Path(out) / PAPER / dataclasses.replace(alone, seed=seed).run_name for seed in seeds]

@@ -2,10 +2,12 @@
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from facepapers.common.cli import UserError
+from facepapers.common.data.markups import Markup
 from facepapers.common.evidence import runs
 from facepapers.common.plan import Plan
 from facepapers.common.training import precision
@@ -25,10 +27,10 @@ ROWS = {
 class Config:
     """Everything that decides a run's outcome."""
 
-    preset: str = "paper"
+    preset: str = "paper"  # paper | short | demo: the settings that stand for it
     data: str = "cofw"  # the paper's benchmark
     row: str = "cft"  # cft | direct | principal | heatmap | mean-shape
-    seed: int = 0
+    seed: int = 0  # of the weights, the order of faces and their augmentation
     val_share: float = 0.1  # of the training faces; COFW has no validation split (our choice); 0: all of them train
     crop: int = 50  # network input side in pixels (released network)
     batch: int = 64  # released solver
@@ -41,7 +43,7 @@ class Config:
     warmup: int = 500  # steps of linear warm-up; our choice
     averaging: float = 0.0  # decay of a running average of the weights, 0 is off (the paper has none)
     start_at_mean: bool = False  # final layers' biases start at the mean shape instead of zero (the paper: zero)
-    precision: str = "fp32"  # or bf16 (autocast), or auto: see common/precision.py
+    precision: str = "fp32"  # or bf16 (autocast), or auto: see common/training/precision.py
     margin: float = 1.25  # box side over the landmarks' larger extent; not stated, our choice
     rotation_deg: float = 20.0  # +-; not stated, our choice
     shift: float = 0.1  # +-, share of the box side; not stated, our choice
@@ -50,11 +52,11 @@ class Config:
     colour: bool = False  # colour changes, blur and covered parts; for the short preset and our variant
     erase: float = 0.0  # with colour: probability of a covered rectangle
     test_shift: float = 0.05  # +-, fixed jitter of test boxes where a set has no official ones (our choice)
-    test_log_size: float = 0.05
+    test_log_size: float = 0.05  # +-, log of the box side, as test_shift
     evaluate_every: int = 500  # steps between validations
 
     @property
-    def run_name(self):
+    def run_name(self) -> str:
         """Folder of the run."""
         return runs.run_name(self, preset(self.preset, self.row, self.data))
 
@@ -104,7 +106,7 @@ PLAN = {
 }
 
 
-def preset(name, row="cft", data=None):
+def preset(name: str, row: str = "cft", data: str | None = None) -> Config:
     """The configuration of a preset's row on a data set (None: the preset's own). UserError for an unknown name."""
     for value, known, what in ((name, PRESETS, "preset"), (row, ROWS, "row")):
         if value not in known:
@@ -113,7 +115,7 @@ def preset(name, row="cft", data=None):
     return dataclasses.replace(PRESETS[name], row=row, data=data or PRESETS[name].data, **own)
 
 
-def check(cfg):
+def check(cfg: Config) -> None:
     """UserError for a setting that cannot work, before any data is read."""
     precision.check(cfg.precision)
     limits = {
@@ -135,7 +137,7 @@ def check(cfg):
 class Model(torch.nn.Module):
     """A row's network with its loss and its way to points, so that one loop serves every row."""
 
-    def __init__(self, cfg, markup):
+    def __init__(self, cfg: Config, markup: Markup):
         super().__init__()
         self.row, self.principal, self.elaborate = cfg.row, markup.principal, markup.elaborate
         self.start_at_mean = cfg.start_at_mean
@@ -146,20 +148,23 @@ class Model(torch.nn.Module):
         else:
             self.net = method.CFTNet(markup.n_points, markup.principal, cfg.crop)
 
-    def forward(self, pixels):
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor | list[torch.Tensor]:
         """Crops (B, 3, S, S) 0..255 -> points (B, P, 2) in crop pixels; while training, what the loss reads."""
         outputs = self.net(pixels)
         return variant.expected_points(outputs) if self.row == "heatmap" and not self.training else outputs
 
-    def loss(self, outputs, crops, weights):
+    def loss(
+        self, outputs: torch.Tensor | list[torch.Tensor], crops: Any, weights: tuple[float, float]
+    ) -> torch.Tensor:
+        """The row's loss of training outputs for a crops.Crops; `weights`: (lambda_P, lambda_E) of the stage."""
         if self.row == "heatmap":
             return variant.heatmap_loss(outputs, crops.points, crops.distance)
         subsets = self.principal, self.elaborate
         return method.coarse_to_fine_loss(outputs, crops.points, crops.distance, *subsets, weights)
 
     @torch.no_grad()
-    def look_at(self, crops):
-        """Take from training crops what is not learned: the mean image (CFT), the mean points (floor)."""
+    def look_at(self, crops: Any) -> None:
+        """Take from a crops.Crops what is not learned: the mean image (CFT), the mean points (floor)."""
         if hasattr(self.net, "mean_image"):
             self.net.mean_image.copy_(crops.images.mean(0))
             if self.start_at_mean:
@@ -171,9 +176,10 @@ class Model(torch.nn.Module):
 class MeanShape(torch.nn.Module):
     """The same points for every face: what a method must beat."""
 
-    def __init__(self, n_points):
+    def __init__(self, n_points: int):
         super().__init__()
         self.register_buffer("mean_points", torch.zeros(n_points, 2))
 
-    def forward(self, images):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, 3, S, S) -> (B, P, 2), which does not look at them."""
         return self.mean_points.expand(len(images), -1, -1)

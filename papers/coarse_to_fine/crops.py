@@ -5,13 +5,17 @@ compress with JPEG (author's answer in ZhiwenShao/CFT#3). The amounts are not st
 and stand in the configuration.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
 from facepapers.common import seeding
 from facepapers.common.data import markups
+from facepapers.common.data.alignment import AlignmentSet
 from facepapers.common.vision import images
+from facepapers.papers.coarse_to_fine import data
+from facepapers.papers.coarse_to_fine.config import Config
 
 
 @dataclass(frozen=True)
@@ -108,6 +112,49 @@ class FaceCrops:
         truth = images.transform_points(self.points[index], images.invert(to_image))
         truth = images.flip_points(truth, self.flip, flip)
         return Crops(pixels, truth, markups.inter_pupil(truth, self.markup), to_image)
+
+
+@dataclass(frozen=True)
+class Feed:
+    """The faces of a run and the crops that it trains and tests on."""
+
+    cfg: Config
+    faces: AlignmentSet
+    crops: FaceCrops
+    offsets: Offsets
+    fit: torch.Tensor  # numbers of the training faces
+    val: torch.Tensor  # of the validation faces
+    test: torch.Tensor  # of the test faces
+    pick: Callable[[int], torch.Tensor]  # step -> places (batch,) in `fit`
+
+    @classmethod
+    def of(cls, cfg: Config, device: torch.device) -> "Feed":
+        """The faces of `cfg.data` on a device. MissingData where the set is not on this machine."""
+        faces = data.load(cfg.data)
+        crops = FaceCrops(faces, cfg.crop, cfg.margin, device)
+        fit, val, test = (part.to(device) for part in data.split(faces, cfg.val_share))
+        pick = seeding.shuffled(len(fit), cfg.batch, cfg.seed)
+        return cls(cfg, faces, crops, crops.offsets(fit), fit, val, test, pick)
+
+    def chosen(self, step: int) -> torch.Tensor:
+        """Numbers (batch,) of the training faces of a step."""
+        return self.fit[self.pick(step).to(self.fit.device)]
+
+    def batch(self, step: int) -> Crops:
+        """The augmented crops of a step."""
+        return self.augmented(self.chosen(step), 2, step)
+
+    def names(self, step: int) -> str:
+        """The names of a step's faces, for messages."""
+        return ", ".join(self.faces.names[i] for i in self.chosen(step).tolist())
+
+    def augmented(self, index: torch.Tensor, *keys: int) -> Crops:
+        """Training crops of the faces `index`; the seed and `keys` decide their random numbers."""
+        return self.crops.training(index, seeding.generator(self.cfg.seed, *keys), self.cfg, self.offsets)
+
+    def plain(self, index: torch.Tensor) -> Crops:
+        """Test crops of the faces `index`."""
+        return self.crops.testing(index, self.cfg, self.offsets)
 
 
 def landmark_boxes(points, margin, angle=None):

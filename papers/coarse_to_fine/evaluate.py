@@ -8,22 +8,31 @@ fixed jitter, which is easier and said so in every claim.
 """
 
 import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from facepapers.common import cli
 from facepapers.common.data import markups
+from facepapers.common.data.alignment import AlignmentSet
+from facepapers.common.data.markups import Markup
+from facepapers.common.evidence import runs
+from facepapers.common.protocols.metrics import show
 from facepapers.common.training import checkpoint, parallel
 from facepapers.common.vision import images
 from facepapers.papers.coarse_to_fine import data
-from facepapers.papers.coarse_to_fine.config import ROWS, Model, preset
-from facepapers.papers.coarse_to_fine.crops import FaceCrops
+from facepapers.papers.coarse_to_fine.config import PAPER, ROWS, Config, Model, preset
+from facepapers.papers.coarse_to_fine.crops import Crops, Feed
 from facepapers.papers.coarse_to_fine.metrics import METRICS, measure
 
 
 @torch.no_grad()
-def predict(model, pixels, flip=None, batch=256):
+def predict(
+    model: torch.nn.Module, pixels: torch.Tensor, flip: Sequence[int] | None = None, batch: int = 256
+) -> torch.Tensor:
     """Points (N, P, 2), in crop pixels, for crops (N, 3, S, S); always in float32.
 
     With `flip`, the markup's left-right table, the mean over the crop and its mirror image (our addition).
@@ -33,19 +42,28 @@ def predict(model, pixels, flip=None, batch=256):
     return points if flip is None else with_mirror(model, pixels, points, flip, batch)
 
 
-def with_mirror(model, pixels, points, flip, batch=256):
+def with_mirror(
+    model: torch.nn.Module, pixels: torch.Tensor, points: torch.Tensor, flip: Sequence[int], batch: int = 256
+) -> torch.Tensor:
     """Mean (N, P, 2) of `points`, predicted for crops (N, 3, S, S), and of what their mirror images predict."""
     x, y = predict(model, pixels.flip(-1), batch=batch)[:, flip].unbind(-1)
     return (points + torch.stack([pixels.shape[-1] - 1 - x, y], -1)) / 2
 
 
-def mean_error_pct(model, crops):
+def mean_error_pct(model: torch.nn.Module, crops: Crops) -> float:
     """Validation error: NME in percent, in the crop frame (the same number, since crops are similarities)."""
     distance = (predict(model, crops.images) - crops.points).norm(dim=-1).mean(1)
     return float(100 * (distance / crops.distance).mean())
 
 
-def errors(model, crops, faces, index, reduction, mirrored=False):
+def errors(
+    model: torch.nn.Module,
+    crops: Crops,
+    faces: AlignmentSet,
+    index: torch.Tensor,
+    reduction: int,
+    mirrored: bool = False,
+) -> dict[str, np.ndarray]:
     """Per-point errors and normalisers in the original image's pixels, as arrays for the record.
 
     `mirrored` adds the errors of the mean over each crop and its mirror image.
@@ -76,29 +94,30 @@ def errors(model, crops, faces, index, reduction, mirrored=False):
     return arrays
 
 
-def main(argv):
-    device_name, argv = cli.take_option(argv, "device", "auto")
-    path, argv = cli.take_option(argv, "weights")
-    name, argv = cli.take_option(argv, "data", "lfpw")
-    if path is None or argv:
-        raise cli.UserError(
-            "usage: python -m facepapers.papers.coarse_to_fine.evaluate --weights FILE.safetensors --data NAME"
-        )
-    device = parallel.start(device_name)
+@dataclass(frozen=True)
+class Command:
+    """Test a weights file."""
+
+    weights: Path | None = None  # weights file; without it the newest that was trained on this machine
+    data: str = "lfpw"  # data set: cofw, lfpw, 300w, embedded
+    device: str = "auto"  # auto (a GPU where there is one), cpu or cuda
+
+
+def main(argv: Sequence[str]) -> None:
+    """Print every metric of a weights file on the test faces of a set."""
+    options = cli.command(Command, argv, "python -m facepapers.papers.coarse_to_fine.evaluate", __doc__)
+    path, device = options.weights or runs.newest_weights(PAPER), parallel.start(options.device)
     model, cfg, markup = load(path, device)
-    faces = data.load(name)
-    if faces.markup is not markup:
-        raise cli.UserError(f"{path}: predicts {markup.n_points} points, {name} has {faces.markup.n_points}")
-    fit, _, test = data.split(faces, cfg.val_share)
-    crops = FaceCrops(faces, cfg.crop, cfg.margin, device)
-    offsets = crops.offsets(fit.to(device))
-    test_crops = crops.testing(test.to(device), cfg, offsets)
-    print(f"{path} on {name}: {len(test)} test faces, boxes {data.boxes(faces)}")
-    for key, value in measure(errors(model, test_crops, faces, test, crops.reduction, mirrored=True)).items():
-        print(f"  {METRICS[key].label:60s} {value:8.3f}")
+    feed = Feed.of(dataclasses.replace(cfg, data=options.data), device)
+    if feed.faces.markup is not markup:
+        theirs = feed.faces.markup.n_points
+        raise cli.UserError(f"{path}: predicts {markup.n_points} points, {options.data} has {theirs}")
+    print(f"{path} on {options.data}: {len(feed.test)} test faces, boxes {data.boxes(feed.faces)}")
+    found = errors(model, feed.plain(feed.test), feed.faces, feed.test, feed.crops.reduction, mirrored=True)
+    show(METRICS, measure(found))
 
 
-def load(path, device):
+def load(path: Path | str, device: torch.device) -> tuple[Model, Config, Markup]:
     """(model, configuration, markup) of a weights file. UserError when it holds no weights of this paper."""
     _, metadata = checkpoint.read_weights(path)
     if metadata.get("row") not in ROWS:
@@ -116,4 +135,4 @@ def load(path, device):
 
 
 if __name__ == "__main__":
-    cli.entry(main, about=__doc__)
+    cli.entry(main)

@@ -1,13 +1,15 @@
 """Landmarks of any face image.
 
-`python -m facepapers.papers.coarse_to_fine.predict IMAGE ... [--weights FILE] [--box X,Y,W,H]`
+`python -m facepapers.papers.coarse_to_fine.predict IMAGE ...`
 
-Writes IMAGE.points.json and IMAGE.points.png beside each image, or into `--out FOLDER`. Without `--box` the whole
-image is taken as the face box.
+Writes IMAGE.points.json and IMAGE.points.png beside each image. Without `--box` the whole image is taken as the face
+box.
 """
 
 import math
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,35 +19,41 @@ from facepapers.common.data import pack
 from facepapers.common.evidence import runs
 from facepapers.common.training import parallel
 from facepapers.common.vision import images
-from facepapers.papers.coarse_to_fine.config import PAPER
+from facepapers.papers.coarse_to_fine.config import PAPER, Config
 from facepapers.papers.coarse_to_fine.crops import square
 from facepapers.papers.coarse_to_fine.evaluate import load
 
 
-def main(argv):
-    weights, argv = cli.take_option(argv, "weights")
-    box, argv = cli.take_option(argv, "box")
-    out, argv = cli.take_option(argv, "out")
-    device_name, paths = cli.take_option(argv, "device", "auto")
-    unknown = [p for p in paths if p.startswith("--")]
-    if unknown or not paths:
-        raise cli.UserError("usage: python -m facepapers.papers.coarse_to_fine.predict IMAGE ... "
-                            "[--weights FILE] [--box X,Y,W,H] [--out FOLDER]")  # fmt: skip
-    model, cfg, markup = load(weights or runs.newest_weights(PAPER, but="mean-shape"), parallel.start(device_name))
-    for path in map(Path, paths):
+@dataclass(frozen=True)
+class Command:
+    """Find the landmarks of faces."""
+
+    images: tuple[Path, ...]  # image files
+    weights: Path | None = None  # weights file; without it the newest that was trained on this machine
+    box: str | None = None  # face box X,Y,W,H in pixels; without it the whole image
+    out: Path | None = None  # folder of what is written; without it the image's own
+    device: str = "auto"  # auto (a GPU where there is one), cpu or cuda
+
+
+def main(argv: Sequence[str]) -> None:
+    """Write points and picture of each image."""
+    options = cli.command(Command, argv, "python -m facepapers.papers.coarse_to_fine.predict", __doc__)
+    weights = options.weights or runs.newest_weights(PAPER, but="mean-shape")
+    model, cfg, markup = load(weights, parallel.start(options.device))
+    for path in options.images:
         photo = pack.read_photo(path)
-        face = parse_box(box, photo, path)
+        face = parse_box(options.box, photo, path)
         started = time.perf_counter()
         points = predict(model, cfg, photo, face)
         spent = 1000 * (time.perf_counter() - started)
-        folder = Path(out) if out else path.parent
+        folder = options.out or path.parent
         value = {"image": path.name, "box_xywh": face, "markup": markup.name, "points_xy": points.tolist()}
         storage.write_json(folder / f"{path.stem}.points.json", value)
         drawing = draw(photo, points, face, folder / f"{path.stem}.points.png")
         print(f"{path}: {len(points)} points in {spent:.1f} ms -> {drawing}")
 
 
-def parse_box(text, photo, path):
+def parse_box(text: str | None, photo: torch.Tensor, path: Path) -> list[float]:
     """[x, y, w, h] from `X,Y,W,H`, or the whole image. UserError when malformed or outside the image."""
     height, width = photo.shape[1:]
     if text is None:
@@ -61,7 +69,7 @@ def parse_box(text, photo, path):
 
 
 @torch.no_grad()
-def predict(model, cfg, photo, box):
+def predict(model: torch.nn.Module, cfg: Config, photo: torch.Tensor, box: list[float]) -> torch.Tensor:
     """Points (P, 2) in image pixels for one face in `photo` (3, H, W), `box` = x, y, w, h."""
     device = next(iter(model.state_dict().values())).device
     centre, side = square(torch.tensor([box]))
@@ -75,7 +83,7 @@ def predict(model, cfg, photo, box):
     return points * reduction + (reduction - 1) / 2
 
 
-def draw(photo, points, box, path):
+def draw(photo: torch.Tensor, points: torch.Tensor, box: list[float], path: Path) -> Path:
     """Write the image with its points and box as PNG at the image's own size."""
     from PIL import Image, ImageDraw
 
@@ -90,4 +98,4 @@ def draw(photo, points, box, path):
 
 
 if __name__ == "__main__":
-    cli.entry(main, about=__doc__)
+    cli.entry(main)

@@ -39,7 +39,8 @@ def main(argv):
 
 def parse(argv, weights=None):
     """The Config of a command line; `weights` name the trunk."""
-    cfg = cli.experiment(argv, preset, check, "stage3", "python -m facepapers.papers.face_attributes.train")
+    prog = "python -m facepapers.papers.face_attributes.train"
+    (cfg,) = cli.experiment(argv, preset, check, "stage3", prog=prog)
     named = weights is not None and cfg.trunk not in ("random", "demo")
     return dataclasses.replace(cfg, trunk=assemble.digest_of(weights)) if named else cfg
 
@@ -131,8 +132,8 @@ def fit(cfg, net, source, run, share, device):
     plain = cfg.statistics == "frozen" and parallel.world() == 1
     network = net if plain else parallel.wrap(net, device)
     parts = {"model": learned, "optimizer": optimizer} | ({"average": average} if average else {})
-    steps = loop.Steps(run.folder, parts, cfg.steps, cfg.batch * len(source.parts), "faces", label=run.name,
-                       identity=runs.fingerprint(cfg), precision=cfg.precision)  # fmt: skip
+    origin = loop.Origin(run.name, runs.fingerprint(cfg), cfg.precision)
+    steps = loop.Steps(run.folder, parts, cfg.steps, cfg.batch * len(source.parts), "faces", origin)
     known = data.attributes_of(source.parts)
     for step in steps:
         x, labels, counts = source.batch(step, share)
@@ -237,8 +238,8 @@ def train_trunk(cfg, run, device):
     both = both.to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(both.parameters(), cfg.lr, weight_decay=cfg.weight_decay, fused=True)
     network, share = parallel.wrap(Cosines(both), device), parallel.my_slice(cfg.batch)
-    steps = loop.Steps(run.folder, {"model": both, "optimizer": optimizer}, cfg.steps, cfg.batch, "faces",
-                       label=run.name, identity=runs.fingerprint(cfg), precision=cfg.precision)  # fmt: skip
+    origin = loop.Origin(run.name, runs.fingerprint(cfg), cfg.precision)
+    steps = loop.Steps(run.folder, {"model": both, "optimizer": optimizer}, cfg.steps, cfg.batch, "faces", origin)
     for step in steps:
         index = torch.randint(len(faces), (cfg.batch,), generator=seeding.generator(cfg.seed, 3, step))
         flip = torch.rand(cfg.batch, generator=seeding.generator(cfg.seed, 4, step)) < 0.5

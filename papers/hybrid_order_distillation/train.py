@@ -41,9 +41,9 @@ def main(argv):
 
 def parse(argv):
     """The Config of a command line."""
-    return cli.experiment(
-        argv, preset, check, "assistant_123", "python -m facepapers.papers.hybrid_order_distillation.train"
-    )
+    prog = "python -m facepapers.papers.hybrid_order_distillation.train"
+    (cfg,) = cli.experiment(argv, preset, check, "assistant_123", prog=prog)
+    return cfg
 
 
 def train(cfg, device, out=paths.LOCAL, teacher_file=None):
@@ -252,8 +252,8 @@ def fit(cfg, learner, source, training, folder, total, resolution, px, label, sh
     average = loop.averaged(learner, cfg.averaging) if cfg.averaging else None
     optimizer = make_optimizer(cfg, learner)
     parts = {"model": learner, "optimizer": optimizer} | ({"average": average} if average else {})
-    about = dict(label=label, identity=runs.fingerprint(cfg), precision=cfg.precision)
-    steps = loop.Steps(folder, parts, total, cfg.batch, "images", **about)
+    origin = loop.Origin(label, runs.fingerprint(cfg), cfg.precision)
+    steps = loop.Steps(folder, parts, total, cfg.batch, "images", origin)
     feed = data.Feed(training, cfg, resolution, px, total, device) if steps.first < total else None
     network = parallel.wrap(learner, device)
     taught = source is not None and bool(cfg.orders or cfg.kd or cfg.hint or cfg.centre)

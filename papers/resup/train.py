@@ -36,7 +36,8 @@ def main(argv):
 
 def parse(argv):
     """The Config of a command line."""
-    return cli.experiment(argv, preset, check, "resup", "python -m facepapers.papers.resup.train")
+    (cfg,) = cli.experiment(argv, preset, check, "resup", prog="python -m facepapers.papers.resup.train")
+    return cfg
 
 
 def train(cfg, device, out=paths.LOCAL, files=("", "")):
@@ -103,13 +104,13 @@ def fit(cfg, twins, training, valid, run, share, device, warm=None):
     shared = {"model": twins, "optimizer": optimizer, "best": best}  # what the warm-up's end consists of
     parts = shared | {"judges": judges} | ({"average": average} if average else {})
     named = lambda step: ", ".join(str(i) for i in data.index(cfg, n, step).unique().tolist())
-    about = dict(label=run.name, identity=runs.fingerprint(cfg), precision=cfg.precision, describe=named)
-    steps = loop.Steps(run.folder, parts, cfg.epochs * per_epoch, cfg.batch * cfg.nets, "faces", **about)
+    origin = loop.Origin(run.name, runs.fingerprint(cfg), cfg.precision)
+    total, batch = cfg.epochs * per_epoch, cfg.batch * cfg.nets
+    steps = loop.Steps(run.folder, parts, total, batch, "faces", origin, describe=named)
     pictures, given = training.images.to(device), torch.from_numpy(training.given).to(device)
     flip = torch.from_numpy(training.flip).to(device)
     if not steps.first and warm and parallel.any_rank(warm.exists(), device):
         steps.resume(warm, shared)
-        steps.step = steps.first - 1
         if average:
             judged.load_state_dict(twins.state_dict())
         if cfg.judged:
