@@ -111,14 +111,19 @@ def parse(default, argv, prog, about=None):
     return _known(type(default), argv, prog, about, default=default)
 
 
-def command(kind, argv, prog, about=None):
+def command(kind, argv, prog, about=None, least=1):
     """An instance of a command's dataclass `kind`, or of one of `A | B` (subcommands named as classes), from `argv`.
 
-    A field without a default stands on the command line without a name (a tuple takes one or more words), each other
-    one is an option. The comment behind a field is its line in --help, which begins with `about`. Raises UserError (one
-    line, with the nearest known option) for an unknown option, a bad value or a missing word.
+    A field without a default stands on the command line without a name (a tuple takes `least` or more words), each
+    other one is an option. The comment behind a field is its line in --help, which begins with `about`. Raises
+    UserError (one line, with the nearest known option) for an unknown option, a bad value or a missing word.
     """
-    return _known(kind, argv, prog, about)
+    found = _known(kind, argv, prog, about)
+    for field in dataclasses.fields(found):
+        value = getattr(found, field.name)
+        if field.default is dataclasses.MISSING and isinstance(value, tuple) and len(value) < least:
+            raise UserError(f"{field.name.upper()}: name {least} or more; see `{prog} --help`")
+    return found
 
 
 def command_and_rest(kind, argv, prog, about=None):
@@ -132,7 +137,9 @@ def _known(kind, argv, prog, about, **more):
     if unknown:
         known = sorted(_options(type(found)))
         near = difflib.get_close_matches(unknown[0].replace("_", "-"), known, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known: {' '.join(known)}" if known else "it takes none"
+        hint = (
+            f"did you mean {near[0]}?" if near else f"known: {' '.join(known)}" if known else "this command takes none"
+        )
         raise UserError(f"unknown setting {unknown[0]!r}: {hint}")
     return found
 
@@ -155,9 +162,6 @@ def _parsed(kind, argv, prog, about, **more):
         if not stop.code:  # --help
             raise
         raise UserError(f"{_flatten(said.getvalue())}; see `{prog} --help`") from None
-    for field in dataclasses.fields(found):
-        if field.default is dataclasses.MISSING and getattr(found, field.name) == ():
-            raise UserError(f"{field.name.upper()}: name one or more; see `{prog} --help`")
     return found, unknown
 
 
@@ -173,7 +177,7 @@ def _options(kind):
 def _flatten(panel: str) -> str:
     """tyro's framed message as one line."""
     words = " ".join(line.strip("│╭╰╮╯─ \n") for line in panel.splitlines())
-    return " ".join(words.split())
+    return " ".join(words.partition("For full helptext")[0].split())
 
 
 def take_option(argv: Sequence[str], name: str, default: Any = None) -> tuple[Any, list[str]]:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -51,6 +52,79 @@ def test_a_wrong_option_is_one_line(words, said):
     with pytest.raises(cli.UserError) as error:
         cli.parse(Settings(), words, "prog")
     one_line_error(error, *said)
+
+
+@dataclass(frozen=True)
+class Photos:
+    """Look at photos."""
+
+    images: tuple[Path, ...]  # image files
+    size: int | None = None  # side in pixels
+    out: Path = Path("here")  # folder of what is written
+
+
+@dataclass(frozen=True)
+class Forget:
+    """Forget a photo."""
+
+    image: str  # its name
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where it runs."""
+
+    device: str = "auto"  # a processor
+
+
+def test_a_command_is_a_dataclass():
+    found = cli.command(Photos, ["a.png", "b.png", "--out", "there"], "prog")
+    assert found == Photos((Path("a.png"), Path("b.png")), None, Path("there"))
+    assert cli.command(Photos | Forget, ["forget", "a"], "prog") == Forget("a")
+    assert cli.command(Photos, [], "prog", least=0).images == ()
+    found, rest = cli.command_and_rest(Forget, ["a", "--steps", "3"], "prog")
+    assert (found, rest) == (Forget("a"), ["--steps", "3"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "words", "said"),
+    [
+        (Photos, [], "IMAGES: name 1 or more; see `prog --help`"),
+        (Photos, ["a", "--siz", "3"], "did you mean --size?"),
+        (Photos, ["a", "--size", "many"], "many"),
+        (Forget, [], "IMAGE"),
+        (Forget, ["a", "b"], "unknown setting 'b': this command takes none"),
+        (Photos | Forget, [], "photos, forget"),
+        (Photos | Forget, ["photo", "a"], "photos, forget"),
+        (Photos | Forget, ["photos", "a", "--ou", "x"], "did you mean --out?"),
+    ],
+)
+def test_a_wrong_word_of_a_command_is_one_line(kind, words, said):
+    with pytest.raises(cli.UserError) as error:
+        cli.command(kind, words, "prog")
+    one_line_error(error, said)
+
+
+def test_help_of_a_command_says_what_it_does_and_each_option(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.command(Photos, ["--help"], "prog", "What it is about.")
+    said = capsys.readouterr().out
+    assert not stop.value.code
+    for word in ("What it is about.", "IMAGES", "image files", "--size", "side in pixels", "--out", "folder of what"):
+        assert word in said
+
+
+def test_an_experiment_has_its_own_options_beside_its_settings():
+    def preset(name, row, data):
+        return Settings(steps={"short": 1, "long": 9}[name], lr=float(row))
+
+    checked = []
+    words = ["--preset", "long", "--device", "gpu", "--row", "2", "--weight-decay", "3"]
+    machine, settings = cli.experiment(words, preset, checked.append, "1", Machine(), prog="prog")
+    assert (machine, settings) == (Machine("gpu"), Settings(steps=9, lr=2.0, weight_decay=3.0))
+    assert checked == [settings] and cli.experiment([], preset, checked.append, "1", prog="prog") == (Settings(1, 1.0),)
+    with pytest.raises(cli.UserError, match="did you mean --device"):
+        cli.experiment(["--devise", "x"], preset, checked.append, "1", Machine(), prog="prog")
 
 
 def test_take_option():
