@@ -505,7 +505,7 @@ def test_evaluate_reads_a_folder_with_its_pairs_and_draws(tmp_path, capsys):
     evaluate.main([*words, "--channels", "bgr"])
     again = capsys.readouterr().out
     assert again.split("\n  folds ")[0] != said.split("\n  folds ")[0], "other pixels, other distances"
-    with pytest.raises(cli.UserError, match="usage"):
+    with pytest.raises(cli.UserError, match="'srgb' for argument '--pixels'"):
         evaluate.main([*words, "--pixels", "srgb"])
 
 

@@ -36,11 +36,11 @@ PROTOCOLS = ("view1", "view2", "tune", "pairs", "bins")
 class Config:
     """Everything that decides a run's outcome. Defaults: the CASIA column of Table 2 (CVPR text, section 3.1)."""
 
-    preset: str = "paper"
+    preset: str = "paper"  # a name of PRESETS: the settings that stand for it
     data: str = "casia"  # casia | ms1mv2 (RecordIO or image folders), lfw, embedded
     protocol: str = "bins"  # what is tested: verification sets, LFW's view1, view2 or pairs; tune stays in DevTrain
     row: str = "arcface"  # the loss; see ROWS
-    seed: int = 0
+    seed: int = 0  # of the weights, the order of faces and their augmentation
     weights: str = ""  # sha256 of weights that are tested without training (row "given")
     net: str = "iresnet50"  # Table 2; iresnet100 for MS1MV2
     units: tuple[int, ...] = ()  # with net "iresnet": units of the four stages
@@ -59,12 +59,12 @@ class Config:
     drops: tuple[int, ...] = (20_000, 28_000)  # lr / 10 at these steps; none: one cosine to zero (our choice)
     warmup: int = 0  # steps of linear warm-up
     momentum: float = 0.9  # section 3.1
-    nesterov: bool = False
+    nesterov: bool = False  # SGD with Nesterov's momentum (ours, for short runs)
     weight_decay: float = 5e-4  # section 3.1; on everything, W included
     clip: float = 5.0  # largest norm of the network's gradient (insightface's torch script)
     averaging: float = 0.0  # decay of a running average of the weights, 0 is off (the paper has none)
-    precision: str = "fp32"  # of the network (the head is float32 always); bf16, auto: see common/precision.py
-    scale: float = 64.0  # s
+    precision: str = "fp32"  # of the network (the head is float32 always); bf16, auto: see common/training/precision.py
+    scale: float = 64.0  # s, of the cosines (section 3.1)
     strength: float = 1.0  # share of the row's margin: m2 = 0.5 * strength and so on (our way to shrink all alike)
     margin_warmup: float = 0.0  # share of the steps in which the margin grows linearly from zero
     past_pi: str = "keep_decreasing"  # see method.PAST_PI
@@ -74,7 +74,7 @@ class Config:
     triplet_margin: float = 0.35  # Table 2, radians
     images_per_person: int = 0  # of a batch; 0: images are drawn one by one. Triplet: 5 (insightface's settings)
     sharded: bool = False  # W spread over the processes, sampled at `sample_rate` (Partial FC)
-    sample_rate: float = 1.0
+    sample_rate: float = 1.0  # share of the classes in a step, with sharded
     augment: str = "flip"  # the paper's; "light" and "strong" are ours
     min_images: int = 1  # people with fewer images do not train
     noise: float = 0.0  # share of training labels replaced by another person's, for the sub-center rows

@@ -1,15 +1,15 @@
 """Verification accuracy of a weights file: `python -m facepapers.papers.arcface.evaluate --weights FILE --data lfw`.
 
---data is lfw, embedded, a .bin file of insightface, or with --pairs FILE (LFW's format) a folder <identity>/<image>;
---protocol is pairs (LFW's 6,000, ten folds) or view1 (its 1,000 pairsDevTest). Foreign weights may want other pixels
-than their architecture usually does: --pixels arcface|mxnet|imagenet, --channels bgr. --picture FILE.png draws the ROC
-curve and the angles. Protocol: embeddings of image and mirror image are added; ten folds, thresholds learned on the
-other nine (protocols/verification.py). Weights that were trained on LFW's DevTrain are not tested on the 6,000 pairs:
-2,985 of the 4,281 people there are in DevTrain.
+Protocol: embeddings of image and mirror image are added; ten folds, thresholds learned on the other nine
+(protocols/verification.py). Weights that were trained on LFW's DevTrain are not tested on the 6,000 pairs: 2,985 of the
+4,281 people there are in DevTrain.
 """
 
 import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -18,30 +18,43 @@ from facepapers.common import cli, storage
 from facepapers.common.cli import MissingData, UserError
 from facepapers.common.evidence import runs
 from facepapers.common.protocols import angles, verification
+from facepapers.common.protocols.metrics import show
 from facepapers.common.training import checkpoint, parallel
 from facepapers.common.vision import networks
 from facepapers.common.vision.networks import GIVEN_FILE, GIVEN_SHA256
 from facepapers.papers.arcface import data, figures
 from facepapers.papers.arcface.bayes import JointBayes
-from facepapers.papers.arcface.config import PAPER, preset
+from facepapers.papers.arcface.config import PAPER, Config, preset
 from facepapers.papers.arcface.metrics import METRICS, measure, pair_keys
 from facepapers.papers.arcface.nets import load_net
 
 # ---- From a network to predictions
 
 
-def embed(net, pictures, device, flip=True, batch=128, unit=True):
+def embed(
+    net: torch.nn.Module,
+    pictures: torch.Tensor,
+    device: torch.device,
+    flip: bool = True,
+    batch: int = 128,
+    unit: bool = True,
+) -> np.ndarray:
     """Unit (or plain) embeddings (N, d), float64, of uint8 faces (N, 3, S, S) of any size, the mirror image's added."""
-    prepare = lambda part: networks.to_input(data.resize(part, net.input_px), net.pixels)
+
+    def prepare(part):
+        return networks.to_input(data.resize(part, net.input_px), net.pixels)
+
     return verification.embed(net.eval(), pictures, prepare, batch, device, flip, unit)
 
 
-def joint_bayes(net, training, share, device):
+def joint_bayes(net: torch.nn.Module, training: data.Training, share: float, device: torch.device) -> JointBayes:
     """The JointBayes of the training people's embeddings."""
     return JointBayes(embed(net, training.images, device, unit=False), training.labels, share)
 
 
-def predictions(net, test, device, bayes=None):
+def predictions(
+    net: torch.nn.Module, test: data.Test, device: torch.device, bayes: JointBayes | None = None
+) -> dict[str, np.ndarray]:
     """Arrays of a data.Test for the record: computed numbers, neither images nor names.
 
     `bayes`: a JointBayes, whose distances are added as `distance_bayes`.
@@ -64,7 +77,9 @@ def predictions(net, test, device, bayes=None):
     return arrays
 
 
-def person_angles(vectors, labels, prefix="", weight=None):
+def person_angles(
+    vectors: np.ndarray, labels: np.ndarray, prefix: str = "", weight: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
     """`intra_deg` per face and `inter_deg` per person with two or more faces; with W also `w_ec_deg`, `w_inter_deg`.
 
     As verification.angle_statistics, one value per face, person or row, so that intervals can be computed.
@@ -74,7 +89,6 @@ def person_angles(vectors, labels, prefix="", weight=None):
     np.add.at(centre, place, vectors)
     centre = verification.unit_rows(centre)
     several = count >= 2
-    degrees = lambda cosine: np.degrees(np.arccos(np.clip(cosine, -1, 1))).astype(np.float32)
     arrays = {}
     if several.sum() >= 2:
         own = (vectors * centre[place]).sum(1)[several[place]]
@@ -87,7 +101,14 @@ def person_angles(vectors, labels, prefix="", weight=None):
     return arrays
 
 
-def embed_training(net, training, device, workers=0):
+def degrees(cosine: np.ndarray) -> np.ndarray:
+    """Angles, float32, of cosines that rounding may have taken beyond 1."""
+    return np.degrees(np.arccos(np.clip(cosine, -1, 1))).astype(np.float32)
+
+
+def embed_training(
+    net: torch.nn.Module, training: data.Training, device: torch.device, workers: int = 0
+) -> torch.Tensor:
     """Unit embeddings (N, d) float32 tensor of the training faces, without mirror images; `workers` read a dataset."""
     if training.images is not None:
         return torch.from_numpy(embed(net, training.images, device, flip=False)).float()
@@ -95,7 +116,9 @@ def embed_training(net, training, device, workers=0):
     return torch.cat([torch.from_numpy(embed(net, pictures, device, flip=False)).float() for pictures, _ in parts])
 
 
-def angles_of_training(net, head, training, device):
+def angles_of_training(
+    net: torch.nn.Module, head: torch.nn.Module, training: data.Training, device: torch.device
+) -> dict[str, np.ndarray]:
     """Table 3's angles on the training faces; nothing for sets that do not fit memory."""
     if training.images is None:
         return {}
@@ -109,48 +132,48 @@ def angles_of_training(net, head, training, device):
 # ---- The command
 
 
-def main(argv):
-    device_name, argv = cli.take_option(argv, "device", "auto")
-    path, argv = cli.take_option(argv, "weights")
-    name, argv = cli.take_option(argv, "data", "lfw")
-    protocol, argv = cli.take_option(argv, "protocol")
-    out, argv = cli.take_option(argv, "out")
-    listed, argv = cli.take_option(argv, "pairs")
-    pixels, argv = cli.take_option(argv, "pixels")
-    channels, argv = cli.take_option(argv, "channels", "rgb")
-    picture, argv = cli.take_option(argv, "picture")
-    if path is None or argv or channels not in ("rgb", "bgr") or pixels not in (None, *networks.PIXELS):
-        raise UserError(
-            "usage: python -m facepapers.papers.arcface.evaluate --weights FILE --data lfw|embedded|FILE.bin|FOLDER "
-            "[--pairs FILE] [--protocol pairs|view1] [--pixels arcface|mxnet|imagenet] [--channels rgb|bgr] "
-            "[--picture FILE.png] [--out FOLDER]"
-        )
-    device = parallel.start(device_name)
-    if out is not None:
-        record = record_given(preset("pairs", "given"), path, device, out)
-        show(f"{path} on lfw, pairs", record["metrics"])
+@dataclass(frozen=True)
+class Command:
+    """Test a weights file."""
+
+    weights: Path | None = None  # weights file; without it the newest that was trained on this machine
+    data: str = "lfw"  # lfw, embedded, a .bin file of insightface, or with --pairs a folder <identity>/<image>
+    protocol: str | None = None  # of lfw: pairs (6,000 in ten folds; the default) or view1 (its 1,000 pairsDevTest)
+    pairs: Path | None = None  # list of a folder's pairs, in LFW's format
+    pixels: Literal["arcface", "mxnet", "imagenet"] | None = None  # scaling, where not the architecture's usual one
+    channels: Literal["rgb", "bgr"] = "rgb"  # order of colours that the weights expect
+    picture: Path | None = None  # file (.png) for the ROC curve and the angles
+    out: Path | None = None  # folder of records: test the given MobileFaceNet on lfw's pairs and record it
+    device: str = "auto"  # auto (a GPU where there is one), cpu or cuda
+
+
+def main(argv: Sequence[str]) -> None:
+    """Print every metric of a weights file on a set's pairs."""
+    options = cli.command(Command, argv, "python -m facepapers.papers.arcface.evaluate", __doc__)
+    device = parallel.start(options.device)
+    if options.out is not None:
+        record = record_given(preset("pairs", "given"), options.weights, device, options.out)
+        print(f"{options.weights or GIVEN_FILE} on lfw, pairs")
+        show(METRICS, record["metrics"])
         return
+    path = options.weights or runs.newest_weights(PAPER)
     net = load_net(path).to(device)
-    net.pixels = pixels or net.pixels
-    test, about = test_set(name, protocol or ("pairs" if name == "lfw" and not listed else None), path, listed)
-    if channels == "bgr":
+    net.pixels = options.pixels or net.pixels
+    protocol = options.protocol or ("pairs" if options.data == "lfw" and not options.pairs else None)
+    test, described = test_set(options.data, protocol, path, options.pairs)
+    if options.channels == "bgr":
         test = dataclasses.replace(test, images=test.images.flip(1))
     found = predictions(net, test, device)
-    show(f"{path} on {about}: {len(test.pairs)} pairs", measure(found))
+    print(f"{path} on {described}: {len(test.pairs)} pairs")
+    show(METRICS, measure(found))
     result = verification.verify(found["distance"], found["same"], found["fold"])
     print(f"  folds {' '.join(f'{v:.2f}' for v in result.fold_accuracy_pct)}, standard deviation {result.std_pct:.2f}")
-    if picture:
-        figures.verification_picture(found, picture, f"{Path(path).name} on {about}")
-        print(f"  {picture}: ROC curve and angles")
+    if options.picture:
+        figures.verification_picture(found, options.picture, f"{Path(path).name} on {described}")
+        print(f"  {options.picture}: ROC curve and angles")
 
 
-def show(title, metrics):
-    print(title)
-    for key, value in metrics.items():
-        print(f"  {METRICS[key].label:60s} {value:8.3f}")
-
-
-def test_set(name, protocol, weights, listed=None):
+def test_set(name: str, protocol: str | None, weights: Path | str, listed: Path | None = None) -> tuple[data.Test, str]:
     """(data.Test, description) of a set's name, a .bin file, or a folder with its list of pairs `listed`."""
     if protocol and (listed or name.endswith(".bin")):
         raise UserError(f"--protocol {protocol}: this set has one list of pairs; leave --protocol out")
@@ -171,14 +194,14 @@ def test_set(name, protocol, weights, listed=None):
     return data.test_of(faces, faces.pairs[key], chosen), f"{name}, {protocol or 'its pairs'}"
 
 
-def refuse_leak(path):
+def refuse_leak(path: Path | str) -> None:
     """UserError when a weights file says that it was trained on LFW."""
-    words = checkpoint.read_weights(path)[1] if str(path).endswith(".safetensors") else {}
-    if words.get("trained_on") == "lfw":
+    metadata = checkpoint.read_weights(path)[1] if str(path).endswith(".safetensors") else {}
+    if metadata.get("trained_on") == "lfw":
         raise UserError(f"{path}: was trained on LFW's people, so the 6,000 pairs are no test; use --protocol view1")
 
 
-def record_given(cfg, path, device, out):
+def record_given(cfg: Config, path: Path | None, device: torch.device, out: Path) -> dict:
     """Test the given weights on LFW's 6,000 pairs and write the record; returns it."""
     run = runs.Run(PAPER, cfg.run_name, cfg, preset(cfg.preset, cfg.row, cfg.data), out)
     if finished := run.finished_record():
@@ -204,7 +227,7 @@ def record_given(cfg, path, device, out):
 # ---- Networks of several seeds as one
 
 
-def record_together(cfg, device, out):
+def record_together(cfg: Config, device: torch.device, out: Path) -> dict:
     """Test the finished runs of seeds cfg.seed, cfg.seed + 1, ... as one verifier and write the record; returns it.
 
     Its distance of a pair is the mean of theirs. MissingData naming the first run that is not finished.
@@ -234,15 +257,18 @@ def record_together(cfg, device, out):
     )
 
 
-def mean_distances(parts):
+def mean_distances(parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """Predictions whose distances are the mean of several runs' on the same pairs; the runs' angles are left out."""
-    keys = lambda *starts: [key for key in parts[0] if key.startswith(starts)]  # of each test set of the runs
-    same = keys("same", "fold")
+    same = [key for key in parts[0] if key.startswith(("same", "fold"))]  # of each test set of the runs
     if not all(np.array_equal(part[key], parts[0][key]) for part in parts for key in same):
         raise UserError("--row together: these runs were tested on different pairs")
-    mean = lambda key: np.mean([part[key] for part in parts], 0, np.float64).astype(np.float32)
-    return {key: parts[0][key] for key in same} | {key: mean(key) for key in keys("distance")}
+    means = {
+        key: np.mean([part[key] for part in parts], 0, np.float64).astype(np.float32)
+        for key in parts[0]
+        if key.startswith("distance")
+    }
+    return {key: parts[0][key] for key in same} | means
 
 
 if __name__ == "__main__":
-    cli.entry(main, about=__doc__)
+    cli.entry(main)
