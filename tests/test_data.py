@@ -330,9 +330,10 @@ def test_wrong_words_on_the_command_line(toy, capsys):
     for argv, word in (
         (["get", "toi"], "did you mean toy?"),
         (["get", "zzz"], "known: toy"),
-        (["get"], "usage"),
-        ([], "usage"),
-        (["list", "toy"], "usage"),
+        (["get"], "NAME"),
+        ([], "list, get, verify"),
+        (["list", "toy"], "unknown setting 'toy'"),
+        (["get", "toy", "--miror", "x"], "did you mean --mirror?"),
         (["get", "toy", "--mirror", "/nowhere/at/all"], "/nowhere/at/all"),
     ):
         assert run(*argv) == 2

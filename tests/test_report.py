@@ -429,11 +429,17 @@ def nothing(monkeypatch):
         monkeypatch.setattr(module, name, lambda *words, name=name: pytest.fail(f"{name} was called"))
 
 
-def test_usage_is_one_line(root):
-    for words in ([], ["wright"], ["why"], ["verify", "x"], ["verify", "--v"], ["write", "-v"]):
-        with pytest.raises(cli.UserError) as error:
-            report.main(words)
-        one_line_error(error, "usage")
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "write, verify, why"), (["wright"], "write, verify, why"), (["why"], "CELL"), (["verify", "x"], "'x'"),
+        (["verify", "--v"], "--verbose"), (["write", "-v"], "'--verbose'"),
+    ],
+)  # fmt: skip
+def test_wrong_words_are_one_line(root, words, said):
+    with pytest.raises(cli.UserError) as error:
+        report.main(words)
+    one_line_error(error, said)
 
 
 @pytest.mark.parametrize("key", ["tolerance_reason", "source", "published", "metric"])

@@ -1,5 +1,8 @@
 """`python -m facepapers.common.data list | get NAME | verify NAME`: the sets and their state."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 from facepapers.common import cli
 from facepapers.common.cli import MissingData, UserError
 from facepapers.common.data.obtain import on_disk
@@ -53,25 +56,41 @@ def _print_steps(entry: DataSet) -> None:
             print(f"{part.steps}\nExpected:\n{part.tree}")
 
 
-def main(argv: list[str]) -> None:
-    """`list`, `get NAME [--mirror PLACE]`, `verify NAME`."""
-    mirror, words = cli.take_option(argv, "mirror")
-    if words == ["list"] and mirror is None:
+@dataclass(frozen=True)
+class List:
+    """Show the sets and their state."""
+
+
+@dataclass(frozen=True)
+class Get:
+    """Obtain, check and prepare a set."""
+
+    name: str  # of a set
+    mirror: str | None = None  # folder or URL that holds the archives; without it DATA_MIRROR or the official address
+
+
+@dataclass(frozen=True)
+class Verify:
+    """Decode a prepared set and compare its fingerprint."""
+
+    name: str  # of a set
+
+
+def main(argv: Sequence[str]) -> None:
+    """Do what the subcommand says."""
+    options = cli.command(List | Get | Verify, argv, "python -m facepapers.common.data", __doc__)
+    if isinstance(options, List):
         _print_table()
-    elif len(words) == 2 and words[0] == "get" and not words[1].startswith("-"):
+    elif isinstance(options, Get):
         try:
-            _print_pack(get(words[1], mirror))
+            _print_pack(get(options.name, options.mirror))
         except MissingData:
-            _print_steps(find(words[1]))
+            _print_steps(find(options.name))
             raise
-    elif len(words) == 2 and words[0] == "verify" and mirror is None:
-        _print_pack(verify(words[1]))
-        print("  verified     the decoded content has the recorded fingerprint")
     else:
-        raise UserError(
-            "usage: python -m facepapers.common.data list | get NAME [--mirror FOLDER_OR_URL] | verify NAME"
-        )
+        _print_pack(verify(options.name))
+        print("  verified     the decoded content has the recorded fingerprint")
 
 
 if __name__ == "__main__":
-    cli.entry(main, about=__doc__)
+    cli.entry(main)

@@ -11,9 +11,6 @@ from facepapers.common.evidence import claims, runs
 BEGIN, END = "<!-- generated: {name} -->", "<!-- end of {name} -->"
 
 
-USAGE = "usage: python -m facepapers.common.tools.report write | verify [-v] [--paper <paper>] | why <paper>.<claim>"
-
-
 BENCH = ("what", "ours", "ours_ms", "other", "other_ms", "ratio")  # columns of bench.csv that the notes show
 
 

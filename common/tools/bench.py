@@ -6,7 +6,7 @@ together, they are the `seconds_alone` of each. Its `trained_networks()` yields 
 for a few steps, and their rate stands beside that of matrix products on the same machine.
 
 All of it takes at most three minutes: slow comparisons get fewer rounds, and what no time is left for is named and left
-out. `make bench ARGS=--record` takes its time and also writes results/<paper>/bench.csv, which the paper's notes show.
+out. With `--record` it takes its time and also writes results/<paper>/bench.csv, which the paper's notes show.
 """
 
 import csv
@@ -14,6 +14,8 @@ import datetime
 import functools
 import math
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
@@ -28,7 +30,7 @@ from facepapers.common.training import parallel, precision
 COLUMNS = ("what", "ours", "ours_ms", "other", "other_ms", "ratio", "date", "device", "threads", "torch")
 
 
-def measure(paper, rates, until=math.inf):
+def measure(paper: str, rates: dict[str, float], until: float = math.inf) -> list[tuple]:
     """Print and return the rows (what, ours, ours_ms, other, other_ms, ratio) of a paper; a plain time has no other.
 
     `rates`: name of a precision -> GFLOP/s of its matrix products. After the time `until` (of time.monotonic) the rest
@@ -51,7 +53,7 @@ def measure(paper, rates, until=math.inf):
     return rows
 
 
-def shares(what, net, x, rates):
+def shares(what: str, net: torch.nn.Module, x: torch.Tensor, rates: dict[str, float]) -> list[tuple]:
     """Rows of a network's training step in each precision of `rates`, beside the same work as matrix products.
 
     The work is three times the forward pass's multiply-adds: torch 2.11's counter takes the weight gradients of grouped
@@ -80,30 +82,39 @@ def shares(what, net, x, rates):
 
 
 @functools.cache
-def matrix_rates(device):
+def matrix_rates(device: str) -> dict[str, float]:
     """Precision -> GFLOP/s of matrix products: float32, and bfloat16 where the device computes it natively."""
     types = {"fp32": torch.float32, "bf16": torch.bfloat16}
     used = ("fp32", "bf16") if precision.choose("auto", torch.device(device)) == "bf16" else ("fp32",)
     return {name: probe.gflops(types[name], device, 0.3) for name in used}
 
 
-def record(paper, rows, device):
+def record(paper: str, rows: list[tuple], device: str) -> None:
     """Write results/<paper>/bench.csv."""
     about = (datetime.date.today().isoformat(), device, torch.get_num_threads(), torch.__version__)
     with storage.atomic(paths.RECORDED / paper / "bench.csv") as temporary, open(temporary, "w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows([COLUMNS, *(row + about for row in rows)])
 
 
-def main(argv):
-    recording, argv = "--record" in argv, [a for a in argv if a != "--record"]
+@dataclass(frozen=True)
+class Command:
+    """Measure the speed of papers."""
+
+    papers: tuple[str, ...]  # names of papers; without any all of them
+    record: bool = False  # write results/<paper>/bench.csv; then no comparison is shortened or left out
+
+
+def main(argv: Sequence[str]) -> None:
+    """Print, and perhaps record, a table for each paper."""
+    options = cli.command(Command, argv, "python -m facepapers.common.tools.bench", __doc__, least=0)
     found = sorted(p.parent.name for p in Path(paths.ROOT, "papers").glob("*/bench.py"))
-    wanted = [a.replace("-", "_") for a in argv] or found
+    wanted = [name.replace("-", "_") for name in options.papers] or found
     if unknown := [paper for paper in wanted if paper not in found]:
         raise cli.UserError(f"no benchmark for {unknown[0]!r}; known are {', '.join(found)}")
     parallel.keep_freed_memory()  # as every training does
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else environment.cpu_name()
     rates = matrix_rates("cuda" if torch.cuda.is_available() else "cpu")
-    if recording:
+    if options.record:
         timing.LIMITS.update(dict.fromkeys(timing.LIMITS, math.inf))
     print(f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}; matrix products: "
           + ", ".join(f"{rate:.0f} GFLOP/s in {name}" for name, rate in rates.items()))  # fmt: skip
@@ -112,9 +123,9 @@ def main(argv):
         print(f"\n{paper}")
         now = time.monotonic()
         rows = measure(paper, rates, now + (end - now) / (len(wanted) - place))
-        if recording:
+        if options.record:
             record(paper, rows, device)
 
 
 if __name__ == "__main__":
-    cli.entry(main, about=__doc__)
+    cli.entry(main)

@@ -2,12 +2,14 @@
 
 import os
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from facepapers.common import cli, paths, storage
 
 
-def execute(path, timeout_s=600):
+def execute(path: Path, timeout_s: int = 600):
     """The executed notebook as a nbformat node, without what went to stderr: progress, which differs each time.
 
     It runs in its own folder, as Jupyter does it, and finds this checkout. UserError naming the notebook and the error
@@ -35,10 +37,19 @@ def execute(path, timeout_s=600):
     return notebook
 
 
-def main(argv):
+@dataclass(frozen=True)
+class Command:
+    """Execute notebooks in place."""
+
+    files: tuple[Path, ...]  # notebooks; without any those of all papers
+
+
+def main(argv: Sequence[str]) -> None:
+    """Execute and write back each notebook."""
     import nbformat
 
-    wanted = [Path(a) for a in argv] or sorted(Path(paths.ROOT, "papers").glob("*/explain.ipynb"))
+    options = cli.command(Command, argv, "python -m facepapers.common.tools.notebooks", __doc__, least=0)
+    wanted = options.files or sorted(Path(paths.ROOT, "papers").glob("*/explain.ipynb"))
     if not wanted:
         raise cli.UserError(
             f"{paths.ROOT}: no notebooks in an installed package; run this in a clone of the repository"
@@ -54,4 +65,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    cli.entry(main, about=__doc__)
+    cli.entry(main)

@@ -7,7 +7,7 @@ import torch
 LARGEST = {"cpu": 1024, "cuda": 8192}  # side of the largest product tried
 
 
-def gflops(dtype=torch.float32, device="cpu", seconds=0.1):
+def gflops(dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu", seconds: float = 0.1) -> float:
     """Best rate of square matrix products in GFLOP/s (2 per multiply-add), with the threads in use.
 
     On a CPU one thread alone is tried too: where others use the machine, several may wait for each other so long that
@@ -26,7 +26,7 @@ def gflops(dtype=torch.float32, device="cpu", seconds=0.1):
         torch.set_num_threads(threads)
 
 
-def best_rate(dtype, device, seconds):
+def best_rate(dtype: torch.dtype, device: torch.device, seconds: float) -> float:
     """The best of all products that fit into `seconds`: other processes only ever make a rate lower.
 
     Sides grow from 128 while the next one fits, so a slow type (emulated bfloat16) takes no longer than a fast one.
@@ -42,7 +42,7 @@ def best_rate(dtype, device, seconds):
             side *= 2
 
 
-def product_seconds(side, dtype, device):
+def product_seconds(side: int, dtype: torch.dtype, device: torch.device) -> float:
     """Seconds of one product of two (side, side) matrices: the faster of two after a warm-up."""
     a, b = (torch.ones(side, side, dtype=dtype, device=device) for _ in range(2))
     times = []

@@ -9,13 +9,15 @@ import difflib
 import heapq
 import time
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
 from facepapers.common import cli, paths, storage
 from facepapers.common.evidence import cards, chain, claims, environment, export, runs
 from facepapers.common.evidence.page import page
-from facepapers.common.evidence.tables import HEADS, USAGE, insert, notes_block, precision_block, value
+from facepapers.common.evidence.tables import HEADS, insert, notes_block, precision_block, value
 
 
 def generated(root=paths.ROOT, *, cells=None):
@@ -184,29 +186,46 @@ def since(names, most=8):
     return ", ".join(names[:most]) + more if names else "nothing that the run imported"
 
 
-def main(argv):
+@dataclass(frozen=True)
+class Write:
+    """Rewrite every table, figure and page from claims and records."""
+
+
+@dataclass(frozen=True)
+class Verify:
+    """Recompute every number from the committed predictions."""
+
+    paper: str | None = None  # one paper and its card alone
+    verbose: bool = False  # print each cell; -v for short
+
+
+@dataclass(frozen=True)
+class Why:
+    """Tell where a number comes from."""
+
+    cell: str  # <paper>.<claim>
+
+
+def main(argv: Sequence[str]) -> None:
+    """Do what the subcommand says."""
+    argv = ["--verbose" if word == "-v" else word for word in argv]
+    options = cli.command(Write | Verify | Why, argv, "python -m facepapers.common.tools.report", __doc__)
     if paths.INSTALLED:
         raise cli.UserError(f"{paths.ROOT}: no records in an installed package; run this in a clone of the repository")
-    command, rest = (argv[0], argv[1:]) if argv else ("", [])
-    if command == "write" and not rest:
+    if isinstance(options, Write):
         write()
-    elif command == "verify":
-        verify(*verify_options(rest))
-    elif command == "why" and len(rest) == 1:
-        why(rest[0])
+    elif isinstance(options, Verify):
+        verify(known_paper(options.paper), options.verbose)
     else:
-        raise cli.UserError(USAGE)
+        why(options.cell)
 
 
-def verify_options(argv):
-    """(paper or None, whether to print each cell) of the words after `verify`."""
-    paper, rest = cli.take_option(argv, "paper")
-    if set(rest) - {"-v"}:
-        raise cli.UserError(USAGE)
-    if paper is not None and paper.replace("-", "_") not in claims.papers():
-        raise cli.UserError(f"no paper {paper!r}; known are {', '.join(claims.papers())}")
-    return paper and paper.replace("-", "_"), bool(rest)
+def known_paper(name: str | None) -> str | None:
+    """The paper of a name with - or _, None for None. UserError for an unknown one."""
+    if name is not None and name.replace("-", "_") not in claims.papers():
+        raise cli.UserError(f"no paper {name!r}; known are {', '.join(claims.papers())}")
+    return name and name.replace("-", "_")
 
 
 if __name__ == "__main__":
-    cli.entry(main, about=__doc__)
+    cli.entry(main)

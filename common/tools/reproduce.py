@@ -5,6 +5,8 @@ A paper describes its plan in `papers/<paper>/config.py`: PLAN, preset -> common
 
 import os
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
@@ -14,30 +16,38 @@ from facepapers.common.evidence import claims, runs, tables
 from facepapers.common.progress import phase
 
 
-def main(argv):
+@dataclass(frozen=True)
+class Command:
+    """Run a preset of a paper. Any further option goes to its training: facepapers.papers.<paper>.train --help."""
+
+    paper: str  # its folder's name, with - or _
+    preset: str = "auto"  # auto (the richest that data and hardware allow) or a name of the paper's PRESETS
+    rows: str = ""  # rows of the table, separated by spaces; without any the preset's
+    seeds: str = ""  # whole numbers, separated by spaces; without any the preset's
+    data: str | None = None  # data set; without it the first of the preset's that is here
+    out: Path = paths.LOCAL  # folder of records
+
+
+def main(argv: Sequence[str]) -> None:
+    """Train and test every row and seed, then show the table."""
     if not argv:
         raise cli.UserError(f"usage: make reproduce-<paper>; papers: {', '.join(known_papers())}")
-    paper = argv[0].replace("-", "_")
+    options, rest = cli.command_and_rest(Command, argv, "python -m facepapers.common.tools.reproduce", __doc__)
+    paper = options.paper.replace("-", "_")
     if paper not in claims.papers():
-        raise cli.UserError(f"no paper {argv[0]!r}; known are {', '.join(known_papers())}")
-    wanted, rest = cli.take_option(argv[1:], "preset", "auto")
-    rows, rest = cli.take_option(rest, "rows", "")
-    seeds, rest = cli.take_option(rest, "seeds", "")
-    chosen, rest = cli.take_option(rest, "data")
-    out, rest = cli.take_option(rest, "out", paths.LOCAL)
+        raise cli.UserError(f"no paper {options.paper!r}; known are {', '.join(known_papers())}")
     settings = import_module(f"facepapers.papers.{paper}.config")
-    plans = settings.PLAN
-    preset, name = choose(plans, wanted, chosen)
-    if plans[preset].reference_s and not (rows or seeds or rest or has_gpu()):
-        print(f"  {expected(plans[preset], settings.PRESETS[preset].precision)}")
-    plan, started = plans[preset], time.time()
+    preset, name = choose(settings.PLAN, options.preset, options.data)
+    plan, started = settings.PLAN[preset], time.time()
+    if plan.reference_s and not (options.rows or options.seeds or rest or has_gpu()):
+        print(f"  {expected(plan, settings.PRESETS[preset].precision)}")
     train = import_module(f"facepapers.papers.{paper}.train")
-    for seed in numbers(seeds) or plan.seeds:
-        for row in rows.split() or plan.rows:
-            options = ["--preset", preset, "--row", row, "--data", name, "--seed", str(seed), "--out", str(out)]
-            train.main([*options, *rest])
+    for seed in numbers(options.seeds) or plan.seeds:
+        for row in options.rows.split() or plan.rows:
+            given = ["--preset", preset, "--row", row, "--data", name, "--seed", str(seed), "--out", str(options.out)]
+            train.main([*given, *rest])
     with phase("table and pictures"):
-        show(paper, preset, name, out)
+        show(paper, preset, name, options.out)
     print(f"\ndone in {time.time() - started:.0f} s")
 
 
@@ -136,4 +146,4 @@ def show(paper, preset, name, out):
 
 
 if __name__ == "__main__":
-    cli.entry(main, about=__doc__)
+    cli.entry(main)
