@@ -87,7 +87,15 @@ def _leave() -> None:
     os._exit(0)
 
 
-def experiment(argv, preset, check, row, *groups, prog, about=None):
+def experiment(
+    argv: Sequence[str],
+    preset: Callable[[str, str, str | None], Any],
+    check: Callable[[Any], object],
+    row: str,
+    *groups: Any,
+    prog: str,
+    about: str | None = None,
+) -> tuple:
     """The command line of a paper's experiment: (one instance of each of `groups`, ..., its settings).
 
     --preset, --row and --data choose the settings' defaults, `preset(name, row, data)`; every further option overrides
@@ -106,12 +114,12 @@ def experiment(argv, preset, check, row, *groups, prog, about=None):
     return found
 
 
-def parse(default, argv, prog, about=None):
+def parse(default: Any, argv: Sequence[str], prog: str, about: str | None = None) -> Any:
     """`default`, a dataclass instance, with what `argv` says of its fields; else as `command`."""
     return _known(type(default), argv, prog, about, default=default)
 
 
-def command(kind, argv, prog, about=None, least=1):
+def command(kind: Any, argv: Sequence[str], prog: str, about: str | None = None, least: int = 1) -> Any:
     """An instance of a command's dataclass `kind`, or of one of `A | B` (subcommands named as classes), from `argv`.
 
     A field without a default stands on the command line without a name (a tuple takes `least` or more words), each
@@ -126,7 +134,7 @@ def command(kind, argv, prog, about=None, least=1):
     return found
 
 
-def command_and_rest(kind, argv, prog, about=None):
+def command_and_rest(kind: Any, argv: Sequence[str], prog: str, about: str | None = None) -> tuple[Any, list[str]]:
     """As `command`, and the list of the words that are none of its options."""
     return _parsed(kind, argv, prog, about)
 

@@ -5,11 +5,15 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from facepapers.common import cli, paths, storage
 
+if TYPE_CHECKING:
+    import nbformat
 
-def execute(path: Path, timeout_s: int = 600):
+
+def execute(path: Path, timeout_s: int = 600) -> "nbformat.NotebookNode":
     """The executed notebook as a nbformat node, without what went to stderr: progress, which differs each time.
 
     It runs in its own folder, as Jupyter does it, and finds this checkout. UserError naming the notebook and the error

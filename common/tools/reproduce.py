@@ -13,6 +13,7 @@ from pathlib import Path
 from facepapers.common import cli, paths
 from facepapers.common.data import sets
 from facepapers.common.evidence import claims, runs, tables
+from facepapers.common.plan import Plan
 from facepapers.common.progress import phase
 
 
@@ -51,7 +52,7 @@ def main(argv: Sequence[str]) -> None:
     print(f"\ndone in {time.time() - started:.0f} s")
 
 
-def expected(plan, wanted):
+def expected(plan: Plan, wanted: str) -> str:
     """How long a plan takes on this machine, from a probe of a quarter of a second, in the `wanted` precision."""
     import torch
 
@@ -64,14 +65,14 @@ def expected(plan, wanted):
     return f"about {duration(plan.seconds(fp32, bf16))} on this machine ({torch.get_num_threads()} threads, {rate})"
 
 
-def duration(seconds):
+def duration(seconds: float) -> str:
     """`50 seconds`, `3 minutes`, `2.5 hours`."""
     if seconds < 90:
         return f"{max(10, round(seconds, -1)):.0f} seconds"
     return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
 
 
-def against(mine, recorded):
+def against(mine: claims.Cell, recorded: claims.Cell) -> str:
     """The status of a cell; where nothing is published, whether the two intervals of record and rerun meet."""
     if mine.kind != "measured" or recorded.interval is None:
         return mine.status
@@ -79,18 +80,18 @@ def against(mine, recorded):
     return "agrees with the record" if meet else "differs from the record"
 
 
-def known_papers():
+def known_papers() -> list[str]:
     return [paper.replace("_", "-") for paper in claims.papers()]
 
 
-def numbers(text):
+def numbers(text: str) -> list[int]:
     try:
         return [int(word) for word in text.split()]
     except ValueError:
         raise cli.UserError(f"--seeds {text!r}: whole numbers separated by spaces, such as --seeds '0 1 2'") from None
 
 
-def choose(plans, wanted, name):
+def choose(plans: dict[str, Plan], wanted: str, name: str | None) -> tuple[str, str]:
     """(preset, data set): the wanted one, or with "auto" the richest that data and hardware allow; says which."""
     if wanted not in ("auto", *plans):
         raise cli.UserError(f"unknown preset {wanted!r}: known are auto, {', '.join(plans)}")
@@ -117,13 +118,13 @@ def choose(plans, wanted, name):
     raise cli.MissingData(passed_over[-1])
 
 
-def has_gpu():
+def has_gpu() -> bool:
     import torch
 
     return torch.cuda.is_available() or "RANK" in os.environ
 
 
-def show(paper, preset, name, out):
+def show(paper: str, preset: str, name: str, out: Path) -> None:
     """Print the table of a preset and data set (published, recorded here, yours), other runs, pictures."""
     mine = [r for r in runs.recorded(paper, out) if (r["data"]["name"], r["config"]["preset"]) == (name, preset)]
     recorded = {c.name: c for c in claims.cells(paper)}

@@ -30,7 +30,7 @@ SAVE_EVERY = 500  # steps between checkpoints to which every process adds parts 
 class Best:
     """The weights with the lowest (or highest) validation value so far: validation-chosen selection."""
 
-    def __init__(self, model: torch.nn.Module, lower_is_better: bool = True):
+    def __init__(self, model: torch.nn.Module, lower_is_better: bool = True) -> None:
         self.model, self.sign = model, 1 if lower_is_better else -1
         self.value, self.step, self.weights = None, -1, None
 
@@ -100,7 +100,7 @@ class Steps:
         origin: Origin = Origin(),
         own: dict[str, Any] | None = None,
         describe: Callable[[int], str] | None = None,
-    ):
+    ) -> None:
         self.path, self.parts, self.total = Path(folder) / "checkpoint.pt", parts, total
         self.batch, self.unit, self.origin, self.own, self.describe = batch, unit, origin, own, describe
         self.history, self.seconds, self.first, self.step = [], 0.0, 0, -1

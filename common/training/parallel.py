@@ -214,7 +214,7 @@ class SyncedBatchNorm(nn.modules.batchnorm._BatchNorm):
     processes compute what one process does. It takes the parameters and buffers of `norm`.
     """
 
-    def __init__(self, norm: nn.modules.batchnorm._BatchNorm):
+    def __init__(self, norm: nn.modules.batchnorm._BatchNorm) -> None:
         super().__init__(norm.num_features, norm.eps, norm.momentum, affine=False, track_running_stats=False)
         self.affine, self.track_running_stats = norm.affine, norm.track_running_stats
         for name, value in (*norm.named_parameters(recurse=False), *norm.named_buffers(recurse=False)):

@@ -23,7 +23,7 @@ class JointBayes:
     Raises UserError when nobody has two images: then nothing tells what changes from picture to picture.
     """
 
-    def __init__(self, embeddings, labels, share, shrinkage=SHRINKAGE):
+    def __init__(self, embeddings: np.ndarray, labels: np.ndarray, share: float, shrinkage: float = SHRINKAGE) -> None:
         from scipy import linalg
 
         if np.bincount(labels).max() < 2:
@@ -45,13 +45,13 @@ class JointBayes:
         self.constant = (np.linalg.slogdet(two)[1] - np.linalg.slogdet(one)[1]) / 2
         self.spread = np.sqrt(2 * np.sum((quadratic @ two) * (quadratic @ two).T))  # of the ratio for two people
 
-    def log_ratio(self, left, right):
+    def log_ratio(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
         """log p(left, right | one person) - log p(left, right | two people), (P,), of embeddings (P, d)."""
         left, right = left - self.mean, right - self.mean
         own = sum(np.einsum("pi,ij,pj->p", x, self.own, x) for x in (left, right))
         return self.constant + own + 2 * np.einsum("pi,ij,pj->p", left, self.mutual, right)
 
-    def distance(self, left, right):
+    def distance(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
         """The ratio as a number in [0, 4], small for one person, which the thresholds for squared distances can cut."""
         from scipy.special import expit
 

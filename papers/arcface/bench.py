@@ -6,7 +6,9 @@ import importlib.util
 import struct
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +28,7 @@ RATE = 0.1
 RECORDS = 30_000
 
 
-def trained_networks():
+def trained_networks() -> Iterator[tuple]:
     """(what, network, input) for the step's share of the machine's rate."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     cfg = preset("short")
@@ -34,7 +36,7 @@ def trained_networks():
     yield f"the short preset's network, {BATCH} faces", build_net(cfg).to(device, memory_format=torch.channels_last), x
 
 
-def comparisons():
+def comparisons() -> Iterator[tuple]:
     """(what, name, run, other name, other run) for tools.bench; a None other is a plain time."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     x = torch.randn(BATCH, FEATURES, device=device)
@@ -82,7 +84,7 @@ def comparisons():
     yield from recordio_comparisons()
 
 
-def recordio_comparisons():
+def recordio_comparisons() -> Iterator[tuple]:
     """Reading the index and the labels of a RecordIO set, against one line and one record at a time."""
     with tempfile.TemporaryDirectory() as folder:
         path = write_recordio(Path(folder))
@@ -94,7 +96,7 @@ def recordio_comparisons():
         yield f"labels of {RECORDS:,} records", "headers alone", records.labels, "record by record", one
 
 
-def write_recordio(folder):
+def write_recordio(folder: Path) -> Path:
     """A RecordIO set of RECORDS records with 300 bytes each in place of an image; returns the path of its index."""
     record = struct.pack("<II", MAGIC, 24 + 300), bytes(16 + 300)  # around flag and label
     with open(folder / "train.rec", "wb") as file:
@@ -105,12 +107,12 @@ def write_recordio(folder):
     return folder / "train.idx"
 
 
-def once(make, *given):
+def once(make: Callable, *given: Any) -> None:
     """Build a head and its optimiser and take one step; nothing of them is kept."""
     make(*given)()
 
 
-def bytes_of(classes, rate):
+def bytes_of(classes: int, rate: float) -> int:
     """Roughly what a head's step needs at most, in bytes of float32.
 
     W, its momentum and a copy are whole; what a step touches (unit rows, gradients and parts, logits and theirs)
@@ -120,12 +122,12 @@ def bytes_of(classes, rate):
     return 3 * rows + int(rate * (4 * rows + 6 * BATCH * classes * 4))
 
 
-def fits(size, device):
+def fits(size: float, device: torch.device) -> bool:
     """Whether `size` bytes are free, and a fifth more."""
     return 1.2 * size < (torch.cuda.mem_get_info()[0] if device.type == "cuda" else available())
 
 
-def dense_step(classes, x, y, device):
+def dense_step(classes: int, x: torch.Tensor, y: torch.Tensor, device: torch.device) -> Callable[[], object]:
     """Forward, backward and SGD with momentum on all of W."""
     head = MarginHead(classes, FEATURES, check=False).to(device)
     optimizer = torch.optim.SGD(head.parameters(), 0.1, momentum=0.9, weight_decay=5e-4)
@@ -138,7 +140,7 @@ def dense_step(classes, x, y, device):
     return step
 
 
-def sharded_step(classes, x, y, device):
+def sharded_step(classes: int, x: torch.Tensor, y: torch.Tensor, device: torch.device) -> Callable[[], object]:
     """The same on a tenth of the classes."""
     head = ShardedHead(classes, FEATURES, rate=RATE).to(device)
 
@@ -149,7 +151,7 @@ def sharded_step(classes, x, y, device):
     return step
 
 
-def ours_and_theirs(classes, x, y, device):
+def ours_and_theirs(classes: int, x: torch.Tensor, y: torch.Tensor, device: torch.device) -> tuple[Callable, Callable]:
     """Value and gradient of ArcFace by us and by pytorch-metric-learning, on the same W; they agree before timing."""
     from pytorch_metric_learning.losses import ArcFaceLoss
 

@@ -81,7 +81,7 @@ class Config:
     workers: int = 2  # loader processes of sets that do not fit memory
 
     @property
-    def run_name(self):
+    def run_name(self) -> str:
         """Folder of the run."""
         return runs.run_name(self, preset(self.preset, self.row, self.data))
 
@@ -136,7 +136,7 @@ PLAN = {
 }
 
 
-def preset(name, row="arcface", data=None):
+def preset(name: str, row: str = "arcface", data: str | None = None) -> Config:
     """The configuration of a preset's row on a data set (None: the preset's own). UserError for an unknown name."""
     for value, known, what in ((name, PRESETS, "preset"), (row, ROWS, "row")):
         if value not in known:
@@ -147,7 +147,7 @@ def preset(name, row="arcface", data=None):
     return dataclasses.replace(PRESETS[name], row=row, data=data, **own)
 
 
-def check(cfg):
+def check(cfg: Config) -> None:
     """UserError for a setting that cannot work, before any data is read."""
     precision.check(cfg.precision)
     iresnet = len(cfg.units) == len(cfg.widths) == 4 if cfg.net == "iresnet" else cfg.net in NETS
@@ -183,7 +183,7 @@ def check(cfg):
         raise UserError("--images-per-person: the triplet loss needs at least 2 images of a person in a batch")
 
 
-def build_net(cfg):
+def build_net(cfg: Config) -> torch.nn.Module:
     """The embedding network of a configuration."""
     if cfg.net == "iresnet":
         net = IResNet(cfg.units, cfg.widths, cfg.features, cfg.dropout, cfg.input_px, cfg.strided_stem)
@@ -197,7 +197,7 @@ def build_net(cfg):
     return net
 
 
-def margins_at(cfg, step):
+def margins_at(cfg: Config, step: int) -> tuple[float, float, float]:
     """(m1, m2, m3) of a step: the row's margin times its strength, growing linearly in the margin's warm-up."""
     m1, m2, m3 = method.MARGINS[cfg.row if cfg.row in method.MARGINS else "arcface"]
     warm = min(1.0, (step + 1) / (cfg.margin_warmup * cfg.steps)) if cfg.margin_warmup else 1.0
@@ -205,7 +205,7 @@ def margins_at(cfg, step):
     return 1 + (m1 - 1) * share, m2 * share, m3 * share
 
 
-def build_head(cfg, classes):
+def build_head(cfg: Config, classes: int) -> torch.nn.Module:
     """The loss of a row as a module: forward(embeddings, labels) of this process's images is a scalar."""
     if cfg.row == "triplet":
         return TripletHead(cfg.triplet_margin)
@@ -222,9 +222,9 @@ def build_head(cfg, classes):
 class TripletHead(torch.nn.Module):
     """The triplet loss over the images of all processes; it has no centres."""
 
-    def __init__(self, margin):
+    def __init__(self, margin: float) -> None:
         super().__init__()
         self.margin = margin
 
-    def forward(self, embeddings, labels):
+    def forward(self, embeddings: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         return method.triplet_loss(parallel.gather(embeddings, True), parallel.gather(labels), self.margin)

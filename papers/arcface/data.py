@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from facepapers.common.faces import people
 from facepapers.common.protocols import pair_lists
 from facepapers.common.vision import images
 from facepapers.papers.arcface import readers
+from facepapers.papers.arcface.config import Config
 
 # Pictures of `people` persons train, pictures of `test_people` others test. Synthetic: see common/faces/drawing.py.
 EMBEDDED = dict(people=60, train=1200, test_people=60, test=480, size=48, pairs=800, seed=1801)
@@ -43,10 +45,10 @@ class Training:
     dataset: torch.utils.data.Dataset | None = None
     wrong: np.ndarray | None = None  # (N,) bool: labels that were replaced on purpose
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.labels)
 
-    def only(self, keep):
+    def only(self, keep: np.ndarray) -> "Training":
         """The same faces without those where `keep` (N,) is false, and the people left renumbered.
 
         UserError when nobody is left.
@@ -59,7 +61,7 @@ class Training:
         dataset = None if self.dataset is None else Relabelled(self.dataset, index, labels)
         return Training(labels, int(labels.max()) + 1, images, dataset)
 
-    def given(self, labels, wrong):
+    def given(self, labels: np.ndarray, wrong: np.ndarray) -> "Training":
         """The same faces with other labels (N,), `wrong` (N,) where these were replaced."""
         dataset = None if self.dataset is None else Relabelled(self.dataset, np.arange(len(self)), labels)
         return dataclasses.replace(self, labels=labels, wrong=wrong, dataset=dataset)
@@ -68,13 +70,13 @@ class Training:
 class Relabelled(torch.utils.data.Dataset):
     """Images `index` (N,) of a map-style dataset with `labels` (N,) in place of its own."""
 
-    def __init__(self, dataset, index, labels):
+    def __init__(self, dataset: torch.utils.data.Dataset, index: np.ndarray, labels: np.ndarray) -> None:
         self.dataset, self.index, self.labels = dataset, index, labels
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.index)
 
-    def __getitem__(self, k):
+    def __getitem__(self, k: int) -> tuple[torch.Tensor, int]:
         return self.dataset[int(self.index[k])][0], int(self.labels[k])
 
 
@@ -101,7 +103,7 @@ class Task:
 
 
 @functools.lru_cache(maxsize=1)
-def load(name):
+def load(name: str) -> FaceSet:
     """A FaceSet: "embedded" or "lfw". MissingData (with the steps to obtain it) when it is not on this machine."""
     if name == "embedded":
         return _embedded_set()
@@ -122,7 +124,7 @@ def _embedded_set():
 # ------------------------------------------------------------------------------------------------ tasks
 
 
-def tasks(cfg, source=None):
+def tasks(cfg: Config, source: Path | None = None) -> tuple[list[Task], dict[str, str]]:
     """(list of Task, description for the record) of a configuration. `source`: folder of a set read in place."""
     if cfg.protocol == "bins":
         training, fingerprint = large_training(cfg, source)
@@ -139,7 +141,7 @@ def tasks(cfg, source=None):
     return made, {"fingerprint": faces.fingerprint}
 
 
-def view1_task(cfg, faces, held_out=False):
+def view1_task(cfg: Config, faces: FaceSet, held_out: bool = False) -> Task:
     """Train on the people of split 0, test on the others' pairs. `held_out` takes a fifth of split 0 for the test."""
     train = faces.split == 0
     pairs, test = faces.pairs["pairs_devtest"], ~train
@@ -149,20 +151,20 @@ def view1_task(cfg, faces, held_out=False):
     return Task("", training_of(cfg, faces, train), [test_of(faces, pairs, test)])
 
 
-def view2_task(cfg, faces, fold):
+def view2_task(cfg: Config, faces: FaceSet, fold: int) -> Task:
     """Train on the people of nine sets, test on the tenth's 600 pairs."""
     pairs = faces.pairs["pairs"]
     test = faces.people_set == fold
     return Task(f"fold{fold}", training_of(cfg, faces, ~test), [test_of(faces, pairs[pairs[:, 3] == fold], test)])
 
 
-def training_of(cfg, faces, chosen):
+def training_of(cfg: Config, faces: FaceSet, chosen: np.ndarray) -> Training:
     """Training faces where `chosen` (N,), as the settings want them."""
     labels = np.unique(faces.identity[chosen], return_inverse=True)[1]
     return as_wanted(cfg, Training(labels, int(labels.max()) + 1, faces.images[torch.from_numpy(chosen)]))
 
 
-def as_wanted(cfg, training):
+def as_wanted(cfg: Config, training: Training) -> Training:
     """A Training without people who have fewer than cfg.min_images, and with cfg.noise."""
     if cfg.min_images > 1:
         enough = np.bincount(training.labels)[training.labels] >= cfg.min_images
@@ -172,7 +174,7 @@ def as_wanted(cfg, training):
     return with_noise(training, cfg.noise, cfg.seed) if cfg.noise else training
 
 
-def with_noise(training, share, seed):
+def with_noise(training: Training, share: float, seed: int) -> Training:
     """Replace the labels of a random `share` of the faces by another person's, each with equal chance."""
     gen, n = seeding.generator(seed, 7), len(training)
     wrong = np.zeros(n, bool)
@@ -182,7 +184,7 @@ def with_noise(training, share, seed):
     return training.given(labels, wrong)
 
 
-def test_of(faces, pairs, chosen):
+def test_of(faces: FaceSet, pairs: np.ndarray, chosen: np.ndarray) -> Test:
     """The Test on `pairs`, holding the faces where `chosen` (N,) is true and no others."""
     place = np.cumsum(chosen) - 1
     moved = np.column_stack([place[pairs[:, 0]], place[pairs[:, 1]], pairs[:, 2:]])
@@ -192,7 +194,7 @@ def test_of(faces, pairs, chosen):
 # ------------------------------------------------------------------------------------------------ large sets
 
 
-def folder_of(name, source=None):
+def folder_of(name: str, source: Path | None = None) -> Path:
     """Folder of a set that is read in place. MissingData when it is absent."""
     folder = Path(source) if source else Path(os.environ.get("DATA_ROOT") or registry.REPOSITORY_DATA) / name
     if not folder.is_dir():
@@ -200,7 +202,7 @@ def folder_of(name, source=None):
     return folder
 
 
-def large_training(cfg, source):
+def large_training(cfg: Config, source: Path | None) -> tuple[Training, str]:
     """(Training, fingerprint) from RecordIO (train.rec, train.idx, property) or from <identity>/<image> folders."""
     folder = folder_of(cfg.data, source)
     if (folder / "train.rec").exists() or (folder / "property").exists():
@@ -214,7 +216,7 @@ def large_training(cfg, source):
     return as_wanted(cfg, Training(labels, dataset.classes, dataset=dataset)), f"{what}, {len(dataset)} images"
 
 
-def bin_tests(folder):
+def bin_tests(folder: Path) -> list[Test]:
     """A Test for each of Table 2's sets whose .bin lies in the folder; LFW's comes first. UserError if none does."""
     found = [name for name in BINS if (folder / f"{name}.bin").exists()]
     if not found:
@@ -222,14 +224,14 @@ def bin_tests(folder):
     return [bin_test(folder / f"{name}.bin", "" if name == "lfw" else name) for name in found]
 
 
-def bin_test(path, name=""):
+def bin_test(path: Path, name: str = "") -> Test:
     """The Test of a .bin file, with ten contiguous folds as insightface has them."""
     pictures, same = readers.read_bin(path)
     left = 2 * np.arange(len(same))
     return Test(name, pictures, np.stack([left, left + 1, same, pair_lists.contiguous_folds(len(same))], 1))
 
 
-def folder_test(folder, pairs_file):
+def folder_test(folder: Path, pairs_file: Path) -> Test:
     """The Test of a tree <identity>/<image> (see readers.FolderSet) and a list of pairs in LFW's format."""
     dataset, pairs = readers.FolderSet(folder), pair_lists.read_pairs(pairs_file)
     named = [Path(name).with_suffix(".jpg").as_posix() for name in dataset.names]  # as the lists name any kind of image
@@ -243,7 +245,9 @@ def folder_test(folder, pairs_file):
 # ------------------------------------------------------------------------------------------------ batches
 
 
-def batches(training, cfg, first, share, device):
+def batches(
+    training: Training, cfg: Config, first: int, share: slice, device: torch.device
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Yield (uint8 images (b, 3, S, S), labels (b,)) of this process's `share` of steps first, first + 1, ...
 
     For augmentations but "flip" the whole batch comes, since its random numbers belong to whole batches.
@@ -277,7 +281,7 @@ class _Plan:
         return (self.pick(step)[self.part].tolist() for step in range(self.first, self.steps))
 
 
-def picker(training, cfg):
+def picker(training: Training, cfg: Config) -> Callable[[int], torch.Tensor]:
     """A function step -> indices (batch,): shuffled passes one after another, or people with several images each."""
     if cfg.images_per_person:
         return functools.partial(people_batch, *_by_person(training.labels), cfg)
@@ -291,7 +295,7 @@ def _by_person(labels):
     return torch.from_numpy(order), torch.from_numpy(np.cumsum(count) - count), torch.from_numpy(count)
 
 
-def people_batch(order, start, count, cfg, step):
+def people_batch(order: torch.Tensor, start: torch.Tensor, count: torch.Tensor, cfg: Config, step: int) -> torch.Tensor:
     """Indices (batch,) of batch / K random people with K of their images each; fewer images are repeated."""
     gen, k = seeding.generator(cfg.seed, 1, step), cfg.images_per_person
     able = (count >= 2).nonzero().flatten()
@@ -303,7 +307,7 @@ def people_batch(order, start, count, cfg, step):
     return order[(start[people].unsqueeze(1) + place).flatten()]
 
 
-def augment(pictures, cfg, step, share):
+def augment(pictures: torch.Tensor, cfg: Config, step: int, share: slice) -> torch.Tensor:
     """Network input pixels 0..255 (b, 3, input_px, input_px) float of this process's share of a batch.
 
     "flip" mirrors half of the faces. "light" also shifts, turns, scales and colours them a little; "strong" does so
@@ -327,7 +331,7 @@ def augment(pictures, cfg, step, share):
     return images.erase(x, gen, 0.4, 0.1, 0.4)[share]
 
 
-def coarse(x, gen, probability=0.2):
+def coarse(x: torch.Tensor, gen: torch.Generator, probability: float = 0.2) -> torch.Tensor:
     """Reduce and enlarge some faces (B, 3, S, S); one factor of 0.3 to 0.7 for the whole batch keeps it batched."""
     some = images.uniform(0, 1, (len(x), 1, 1, 1), gen, x.device) < probability
     small = int(x.shape[-1] * (0.3 + 0.4 * torch.rand((), generator=gen).item()))
@@ -335,7 +339,7 @@ def coarse(x, gen, probability=0.2):
     return torch.where(some, torch.nn.functional.interpolate(blocks, size=x.shape[-1], mode="bilinear"), x)
 
 
-def resize(pictures, size, flip=None):
+def resize(pictures: torch.Tensor, size: int, flip: torch.Tensor | None = None) -> torch.Tensor:
     """uint8 faces (B, 3, S, S) as float pixels (B, 3, size, size), mirrored where `flip` (B,) is true."""
     if pictures.shape[-1] == size:
         x = pictures.float()

@@ -15,7 +15,7 @@ Read `margin_loss` first; the rest of the file is what it calls, and its relativ
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -50,8 +50,14 @@ GRADIENTS = ("full", "detached")
 
 
 def margin_loss(
-    embeddings, weight, labels, margins=MARGINS["arcface"], scale=64.0, past_pi="keep_decreasing", gradient="full"
-):
+    embeddings: torch.Tensor,
+    weight: torch.Tensor,
+    labels: torch.Tensor,
+    margins: tuple[float, float, float] = MARGINS["arcface"],
+    scale: float = 64.0,
+    past_pi: str = "keep_decreasing",
+    gradient: str = "full",
+) -> torch.Tensor:
     """Equation 4, averaged over the batch: a scalar.
 
     embeddings (B, d) and weight (C, d) of any length per row; labels (B,) in 0..C-1; margins (m1, m2, m3).
@@ -61,7 +67,7 @@ def margin_loss(
     return F.cross_entropy(logits, labels)
 
 
-def cosines(embeddings, weight, centers=1):
+def cosines(embeddings: torch.Tensor, weight: torch.Tensor, centers: int = 1) -> torch.Tensor:
     """Cosines (B, C) between embeddings (B, d) and class centres (C * centers, d).
 
     With several centres per class (sub-center ArcFace; rows class by class) a class is as near as its nearest one.
@@ -71,13 +77,21 @@ def cosines(embeddings, weight, centers=1):
     return cosine if centers == 1 else cosine.view(len(cosine), -1, centers).max(2).values
 
 
-def with_margin(cosine, labels, margins, past_pi="keep_decreasing", gradient="full"):
+def with_margin(
+    cosine: torch.Tensor,
+    labels: torch.Tensor,
+    margins: tuple[float, float, float],
+    past_pi: str = "keep_decreasing",
+    gradient: str = "full",
+) -> torch.Tensor:
     """`cosine` (B, C) with the entry of each row's true class replaced by `target_cosine` of it."""
     own = labels.unsqueeze(1)
     return cosine.scatter(1, own, target_cosine(cosine.gather(1, own), margins, past_pi, gradient))
 
 
-def target_cosine(cosine, margins, past_pi="keep_decreasing", gradient="full"):
+def target_cosine(
+    cosine: torch.Tensor, margins: tuple[float, float, float], past_pi: str = "keep_decreasing", gradient: str = "full"
+) -> torch.Tensor:
     """cos(m1 theta + m2) - m3 for cosines of any shape, by the named rules of PAST_PI and GRADIENTS."""
     check_rules(past_pi, gradient)
     m1, m2, m3 = margins
@@ -99,7 +113,7 @@ def target_cosine(cosine, margins, past_pi="keep_decreasing", gradient="full"):
     return target - m3
 
 
-def arccos(cosine):
+def arccos(cosine: torch.Tensor) -> torch.Tensor:
     """Angle in radians, with a finite derivative: |cosine| stops one rounding step short of 1.
 
     d theta / d cosine is infinite at 0 and pi. Beyond the stop (0.03 degrees in float32) the derivative is zero,
@@ -109,7 +123,7 @@ def arccos(cosine):
     return torch.acos(cosine.clamp(-stop, stop))
 
 
-def unit(x):
+def unit(x: torch.Tensor) -> torch.Tensor:
     """Rows of x (N, d) at length 1, at least float32. A zero row stays zero and its gradient is zero, not NaN."""
     x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
     length = torch.linalg.vector_norm(x, dim=1, keepdim=True)
@@ -117,7 +131,7 @@ def unit(x):
     return x * torch.where(zero, 0.0, 1 / torch.where(zero, 1.0, length))
 
 
-def check_batch(embeddings, labels, classes):
+def check_batch(embeddings: torch.Tensor, labels: torch.Tensor, classes: int) -> None:
     """UserError for labels outside 0..classes-1 and for embeddings without a direction. Costs one device sync."""
     bad_label = (labels < 0) | (labels >= classes)
     no_direction = (embeddings.detach() == 0).all(1)
@@ -140,17 +154,17 @@ class MarginHead(nn.Module):
 
     def __init__(
         self,
-        classes,
-        features,
-        margins=MARGINS["arcface"],
-        scale=64.0,
-        past_pi="keep_decreasing",
-        gradient="full",
-        centers=1,
-        intra=0.0,
-        inter=0.0,
-        check=True,
-    ):
+        classes: int,
+        features: int,
+        margins: tuple[float, float, float] = MARGINS["arcface"],
+        scale: float = 64.0,
+        past_pi: str = "keep_decreasing",
+        gradient: str = "full",
+        centers: int = 1,
+        intra: float = 0.0,
+        inter: float = 0.0,
+        check: bool = True,
+    ) -> None:
         super().__init__()
         check_rules(past_pi, gradient)
         if inter and centers > 1:
@@ -159,7 +173,7 @@ class MarginHead(nn.Module):
         self.margins, self.scale, self.past_pi, self.gradient = tuple(margins), scale, past_pi, gradient
         self.classes, self.centers, self.intra, self.inter, self.check = classes, centers, intra, inter, check
 
-    def forward(self, embeddings, labels):
+    def forward(self, embeddings: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Loss of embeddings (B, features) with labels (B,): a scalar."""
         if self.check:
             check_batch(embeddings, labels, self.classes)
@@ -172,35 +186,35 @@ class MarginHead(nn.Module):
             loss = loss + self.inter * inter_loss(self.weight, labels)
         return loss
 
-    def logits(self, embeddings):
+    def logits(self, embeddings: torch.Tensor) -> torch.Tensor:
         """Margin-free scores (B, classes), for classification at test time."""
         return self.scale * cosines(embeddings, self.weight, self.centers)
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         return f"margins={self.margins}, scale={self.scale}, past_pi={self.past_pi}, gradient={self.gradient}"
 
 
 class SoftmaxHead(nn.Module):
     """Equation 1, the plain softmax baseline: nothing is normalised, and each class has a bias."""
 
-    def __init__(self, classes, features, check=True):
+    def __init__(self, classes: int, features: int, check: bool = True) -> None:
         super().__init__()
         self.classes, self.check = classes, check
         self.weight = nn.Parameter(torch.randn(classes, features) * 0.01)
         self.bias = nn.Parameter(torch.zeros(classes))
 
-    def forward(self, embeddings, labels):
+    def forward(self, embeddings: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Loss of embeddings (B, features) with labels (B,): a scalar."""
         if self.check:
             check_batch(embeddings, labels, self.classes)
         return F.cross_entropy(self.logits(embeddings), labels)
 
-    def logits(self, embeddings):
+    def logits(self, embeddings: torch.Tensor) -> torch.Tensor:
         with torch.autocast(embeddings.device.type, enabled=False):
             return F.linear(embeddings.to(self.weight.dtype), self.weight, self.bias)
 
 
-def make_head(loss, classes, features, **options):
+def make_head(loss: str, classes: int, features: int, **options: Any) -> nn.Module:
     """The head of a named loss: "softmax" or a key of MARGINS. UserError for any other name or an unfit option."""
     if loss == "softmax":
         if unfit := options.keys() - {"check"}:
@@ -211,7 +225,7 @@ def make_head(loss, classes, features, **options):
     return MarginHead(classes, features, MARGINS[loss], **options)
 
 
-def check_rules(past_pi, gradient):
+def check_rules(past_pi: str, gradient: str) -> None:
     """UserError unless both names are known and fit together."""
     if past_pi not in PAST_PI:
         raise UserError(f"past_pi {past_pi!r} is unknown; choose from {', '.join(PAST_PI)}")
@@ -224,12 +238,12 @@ def check_rules(past_pi, gradient):
 # ---- The losses that the paper compares with (section 2.3); they are added to norm-softmax or to ArcFace.
 
 
-def intra_loss(cosine, labels):
+def intra_loss(cosine: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Mean angle to the own centre over pi, from cosines (B, C): pulls x to its centre."""
     return arccos(cosine.gather(1, labels.unsqueeze(1))).mean() / math.pi
 
 
-def inter_loss(weight, labels):
+def inter_loss(weight: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Minus the mean angle between the batch's centres W_y and all others, over pi: pushes centres apart.
 
     weight (C, d), labels (B,). By angles, as in the paper; insightface's code of 2018 took the mean cosine.
@@ -238,7 +252,7 @@ def inter_loss(weight, labels):
     return -angles.sum() / (math.pi * len(labels) * (len(weight) - 1))
 
 
-def triplet_loss(embeddings, labels, margin=0.35):
+def triplet_loss(embeddings: torch.Tensor, labels: torch.Tensor, margin: float = 0.35) -> torch.Tensor:
     """arccos(x . x_pos) + margin <= arccos(x . x_neg), margin in radians: the mean excess of violating triplets.
 
     All triplets of the batch are looked at: embeddings (B, d), labels (B,) with several images per identity. The
@@ -266,7 +280,9 @@ class Cleaning(NamedTuple):
 
 
 @torch.no_grad()
-def clean_by_subcenters(embeddings, labels, weight, centers, max_angle_deg=75.0):
+def clean_by_subcenters(
+    embeddings: torch.Tensor, labels: torch.Tensor, weight: torch.Tensor, centers: int, max_angle_deg: float = 75.0
+) -> Cleaning:
     """Drop images farther than `max_angle_deg` from their class's dominant centre.
 
     embeddings (N, d); labels (N,) in 0..C-1; weight (C * centers, d) of a head trained with `centers` > 1. The

@@ -2,12 +2,12 @@
 
 import numpy as np
 
-from facepapers.common.protocols import verification
+from facepapers.common.protocols import metrics, verification
 from facepapers.common.protocols.metrics import Metric, area_metric, sums
 from facepapers.common.protocols.verification import accuracy_metric
 
 
-def pair_keys(name):
+def pair_keys(name: str) -> tuple[str, ...]:
     """Keys of a test set's arrays in a predictions file: the main set's have no ending."""
     return tuple(f"{key}_{name}" if name else key for key in ("distance", "same", "fold"))
 
@@ -23,8 +23,8 @@ def _gap(p):
 
 def _gap_resampled(p, counts):
     angle, same = verification.angles_deg(p["distance"]), p["same"].astype(bool)
-    mean = lambda kind: sums(angle[kind], counts[kind]) / sums(kind, counts)
-    return mean(~same) - mean(same)
+    of_one, of_two = (sums(angle[kind], counts[kind]) / sums(kind, counts) for kind in (same, ~same))
+    return of_two - of_one
 
 
 def _separation(p):
@@ -95,6 +95,6 @@ def _verification_metrics():
 METRICS = {m.name: m for m in _verification_metrics()}
 
 
-def measure(predictions):
+def measure(predictions: dict[str, np.ndarray]) -> dict[str, float]:
     """Every metric that the predictions allow, name -> value."""
-    return {name: m.value(predictions) for name, m in METRICS.items() if m.available(predictions)}
+    return metrics.measure(METRICS, predictions)

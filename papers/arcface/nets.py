@@ -6,6 +6,10 @@ strictly. All take (B, 3, H, W) float images, RGB, aligned to the 112x112 templa
 loss and by the evaluation. Published parameter and multiply-add counts are held by tests/test_arcface_nets.py.
 """
 
+from pathlib import Path
+from typing import Any
+
+import torch
 from torch import nn
 
 from facepapers.common.cli import UserError
@@ -73,7 +77,7 @@ class MobileFaceNet(nn.Module):
     pixels = "arcface"
     input_px = 112
 
-    def __init__(self, features=128, blocks=(1, 4, 6, 2), scale=1):
+    def __init__(self, features: int = 128, blocks: tuple[int, int, int, int] = (1, 4, 6, 2), scale: int = 1) -> None:
         super().__init__()
         narrow, wide = 64 * scale, 128 * scale
         if blocks[0] == 1:
@@ -102,7 +106,7 @@ class MobileFaceNet(nn.Module):
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         for layer in self.layers:
             x = layer(x)
         x = self.features.layers[:3](self.conv_sep(x))
@@ -121,14 +125,14 @@ NETS = {
 }
 
 
-def make_net(name, **options):
+def make_net(name: str, **options: Any) -> nn.Module:
     """The network of a key of NETS. UserError for an unknown name."""
     if name not in NETS:
         raise UserError(f"network {name!r} is unknown; choose from {', '.join(NETS)}")
     return NETS[name](**options)
 
 
-def load_net(path):
+def load_net(path: Path | str) -> nn.Module:
     """The network in a weights file, in eval mode: .safetensors, or a .pt/.pth state dict without pickled code.
 
     The architecture (family, depth, widths, embedding size, input size) is read off the names and shapes. Raises
@@ -145,7 +149,7 @@ def load_net(path):
     return load_strictly(net, state, path)
 
 
-def net_like(state):
+def net_like(state: dict[str, torch.Tensor]) -> nn.Module:
     """An untrained network with the sizes that a state dict's names and shapes tell. KeyError if it tells none."""
     if "fc.weight" in state:
         return iresnet_like(state)

@@ -19,7 +19,7 @@ from facepapers.papers.arcface.method import MARGINS, check_batch, check_rules, 
 INIT_BLOCK = 4096  # classes per seeded draw, so that W does not depend on the number of ranks
 
 
-def shard(classes, world, rank):
+def shard(classes: int, world: int, rank: int) -> tuple[int, int]:
     """(first, last + 1) of the contiguous class range of `rank`; the first ranks take the remainder.
 
     Raises UserError when some rank would own no class.
@@ -46,16 +46,16 @@ class ShardedHead(nn.Module):
 
     def __init__(
         self,
-        classes,
-        features,
-        margins=MARGINS["arcface"],
-        scale=64.0,
-        rate=1.0,
-        seed=0,
-        past_pi="keep_decreasing",
-        gradient="full",
-        conflict_cosine=None,
-    ):
+        classes: int,
+        features: int,
+        margins: tuple[float, float, float] = MARGINS["arcface"],
+        scale: float = 64.0,
+        rate: float = 1.0,
+        seed: int = 0,
+        past_pi: str = "keep_decreasing",
+        gradient: str = "full",
+        conflict_cosine: float | None = None,
+    ) -> None:
         super().__init__()
         check_rules(past_pi, gradient)
         if not 0 < rate <= 1:
@@ -69,7 +69,7 @@ class ShardedHead(nn.Module):
         self.conflict_cosine = conflict_cosine
         self.sampled = self.active = None  # rows of this step (n,), and their values (n, features) with a gradient
 
-    def forward(self, embeddings, labels):
+    def forward(self, embeddings: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Mean loss over the images of all ranks, equal on all ranks. embeddings (b, features), labels (b,)."""
         embeddings, labels = parallel.gather(embeddings), parallel.gather(labels)
         check_batch(embeddings, labels, self.classes)  # on the gathered batch, so that all ranks stop together
@@ -105,7 +105,7 @@ class ShardedHead(nn.Module):
         return draw.topk(count).indices.sort().values
 
     @torch.no_grad()
-    def step(self, lr, momentum=0.9, weight_decay=5e-4):
+    def step(self, lr: float, momentum: float = 0.9, weight_decay: float = 5e-4) -> None:
         """SGD on the rows that the last forward pass used; the other rows and their momentum stay as they are."""
         if self.active is None or self.active.grad is None:
             raise RuntimeError("ShardedHead.step needs a forward and a backward pass before it")
@@ -115,12 +115,12 @@ class ShardedHead(nn.Module):
         self.weight[self.sampled] = self.active - lr * velocity
         self.active = None
 
-    def logits(self, embeddings):
+    def logits(self, embeddings: torch.Tensor) -> torch.Tensor:
         """Margin-free scores (b, rows of this rank)."""
         return self.scale * cosines(embeddings, self.weight)
 
 
-def initial_rows(first, last, features, seed):
+def initial_rows(first: int, last: int, features: int, seed: int) -> torch.Tensor:
     """Rows first..last-1 of W ~ N(0, 0.01), the same for any number of ranks."""
     blocks = range(first // INIT_BLOCK, (last - 1) // INIT_BLOCK + 1)
     rows = torch.cat([torch.randn(INIT_BLOCK, features, generator=generator(seed, block)) for block in blocks])

@@ -9,6 +9,7 @@ import mmap
 import pickle
 import struct
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,9 @@ WINDOW = 16 << 20  # bytes of a record file that are mapped at a time
 FETCH = "fetch the file again"
 
 
-def decode(encoded, names=None, size=None, threads=2):
+def decode(
+    encoded: Sequence[bytes], names: Sequence[str] | None = None, size: int | None = None, threads: int = 2
+) -> torch.Tensor:
     """uint8 RGB tensor (N, 3, H, W) of encoded images of one size. `size` is demanded when given.
 
     Raises UserError, with the name, for a damaged image and for one of another size.
@@ -55,7 +58,7 @@ class _PlainUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"it wants to run {module}.{name}")
 
 
-def read_bin(path, size=112, threads=2):
+def read_bin(path: Path | str, size: int = 112, threads: int = 2) -> tuple[torch.Tensor, np.ndarray]:
     """(images uint8 (2P, 3, size, size), same (P,) bool) of a `.bin`; images 2i and 2i + 1 are pair i.
 
     The file is a pickle of (list of encoded images as bytes, list of bool). Files of Python 2 load too. Raises
@@ -114,7 +117,7 @@ class RecordIO(torch.utils.data.Dataset):
     outside the class range, and identities without an image.
     """
 
-    def __init__(self, folder):
+    def __init__(self, folder: Path | str) -> None:
         folder = Path(folder)
         self.path = folder / "train.rec"
         self.classes, self.height, self.width = read_property(folder / "property")
@@ -131,10 +134,10 @@ class RecordIO(torch.utils.data.Dataset):
         else:
             self.keys = self.index_keys
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.keys)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
         key = int(self.keys[index])
         label, image = self._unpack(key)
         self._check_range(key, label[0])
@@ -143,7 +146,7 @@ class RecordIO(torch.utils.data.Dataset):
             raise UserError(f"{self.path}: record {key} is {image.width}x{image.height} px, unlike property; {FETCH}")
         return torch.from_numpy(np.array(image).transpose(2, 0, 1)), int(label[0])
 
-    def labels(self):
+    def labels(self) -> np.ndarray:
         """The label of every image (N,): reads each record's header once, no image."""
         found = self._first_labels(self.keys)[:, 0]
         wrong = ~((found >= 0) & (found < self.classes))
@@ -247,7 +250,7 @@ class RecordIO(torch.utils.data.Dataset):
             at += 8 + length  # whole words: the cut was at an aligned place
 
 
-def read_property(path):
+def read_property(path: Path | str) -> tuple[int, int, int]:
     """(classes, height, width) of a `property` file, one line of three numbers."""
     try:
         classes, height, width = (int(word) for word in Path(path).read_text().split(","))
@@ -258,7 +261,7 @@ def read_property(path):
     return classes, height, width
 
 
-def read_index(path):
+def read_index(path: Path | str) -> tuple[np.ndarray, np.ndarray]:
     """(keys, byte offsets) of an `.idx` file, (R,) int64 each, keys ascending. The last line of a key counts.
 
     Blank lines and the line ends of any system are fine. Raises UserError for anything but two whole numbers a line.
@@ -289,16 +292,16 @@ class FolderSet(torch.utils.data.Dataset):
     (`facepapers.common.tools.align` writes it). `names` are <identity>/<file>. UserError for photos without points.
     """
 
-    def __init__(self, folder):
+    def __init__(self, folder: Path | str) -> None:
         self.files, self.names, labels = zip(*identity_files(folder), strict=True)
         self.labels = np.array(labels)
         self.classes = int(self.labels.max()) + 1
         self.points = five_points(folder, folder)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
         path = self.files[index]
         if self.points is not None:
             face = aligned(path, self.points.get(self.names[index]))

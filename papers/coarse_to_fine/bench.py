@@ -2,23 +2,26 @@
 
 import dataclasses
 import math
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 
 from facepapers.common import seeding
 from facepapers.common.data import markups
+from facepapers.common.data.alignment import AlignmentSet
+from facepapers.common.data.markups import Markup
 from facepapers.common.faces import drawing as embedded
 from facepapers.common.protocols import metrics
 from facepapers.common.training import precision
 from facepapers.papers.coarse_to_fine import data, method, train
-from facepapers.papers.coarse_to_fine.config import Model, preset
-from facepapers.papers.coarse_to_fine.crops import FaceCrops, Offsets, landmark_boxes
+from facepapers.papers.coarse_to_fine.config import Config, Model, preset
+from facepapers.papers.coarse_to_fine.crops import Crops, FaceCrops, Offsets, landmark_boxes
 
 BATCH, ROUND = 64, 20
 
 
-def trained_networks():
+def trained_networks() -> Iterator[tuple]:
     """(what, network, input) for the step's share of the machine's rate."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     cfg = preset("short", "cft", "embedded")
@@ -27,7 +30,7 @@ def trained_networks():
     yield f"CFT, {BATCH} crops", net, x.contiguous(memory_format=torch.channels_last)
 
 
-def comparisons():
+def comparisons() -> Iterator[tuple]:
     """(what, name, run, other name, other run) for tools.bench; a None other is a plain time."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     faces, cfg = data.load("embedded"), preset("short", "cft", "embedded")
@@ -56,7 +59,7 @@ def comparisons():
         yield f"{row}: one face, batch 1", "prediction", lambda model=model, one=one: model(one), "", None
 
 
-def stepper(cfg, markup, batch, device):
+def stepper(cfg: Config, markup: Markup, batch: Crops, device: torch.device) -> Callable[[], None]:
     """One training step as train.py does it, on a fixed batch."""
     model = Model(cfg, markup).to(device, memory_format=torch.channels_last).train()
     optimizer = train.make_optimizer(cfg, model)
@@ -71,7 +74,7 @@ def stepper(cfg, markup, batch, device):
     return step
 
 
-def predictor(cfg, markup, device):
+def predictor(cfg: Config, markup: Markup, device: torch.device) -> tuple[Model, torch.Tensor]:
     model = Model(cfg, markup).to(device).eval().requires_grad_(False)
     return model, torch.rand(1, 3, cfg.crop, cfg.crop, device=device) * 255
 
@@ -79,14 +82,14 @@ def predictor(cfg, markup, device):
 class PilCrops(torch.utils.data.Dataset):
     """The obvious data path: rotate, crop, flip and compress one PIL image at a time."""
 
-    def __init__(self, faces, cfg):
+    def __init__(self, faces: AlignmentSet, cfg: Config) -> None:
         self.faces, self.cfg = faces, cfg
         self.centre, self.side = landmark_boxes(faces.points, cfg.margin)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.faces)
 
-    def __getitem__(self, i):
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, torch.Tensor]:
         import io
 
         from PIL import Image

@@ -137,7 +137,7 @@ def check(cfg: Config) -> None:
 class Model(torch.nn.Module):
     """A row's network with its loss and its way to points, so that one loop serves every row."""
 
-    def __init__(self, cfg: Config, markup: Markup):
+    def __init__(self, cfg: Config, markup: Markup) -> None:
         super().__init__()
         self.row, self.principal, self.elaborate = cfg.row, markup.principal, markup.elaborate
         self.start_at_mean = cfg.start_at_mean
@@ -176,7 +176,7 @@ class Model(torch.nn.Module):
 class MeanShape(torch.nn.Module):
     """The same points for every face: what a method must beat."""
 
-    def __init__(self, n_points: int):
+    def __init__(self, n_points: int) -> None:
         super().__init__()
         self.register_buffer("mean_points", torch.zeros(n_points, 2))
 

@@ -41,7 +41,7 @@ class Crops:
     distance: torch.Tensor
     to_image: torch.Tensor
 
-    def part(self, rows):
+    def part(self, rows: slice) -> "Crops":
         """The crops of a slice of the batch."""
         return Crops(self.images[rows], self.points[rows], self.distance[rows], self.to_image[rows])
 
@@ -49,7 +49,7 @@ class Crops:
 class FaceCrops:
     """The faces of one data set on the training device, reduced so that cropping never skips pixels."""
 
-    def __init__(self, faces, crop, margin, device):
+    def __init__(self, faces: AlignmentSet, crop: int, margin: float, device: torch.device) -> None:
         self.markup, self.crop, self.margin = faces.markup, crop, margin
         pixels, self.reduction = faces.images, 1
         points, boxes = faces.points.clone(), faces.box.clone()
@@ -64,7 +64,7 @@ class FaceCrops:
         self.flip = torch.tensor(faces.markup.flip, device=device)
         self.official = not torch.isnan(boxes).any()
 
-    def offsets(self, index):
+    def offsets(self, index: torch.Tensor) -> Offsets:
         """Where official boxes lie relative to the landmarks of the training faces `index`; zero without boxes."""
         if not self.official:
             return Offsets()
@@ -77,7 +77,7 @@ class FaceCrops:
             tuple((shift.std(0) * spread).tolist()), size.std().item() * spread,
         )  # fmt: skip
 
-    def training(self, index, gen, cfg, offsets):
+    def training(self, index: torch.Tensor, gen: torch.Generator, cfg: Config, offsets: Offsets) -> Crops:
         """Augmented crops of the faces `index`, all random numbers from `gen`."""
         n, truth = len(index), self.points[index]
         angle = images.uniform(-1, 1, (n,), gen, self.device) * torch.deg2rad(torch.tensor(cfg.rotation_deg))
@@ -90,7 +90,7 @@ class FaceCrops:
         crops = self._cut(index, centre, side, angle, flip)
         return Crops(degrade(crops.images, gen, cfg), crops.points, crops.distance, crops.to_image)
 
-    def testing(self, index, cfg, offsets):
+    def testing(self, index: torch.Tensor, cfg: Config, offsets: Offsets) -> Crops:
         """Crops from the official boxes, or from the landmarks' boxes under a fixed, documented jitter.
 
         A face's jitter depends on its index alone, so every model of every run sees the same boxes.
@@ -157,7 +157,9 @@ class Feed:
         return self.crops.testing(index, self.cfg, self.offsets)
 
 
-def landmark_boxes(points, margin, angle=None):
+def landmark_boxes(
+    points: torch.Tensor, margin: float, angle: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Centre (B, 2) and side (B,) of the square around points (B, P, 2), `margin` times their larger extent.
 
     With `angle` (B,) the square is taken in the frame turned by it, so it fits the rotated landmarks.
@@ -169,26 +171,33 @@ def landmark_boxes(points, margin, angle=None):
     return (centre if angle is None else turn(centre.unsqueeze(1), angle).squeeze(1)), side
 
 
-def turn(points, angle):
+def turn(points: torch.Tensor, angle: torch.Tensor) -> torch.Tensor:
     """Rotate points (B, P, 2) about the origin by `angle` (B,) radians (x towards y)."""
     cos, sin = angle.cos(), angle.sin()
     matrix = torch.stack([torch.stack([cos, -sin], -1), torch.stack([sin, cos], -1)], -2)
     return points @ matrix.transpose(1, 2)
 
 
-def shifted(centre, side, angle, move, log_size, offsets):
+def shifted(
+    centre: torch.Tensor,
+    side: torch.Tensor,
+    angle: torch.Tensor,
+    move: torch.Tensor,
+    log_size: torch.Tensor,
+    offsets: Offsets,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Apply the set's mean offset and a jitter (shares of the side, in the turned frame) to square boxes."""
     mean = torch.tensor(offsets.mean_shift, device=centre.device)
     step = turn(((move + mean) * side.unsqueeze(1)).unsqueeze(1), angle).squeeze(1)
     return centre + step, side * (log_size + offsets.mean_log_size).exp()
 
 
-def square(boxes):
+def square(boxes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Boxes (B, 4) x, y, w, h as centre and side of the square of the same area (our choice: crops keep shape)."""
     return boxes[:, :2] + boxes[:, 2:] / 2, boxes[:, 2:].prod(1).sqrt()
 
 
-def degrade(pixels, gen, cfg):
+def degrade(pixels: torch.Tensor, gen: torch.Generator, cfg: Config) -> torch.Tensor:
     """JPEG at the qualities of the lab's earlier paper (none, 15, 45 or 75); with `colour` also changes of our own."""
     if cfg.colour:
         pixels = images.colour_jitter(pixels, gen, 0.15, 0.3, 0.4, 0.15)

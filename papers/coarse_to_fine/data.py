@@ -14,7 +14,7 @@ EMBEDDED = dict(train=1600, test=400, size=96, seed=2016)
 
 
 @functools.lru_cache(maxsize=1)
-def load(name):
+def load(name: str) -> sets.AlignmentSet:
     """An AlignmentSet. MissingData (with the steps to obtain it) when the set is not on this machine."""
     return _embedded_set() if name == "embedded" else sets.load_alignment(name)
 
@@ -37,7 +37,7 @@ def _embedded_set():
     )
 
 
-def split(faces, val_share):
+def split(faces: sets.AlignmentSet, val_share: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Indices of training, validation and test faces; validation is the same faces for every seed (none at share 0)."""
     test = (faces.split == 1).nonzero().flatten()
     train = (faces.split == 0).nonzero().flatten()
@@ -46,7 +46,7 @@ def split(faces, val_share):
     return train[held_out:].sort().values, train[:held_out].sort().values, test
 
 
-def boxes(faces):
+def boxes(faces: sets.AlignmentSet) -> str:
     """Which test boxes a number rests on, for records and claims."""
     has_boxes = not torch.isnan(faces.box).any()
     return "official" if has_boxes else "landmarks with a fixed jitter"

@@ -9,6 +9,7 @@ mouth corners, chin) far above the *elaborate* rest; each later stage starts fro
 closer together, until both are equal.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,7 +27,7 @@ class Stage:
     lr: float
 
 
-def conv_pair(channels_in, channels_out):
+def conv_pair(channels_in: int, channels_out: int) -> nn.Sequential:
     """Two 3x3 convolutions, each with batch normalisation and ReLU, then 2x2 max pooling that rounds up [figure].
 
     Batch normalisation keeps running statistics for testing; the authors' Caffe fork reused those of the last
@@ -45,7 +46,7 @@ class CFTNet(nn.Module):
     While training, a pair of linear heads also reads each of the three first pooled maps (deep supervision).
     """
 
-    def __init__(self, n_points, principal, crop=50):
+    def __init__(self, n_points: int, principal: Sequence[int], crop: int = 50) -> None:
         super().__init__()
         elaborate = [i for i in range(n_points) if i not in set(principal)]
         self.register_buffer("order", torch.argsort(torch.tensor([*principal, *elaborate])), persistent=False)
@@ -59,7 +60,7 @@ class CFTNet(nn.Module):
         self.auxiliary = nn.ModuleList([nn.ModuleList([nn.Linear(f, n) for n in outputs]) for f in flat])
         self.apply(_initialise)
 
-    def forward(self, images):
+    def forward(self, images: torch.Tensor) -> torch.Tensor | list[torch.Tensor]:
         """(B, 3, 50, 50) pixels 0..255 -> points (B, n, 2); while training a list of four, the final pair last."""
         x = images - self.mean_image
         pooled = []
@@ -73,7 +74,7 @@ class CFTNet(nn.Module):
         return points if self.training else points[-1]
 
     @torch.no_grad()
-    def start_at(self, points):
+    def start_at(self, points: torch.Tensor) -> None:
         """Let every pair of heads predict `points` (n, 2) at first, by its biases (our choice for short schedules)."""
         ordered = points[torch.argsort(self.order)].flatten()
         for pair in (self.heads, *self.auxiliary):
@@ -97,7 +98,9 @@ def _initialise(module):
         nn.init.zeros_(module.bias)
 
 
-def squared_error(points, truth, distance_px, subset):
+def squared_error(
+    points: torch.Tensor, truth: torch.Tensor, distance_px: torch.Tensor, subset: Sequence[int]
+) -> torch.Tensor:
     """The loss of one head [code]: sum of squared coordinate errors over 2 d^2, averaged over the batch.
 
     `points`, `truth` (B, n, 2) and `distance_px` (B,), the distance between pupils or eye centres, are in the crop
@@ -108,7 +111,14 @@ def squared_error(points, truth, distance_px, subset):
     return (error / (2 * distance_px.square())).mean()
 
 
-def coarse_to_fine_loss(outputs, truth, distance_px, principal, elaborate, weights):
+def coarse_to_fine_loss(
+    outputs: list[torch.Tensor],
+    truth: torch.Tensor,
+    distance_px: torch.Tensor,
+    principal: Sequence[int],
+    elaborate: Sequence[int],
+    weights: tuple[float, float],
+) -> torch.Tensor:
     """lambda_P L_P + lambda_E L_E summed over the final pair and the three auxiliary ones (eight losses) [code].
 
     `outputs` is the list that the training network returns, `weights` = (lambda_P, lambda_E) of the present stage.
@@ -121,7 +131,7 @@ def coarse_to_fine_loss(outputs, truth, distance_px, principal, elaborate, weigh
     )
 
 
-def stages(first=0.7):
+def stages(first: float = 0.7) -> tuple[Stage, ...]:
     """The stages, the first of them (principal weight 0.9) with the share `first` of all updates.
 
     The authors tell only that the principal weight falls step by step until both are equal, that the last pair is
@@ -135,7 +145,9 @@ def stages(first=0.7):
     )
 
 
-def schedule(stages, total_steps, control="cft"):
+def schedule(
+    stages: Sequence[Stage], total_steps: int, control: str = "cft"
+) -> list[tuple[int, int, tuple[float, float], float]]:
     """Per stage: (first step, end step, (lambda_P, lambda_E), learning rate).
 
     `control` keeps steps and rates and changes the weights alone: "direct" makes both 0.5 throughout, "principal"

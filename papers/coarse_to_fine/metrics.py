@@ -1,5 +1,7 @@
 """What is measured, computed from what a record holds: errors over a normaliser, failures, the cumulative error."""
 
+import numpy as np
+
 from facepapers.common.protocols import metrics
 from facepapers.common.protocols.metrics import Metric
 
@@ -59,6 +61,6 @@ METRICS = {
 }
 
 
-def measure(predictions):
+def measure(predictions: dict[str, np.ndarray]) -> dict[str, float]:
     """Every metric that the predictions allow, name -> value."""
-    return {name: m.value(predictions) for name, m in METRICS.items() if m.available(predictions)}
+    return metrics.measure(METRICS, predictions)

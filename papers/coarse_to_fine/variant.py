@@ -15,7 +15,7 @@ from torch import nn
 STRIDE = 4  # crop pixels per heatmap cell
 
 
-def conv(channels_in, channels_out, kernel=3, stride=1):
+def conv(channels_in: int, channels_out: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(channels_in, channels_out, kernel, stride, kernel // 2, bias=False), nn.BatchNorm2d(channels_out)
     )
@@ -24,7 +24,7 @@ def conv(channels_in, channels_out, kernel=3, stride=1):
 class Block(nn.Module):
     """Two 3x3 convolutions around an identity (or 1x1, when the shape changes) shortcut."""
 
-    def __init__(self, channels_in, channels_out, stride=1):
+    def __init__(self, channels_in: int, channels_out: int, stride: int = 1) -> None:
         super().__init__()
         self.body = nn.Sequential(
             conv(channels_in, channels_out, 3, stride), nn.ReLU(True), conv(channels_out, channels_out)
@@ -32,14 +32,16 @@ class Block(nn.Module):
         same = channels_in == channels_out and stride == 1
         self.shortcut = nn.Identity() if same else conv(channels_in, channels_out, 1, stride)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return F.relu(self.body(x) + self.shortcut(x))
 
 
 class HeatmapNet(nn.Module):
     """(B, 3, crop, crop) pixels 0..255 -> log-probability maps (B, n, crop/4, crop/4)."""
 
-    def __init__(self, n_points, crop=112, widths=(32, 64, 128, 256), path=80):
+    def __init__(
+        self, n_points: int, crop: int = 112, widths: tuple[int, ...] = (32, 64, 128, 256), path: int = 80
+    ) -> None:
         super().__init__()
         self.crop = crop
         self.stem = nn.Sequential(conv(3, widths[0], 3, 2), nn.ReLU(True))
@@ -48,7 +50,7 @@ class HeatmapNet(nn.Module):
         self.merge = nn.Sequential(nn.ReLU(True), conv(path, path), nn.ReLU(True))
         self.head = nn.Conv2d(path, n_points, 1)
 
-    def forward(self, images):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
         x = self.stem((images - 127.5) / 64)
         levels = []
         for stage, lateral in zip(self.down, self.lateral, strict=True):
@@ -61,19 +63,25 @@ class HeatmapNet(nn.Module):
         return F.log_softmax(maps.flatten(2), 2).view_as(maps)
 
 
-def cell_centres(size, device):
+def cell_centres(size: int, device: torch.device) -> torch.Tensor:
     """Crop pixel of each heatmap cell's centre along one axis, (size,)."""
     return (torch.arange(size, device=device, dtype=torch.float32) + 0.5) * STRIDE - 0.5
 
 
-def expected_points(log_maps):
+def expected_points(log_maps: torch.Tensor) -> torch.Tensor:
     """Expected position of each map, (B, n, 2) in crop pixels."""
     maps = log_maps.exp()
     centres = cell_centres(maps.shape[-1], maps.device)
     return torch.stack([maps.sum(2) @ centres, maps.sum(3) @ centres], -1)
 
 
-def heatmap_loss(log_maps, truth, distance_px, spread=1.0, shape_weight=1.0):
+def heatmap_loss(
+    log_maps: torch.Tensor,
+    truth: torch.Tensor,
+    distance_px: torch.Tensor,
+    spread: float = 1.0,
+    shape_weight: float = 1.0,
+) -> torch.Tensor:
     """Mean landmark distance over d, plus the cross-entropy to a Gaussian of `spread` cells around the truth.
 
     The first term is the metric itself; the second keeps each map in one peak, so that its mean means something.
