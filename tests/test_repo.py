@@ -34,17 +34,18 @@ FLOORS = (
     ("tools",),
 )
 # Rooms whose public functions say the types of their parameters and results.
-TYPED = ("cli", "paths", "storage", "seeding", "plan", "progress", "protocols", "vision", "data", "faces")
+TYPED = (
+    "cli", "paths", "storage", "seeding", "plan", "progress", "training", "protocols", "vision", "data", "faces",
+    "tools",
+)  # fmt: skip
 # Functions above 40 lines or with more than eight parameters (`self` aside), and why they are better in one piece.
 LONG = {
     "common/evidence/runs.py:Run.finish": "keyword-only: one parameter a key of the record",
-    "common/training/loop.py:Steps.__init__": "keywords with defaults: the loop's frame has that many knobs",
     "papers/arcface/bench.py:comparisons": "a list, read from top to bottom",
     "papers/arcface/method.py:MarginHead.__init__": "keywords with defaults: one a term of the loss",
     "papers/arcface/partial.py:ShardedHead.__init__": "keywords with defaults: MarginHead's and the sampling's",
     "papers/arcface/train.py:fit": "the training loop, visible in one piece",
-    "papers/coarse_to_fine/train.py:fit_model": "the training loop, visible in one piece",
-    "papers/coarse_to_fine/train.py:record": "one parameter a part of the record",
+    "papers/coarse_to_fine/train.py:fit": "the training loop, visible in one piece",
     "papers/face_attributes/train.py:train_trunk": "the training loop, visible in one piece",
     "papers/hybrid_order_distillation/train.py:fit": "the training loop, which both stages share",
     "papers/hybrid_order_distillation/train.py:stage": "passes on what the training loop needs",

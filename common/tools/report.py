@@ -9,7 +9,7 @@ import difflib
 import heapq
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -18,9 +18,10 @@ from facepapers.common import cli, paths, storage
 from facepapers.common.evidence import cards, chain, claims, environment, export, runs
 from facepapers.common.evidence.page import page
 from facepapers.common.evidence.tables import HEADS, insert, notes_block, precision_block, value
+from facepapers.common.protocols.metrics import Metric
 
 
-def generated(root=paths.ROOT, *, cells=None):
+def generated(root: Path = paths.ROOT, *, cells: dict[str, list[claims.Cell]] | None = None) -> dict[Path, str]:
     """Every generated text file, path -> content, from the papers' `cells` (paper -> list; by default computed)."""
     cells = {paper: claims.cells(paper) for paper in claims.papers()} if cells is None else cells
     files, every = papers_files(cells, root), [cell for found in cells.values() for cell in found]
@@ -32,7 +33,7 @@ def generated(root=paths.ROOT, *, cells=None):
     return files
 
 
-def papers_files(cells, root):
+def papers_files(cells: dict[str, list[claims.Cell]], root: Path) -> dict[Path, str]:
     """The papers' cards and notes, path -> content, from their `cells` (paper -> list)."""
     files = {}
     for paper, found in cells.items():
@@ -43,7 +44,7 @@ def papers_files(cells, root):
     return files
 
 
-def filled(path, blocks):
+def filled(path: Path, blocks: dict[str, str]) -> str:
     """A file's text with `blocks`, name -> Markdown, between its markers. UserError where it or they are missing."""
     if not path.exists():
         raise cli.UserError(f"{path}: no such file; write it with markers of {', '.join(blocks)}, as other papers do")
@@ -53,7 +54,7 @@ def filled(path, blocks):
     return text
 
 
-def write():
+def write() -> None:
     """Draw the figures, then write every table and the page."""
     for paper in claims.papers():
         drawn = import_module(f"facepapers.papers.{paper}.figures").draw(runs.recorded(paper), figures_folder(paper))
@@ -65,11 +66,11 @@ def write():
         print(f"wrote {path.relative_to(paths.ROOT)}")
 
 
-def figures_folder(paper):
+def figures_folder(paper: str) -> Path:
     return paths.RECORDED / paper / "figures"
 
 
-def remove_stale(folder, drawn):
+def remove_stale(folder: Path, drawn: Iterable[Path]) -> list[Path]:
     """Delete the PNG files of a folder that are not among `drawn`, so that no old picture is shown. Returns them."""
     stale = sorted(set(Path(folder).glob("*.png")) - set(drawn))
     for path in stale:
@@ -77,7 +78,7 @@ def remove_stale(folder, drawn):
     return stale
 
 
-def verify(paper=None, verbose=False):
+def verify(paper: str | None = None, verbose: bool = False) -> None:
     """Recompute every metric of every committed record and every cell; raise UserError at the first difference.
 
     `paper`: that one and its card and notes alone, not the files that all papers share. `verbose` prints each cell.
@@ -98,7 +99,7 @@ def verify(paper=None, verbose=False):
           f"{tables}, {time.perf_counter() - started:.1f} s")  # fmt: skip
 
 
-def summary(cells, values):
+def summary(cells: dict[str, list[claims.Cell]], values: dict[str, int]) -> str:
     """Text: how many cells of each paper have each status, and how many of its metric values were recomputed.
 
     `cells`: paper -> Cells, `values`: paper -> number.
@@ -117,11 +118,11 @@ def summary(cells, values):
     return "\n".join(f"{line[0]:{first}s}  {aligned(line)}" for line in lines)
 
 
-def published(cell):
+def published(cell: claims.Cell) -> str:
     return f"published {cell.claim['published']}" if cell.kind == "level" else ""
 
 
-def check_record(paper, record, evidence):
+def check_record(paper: str, record: dict, evidence: claims.Evidence) -> int:
     """Recompute a record's metrics from its predictions; returns how many. UserError when anything differs."""
     path = record["folder"] / "predictions.npz"
     if not path.exists() or storage.sha256(path) != record["predictions_sha256"]:
@@ -136,7 +137,7 @@ def check_record(paper, record, evidence):
     return len(record["metrics"])
 
 
-def named(name):
+def named(name: str) -> list[str]:
     """(paper, claim's id) of a cell's name. UserError with the nearest names where no claim has it."""
     known = claims.names()
     if not name.strip():
@@ -148,13 +149,16 @@ def named(name):
     return name.split(".", 1)
 
 
-def nearest(name, known, count=3):
+def nearest(name: str, known: Sequence[str], count: int = 3) -> list[str]:
     """The `count` names of `known` that are most like `name`, which may also be a claim's id without its paper."""
-    likeness = lambda text: difflib.SequenceMatcher(None, name, text).ratio()
+
+    def likeness(text):
+        return difflib.SequenceMatcher(None, name, text).ratio()
+
     return heapq.nlargest(count, known, key=lambda full: max(likeness(full), likeness(full.partition(".")[2])))
 
 
-def why(name):
+def why(name: str) -> None:
     """Print the chain cell -> claim -> runs -> settings, source, environment, data, predictions."""
     cell = claims.cell(*named(name))
     print(f"{cell.name}: {cell.claim['what']}")
@@ -167,7 +171,7 @@ def why(name):
             explain(record, cell.metric, side if cell.kind == "contrast" else "")
 
 
-def explain(record, metric, side):
+def explain(record: dict, metric: Metric, side: str) -> None:
     """Print where one run's number comes from."""
     predictions = runs.read_predictions(record["folder"] / "predictions.npz")
     print(f"\n  run {record['run']} {f'({side})' if side else ''}")
@@ -178,7 +182,7 @@ def explain(record, metric, side):
             print(f"    changed since {since(environment.changed_since(record))}")
 
 
-def since(names, most=8):
+def since(names: Sequence[str] | None, most: int = 8) -> str:
     """What a record's source has changed, as words: at most so many names."""
     if names is None:
         return "unknown: the record names no modules, and git does not have its commit here"
