@@ -32,6 +32,9 @@ reproduce-%: $(VENV)/.ready ## train, evaluate, print the table of one paper (PR
 reproduce-all: $(VENV)/.ready ## every paper in turn
 	@for paper in $(PAPERS); do $(PY) -m facepapers.common.tools.reproduce $$paper --preset $(PRESET) $(ARGS) || exit $$?; done
 
+new-paper: $(VENV)/.ready ## a running skeleton of a paper and its test (NAME=center-loss); see papers/README.md
+	@$(PY) -m facepapers.common.tools.new_paper "$(NAME)"
+
 test: $(VENV)/.ready ## the whole test suite (no network, no GPU, no data set needed)
 	@$(PY) -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
@@ -73,4 +76,4 @@ clean: ## remove caches and your own runs (results/local); data and records stay
 	rm -rf results/local .pytest_cache .ruff_cache build *.egg-info
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
-.PHONY: help setup reproduce-all test verify report why data notebooks bench lint lock clean FORCE
+.PHONY: help setup reproduce-all new-paper test verify report why data notebooks bench lint lock clean FORCE
