@@ -1,7 +1,10 @@
-"""`make new-paper`: its skeleton trains, has its table, picture and tests."""
+"""`make new-paper`: its skeleton trains, has its table and tests. papers/README.md names all that the code asks for."""
 
+import ast
+import collections
 import contextlib
 import importlib.util
+import inspect
 import json
 import os
 import re
@@ -11,7 +14,7 @@ import pytest
 
 from facepapers.common import paths, storage
 from facepapers.common.cli import UserError
-from facepapers.common.evidence import claims
+from facepapers.common.evidence import claims, runs
 from facepapers.common.tools import new_paper
 from tests.conftest import REPOSITORY, one_line_error, python
 
@@ -55,6 +58,9 @@ def in_copy(checkout, *words):
     done = python(*words, cwd=checkout, env=env)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+# ---- The skeleton
 
 
 def test_it_trains_has_its_table_and_keeps_every_papers_promises(checkout):
@@ -162,3 +168,85 @@ def test_a_write_that_fails_leaves_nothing(tmp_path, monkeypatch):
     assert not (tmp_path / "papers" / "center_loss").exists()
     monkeypatch.setattr(storage, "atomic", real)
     assert len(new_paper.write("center-loss", tmp_path)) == len(list(new_paper.SKELETON.iterdir()))
+
+
+# ---- The contract
+
+
+@pytest.fixture(scope="module")
+def contract():
+    """Every word that the tables of papers/README.md put in code's type."""
+    lines = [line for line in (REPOSITORY / "papers" / "README.md").read_text().splitlines() if line.startswith("|")]
+    return {word for code in re.findall(r"`([^`]+)`", "\n".join(lines)) for word in re.findall(r"\w+", code)}
+
+
+def shared_code():
+    return [*sorted(REPOSITORY.glob("common/**/*.py")), REPOSITORY / "tests" / "test_repo.py"]
+
+
+def module_of(node):
+    """`config` for a call import_module(f"facepapers.papers.{paper}.config"), else None."""
+    if isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.JoinedStr):
+        first, *_, last = (getattr(part, "value", None) for part in node.args[0].values)
+        if first == "facepapers.papers." and isinstance(last, str):
+            return last.strip(".")
+    return None
+
+
+def names_taken(function):
+    """(module, name) of what a function takes from modules of a paper that it imports by name."""
+    imported = {node.targets[0].id: module_of(node.value) for node in ast.walk(function)
+                if isinstance(node, ast.Assign) and module_of(node.value)}  # fmt: skip
+    for node in ast.walk(function):
+        if isinstance(node, ast.Attribute):
+            module = module_of(node.value) or imported.get(getattr(node.value, "id", None))
+            if module:
+                yield module, node.attr
+        elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "getattr":
+            module = imported.get(getattr(node.args[0], "id", None))
+            if module:
+                yield module, node.args[1].value
+
+
+def test_the_contract_names_all_that_is_taken_from_a_papers_modules(contract):
+    found = collections.defaultdict(set)
+    for path in shared_code():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                for module, name in names_taken(node):
+                    found[module].add(name)
+    drawn = (REPOSITORY / "tests" / "test_figures.py").read_text()
+    found["figures"] |= set(re.findall(r"\bof\(paper\)\.(\w+)", drawn))
+    assert {"metrics", "config", "train", "figures", "tables", "bench"} <= found.keys()
+    assert {"draw", "CAPTIONS", "COLOURS"} <= found["figures"]
+    assert {"PLAN", "PRESETS", "ROWS", "Config", "preset"} <= found["config"]
+    assert found.keys() | set().union(*found.values()) <= contract
+
+
+def test_the_contract_names_the_keys_of_claims(contract):
+    read = r"""\b(?:claim|c)(?:\.get\(|\[)["'](\w+)|["'](\w+)["'] in claim\b"""
+    evidence = "\n".join(path.read_text() for path in REPOSITORY.glob("common/evidence/*.py"))
+    optional = {word for words in re.findall(read, evidence) for word in words if word}
+    optional |= set(re.findall(r"""\["paper"\](?:\.get\(|\[)["'](\w+)""", evidence))
+    assert {"headline", "boxes", "margin", "within", "one_network", "precision_check", "findings"} <= optional
+    assert optional | claims.REQUIRED.keys() | set().union(*claims.REQUIRED.values()) <= contract
+
+
+def test_the_contract_names_the_keys_of_records_and_options(contract):
+    written = inspect.getsource(runs.Run.finish)
+    keys = set(re.findall(r'^            "(\w+)": ', written, re.M))
+    given = inspect.signature(runs.Run.finish).parameters.keys() - {"self", "more"}
+    assert {"schema", "metrics", "environment"} <= keys and {"history", "samples"} <= given
+    code = "\n".join(path.read_text() for path in shared_code())
+    answering = set(re.findall(r"""\["config"\]\["(\w+)"\]""", code))
+    assert {"preset", "row", "seed"} <= answering
+    passed = set(re.findall(r'"--(\w+)", ', (REPOSITORY / "common" / "tools" / "reproduce.py").read_text()))
+    assert {"preset", "row", "data", "seed", "out"} <= passed
+    assert keys | given | answering | passed <= contract
+
+
+def test_the_contract_names_tests_that_exist(contract):
+    tests = "\n".join(path.read_text() for path in REPOSITORY.glob("tests/*.py"))
+    named = {word for word in contract if word.startswith("test_") and word != "test_"}
+    missing = {w for w in named if f"def {w}(" not in tests and not (REPOSITORY / "tests" / f"{w}.py").exists()}
+    assert len(named) > 8 and not missing

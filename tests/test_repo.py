@@ -317,7 +317,7 @@ def test_readme_names_the_two_commands():
 
 def test_links_of_the_readmes_lead_somewhere():
     readme()
-    for path in [REPOSITORY / "README.md", *REPOSITORY.glob("papers/*/*.md")]:
+    for path in [*REPOSITORY.glob("*.md"), *REPOSITORY.glob("papers/**/*.md")]:
         for target in re.findall(r"\]\(([^)#\s]+)", path.read_text()):
             assert "://" in target or (path.parent / target).exists(), f"{relative(path)}: {target}"
 
@@ -345,7 +345,7 @@ def test_the_cards_code_runs():
 def test_every_make_target_that_is_documented_exists():
     makefile = (REPOSITORY / "Makefile").read_text()
     targets = re.findall(r"^([a-zA-Z%-]+):", makefile, re.M)
-    documents = [p for p in [REPOSITORY / "README.md", *REPOSITORY.glob("papers/*/*.md")] if p.exists()]
+    documents = [*REPOSITORY.glob("*.md"), *REPOSITORY.glob("papers/**/*.md")]
     for path in documents:
         for name in re.findall(r"(?:^|`)make ([a-z][a-z0-9-]*)", path.read_text(), re.M):
             fits = any(re.fullmatch(t.replace("%", r"[a-z0-9-]*"), name) for t in targets)
