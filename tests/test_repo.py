@@ -375,7 +375,7 @@ def test_the_citation_is_complete(project):
     assert f"version: {project['version']}\n" in top and re.search(r"^authors:\n  - name: ", top, re.M)
     papers = papers.split("  - type: ")[1:]
     written = {claims.read(paper)["paper"]["title"] for paper in claims.papers()}
-    assert {re.search(r'title: "(.*)"', paper).group(1) for paper in papers} == written and len(papers) == 5
+    assert {re.search(r'title: "(.*)"', paper).group(1) for paper in papers} == written and len(papers) == len(written)
     for paper in papers:
         assert paper.count("family-names: ") == paper.count("given-names: ") > 0, paper
         assert re.search(r"^    year: \d{4}$", paper, re.M)
