@@ -79,7 +79,7 @@ def headlines(paper, cells=None):
 def notes_block(paper, cells):
     """The generated part of a paper's NOTES.md; its tables.py, if any, adds one of its own by `comparison(records)`."""
     blocks = [tables(cells, kind) for kind in HEADS]
-    if find_spec(f"papers.{paper}.tables"):
+    if find_spec(f"facepapers.papers.{paper}.tables"):
         blocks.append(import_module(f"facepapers.papers.{paper}.tables").comparison(runs.recorded(paper)))
     figures = sorted(Path(paths.RECORDED, paper, "figures").glob("*.png"))
     pictures = [f"![{f.stem}](../../results/{paper}/figures/{f.name})\n" for f in figures]
