@@ -9,6 +9,7 @@ from scipy import stats as distributions
 
 from facepapers.common import cli
 from facepapers.common.training import checkpoint
+from facepapers.common.vision import networks
 from facepapers.papers.resup import method, nets, noise
 from tests.conftest import one_line_error
 
@@ -405,7 +406,7 @@ def test_the_224_pixel_network_is_torchvisions():
     theirs, ours = resnet18(num_classes=7).eval(), nets.ResNet(7).eval()
     ours.load_state_dict(theirs.state_dict(), strict=True)
     x = torch.rand(1, 3, 64, 64) * 255
-    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in nets.nets.PIXELS["imagenet"])
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in networks.PIXELS["imagenet"])
     torch.testing.assert_close(ours(x), theirs((x - mean) / std), rtol=1e-4, atol=1e-4)
 
 
