@@ -18,7 +18,7 @@ from facepapers.common.data import sets as data_sets
 from facepapers.common.evidence import claims, runs
 from facepapers.common.training import checkpoint, precision
 from facepapers.common.vision import networks
-from facepapers.papers.hybrid_order_distillation import config, evaluate, figures, method, train
+from facepapers.papers.hybrid_order_distillation import config, evaluate, figures, method, nets, source, train
 from facepapers.papers.hybrid_order_distillation import data as sets
 from tests.conftest import REPOSITORY, one_line_error, python
 
@@ -253,14 +253,14 @@ def test_kept_outputs_are_the_sources_own(people, tmp_path):
     cfg = train.parse(["--preset", "demo", "--row", "direct_1", *TINY[2:]])
     training = sets.training_of(cfg, sets.load("embedded"))
     torch.manual_seed(0)
-    source = train.Source(train.Learner(train.make_net("resnet8", 12)), 32, torch.device("cpu"))
+    teacher = source.Source(nets.Learner(nets.make_net("resnet8", 12)), 32, torch.device("cpu"))
     feed = sets.Feed(training, cfg, 8, 16, 6, torch.device("cpu"))
     batch = feed.batch(0, slice(0, 8), True)
-    live = source.about(batch, "pil_bicubic").embedding
-    source.prepare(cfg, training, tmp_path)
-    torch.testing.assert_close(source.about(batch, "pil_bicubic").embedding, live, rtol=1e-4, atol=1e-5)
+    live = teacher.outputs(batch, "pil_bicubic").embedding
+    teacher.prepare(cfg, training, tmp_path)
+    torch.testing.assert_close(teacher.outputs(batch, "pil_bicubic").embedding, live, rtol=1e-4, atol=1e-5)
     assert len(list(tmp_path.glob("*/view*.npy"))) == 2
-    assert all(not p.requires_grad for p in source.learner.parameters()) and not source.learner.training
+    assert all(not p.requires_grad for p in teacher.learner.parameters()) and not teacher.learner.training
 
 
 def test_class_batches_hold_five_of_each():
@@ -328,8 +328,8 @@ def root(tmp_path, monkeypatch):
 
     def accept(name, **counts):
         entry = dataclasses.replace(registry.find(name), counts=[counts])
-        real = registry.find
-        monkeypatch.setattr(registry, "find", lambda wanted: entry if wanted == name else real(wanted))
+        real = data_sets.find
+        monkeypatch.setattr(data_sets, "find", lambda wanted: entry if wanted == name else real(wanted))
 
     yield tmp_path, accept
     sets.load.cache_clear()

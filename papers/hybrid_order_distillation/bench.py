@@ -39,8 +39,8 @@ def comparisons():
         student = make_net(cfg.net, cfg.features, cfg.input_px).eval().to(device)
         teacher = make_net(cfg.teacher_net, cfg.teacher_features, cfg.teacher_px).eval().to(device)
         what = f"embedding {BATCH} faces, student of preset {name}"
-        yield what, words(student, cfg.input_px), forward(student, cfg.input_px, device), *(
-            words(teacher, cfg.teacher_px), forward(teacher, cfg.teacher_px, device))  # fmt: skip
+        yield what, size_of(student, cfg.input_px), forward(student, cfg.input_px, device), *(
+            size_of(teacher, cfg.teacher_px), forward(teacher, cfg.teacher_px, device))  # fmt: skip
     pictures = torch.randint(0, 256, (BATCH, 3, 112, 112), dtype=torch.uint8)
     batched, one = lambda: degrade(pictures, 16), lambda: by_pillow(pictures)
     yield f"112 to 16 to 112 px, {BATCH} faces", "batched", batched, "Pillow, one by one", one
@@ -92,7 +92,8 @@ def relation(loss, n, width, device):
     return run
 
 
-def words(net, px):
+def size_of(net, px):
+    """Parameters and multiply-adds, as text."""
     return f"{parameters(net) / 1e6:.2f} M, {macs(net.cpu(), px) / 1e6:.0f} M multiply-adds"
 
 

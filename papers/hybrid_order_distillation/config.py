@@ -20,7 +20,7 @@ def name_of(orders):
     return "".join(map(str, orders))
 
 
-def words_of(orders):
+def title_of(orders):
     return f"order{'s' * (len(orders) > 1)} {'+'.join(map(str, orders))}"
 
 
@@ -31,8 +31,8 @@ ROWS = {
     "alone_assistant": "student alone, first at high resolution",
     "kd": "KD",
     "fitnet": "FitNet",
-    **{f"direct_{name_of(o)}": f"{words_of(o)}, direct" for o in SUBSETS},
-    **{f"assistant_{name_of(o)}": f"{words_of(o)}, assistant" for o in SUBSETS},
+    **{f"direct_{name_of(o)}": f"{title_of(o)}, direct" for o in SUBSETS},
+    **{f"assistant_{name_of(o)}": f"{title_of(o)}, assistant" for o in SUBSETS},
     "init_123": "orders 1+2+3, direct, started from the assistant",
     "direct_123_random": "orders 1+2+3, direct, random start",
     "assistant_123_random": "orders 1+2+3, assistant, random start",
@@ -96,6 +96,11 @@ class Config:
     def run_name(self):
         """Folder of the run."""
         return runs.run_name(self, preset(self.preset, self.row, self.data))
+
+    @property
+    def has_source(self):
+        """Whether a source is asked for what to match; else labels alone teach."""
+        return bool(self.orders or self.kd or self.hint or self.centre)
 
     @property
     def kind(self):

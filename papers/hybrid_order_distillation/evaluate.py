@@ -20,12 +20,12 @@ from facepapers.papers.hybrid_order_distillation import data
 from facepapers.papers.hybrid_order_distillation.config import check, preset
 from facepapers.papers.hybrid_order_distillation.degrade import degrade
 from facepapers.papers.hybrid_order_distillation.metrics import METRICS, measure
-from facepapers.papers.hybrid_order_distillation.nets import Learner, make_net
+from facepapers.papers.hybrid_order_distillation.nets import Learner, embedding_width, make_net
 
 # ---- From networks to predictions
 
 
-def predictions(cfg, teacher, net, learner, whole, device):
+def predictions(cfg, teacher, net, learner, images, device):
     """Arrays of the test part of an ImageSet for the record: computed numbers, neither images nor names.
 
     `net` is the student's network, or None to test the teacher: row "teacher" at high resolution, "upsampled" at low.
@@ -33,13 +33,13 @@ def predictions(cfg, teacher, net, learner, whole, device):
     """
     view = View(cfg, net if net is not None else teacher, cfg.input_px if net is not None else cfg.teacher_px, device)
     if cfg.kind == "classification":
-        return _classified(cfg, view, learner, whole)
+        return _classified(cfg, view, learner, images)
     if cfg.kind == "retrieval":
-        return _retrieved(cfg, view, whole)
+        return _retrieved(cfg, view, images)
     gallery = View(cfg, teacher, cfg.teacher_px, device)
-    found = _verified(cfg, view, gallery, whole, whole.pairs["pairs_devtest"])
-    if "pairs" in whole.pairs:
-        more = _verified(cfg, view, gallery, whole, data.shared_pairs_excluded(whole), full=False)
+    found = _verified(cfg, view, gallery, images, images.pairs["pairs_devtest"])
+    if "pairs" in images.pairs:
+        more = _verified(cfg, view, gallery, images, data.shared_pairs_excluded(images), full=False)
         names = {"distance": "distance_pairs", "distance_cross": "distance_pairs_cross"}
         found |= {names.get(key, f"{key}_pairs"): value for key, value in more.items()}
     return found
@@ -58,7 +58,10 @@ class View:
 
     def embed(self, images, resolution, operator=None):
         """Unit embeddings (N, d), float64; the mirror image's is added."""
-        prepare = lambda part: networks.to_input(self.pictures(part, resolution, operator), self.net.pixels)
+
+        def prepare(part):
+            return networks.to_input(self.pictures(part, resolution, operator), self.net.pixels)
+
         return verification.embed(self.net, images, prepare, 128, self.device)
 
     @torch.no_grad()
@@ -71,12 +74,15 @@ class View:
         return torch.cat(made)
 
 
-def _verified(cfg, view, gallery, whole, pairs, full=True):
+def _verified(cfg, view, gallery, images, pairs, full=True):
     """Distances of the pairs in each of LISTS; the row "teacher" has only the one at high resolution."""
     used, place = np.unique(pairs[:, :2], return_inverse=True)
-    pictures = whole.images[torch.from_numpy(used)]
+    pictures = images.images[torch.from_numpy(used)]
     left, right = place.reshape(-1, 2).T
-    between = lambda a, b: verification.squared_distances(a[left], b[right]).astype(np.float32)
+
+    def between(a, b):
+        return verification.squared_distances(a[left], b[right]).astype(np.float32)
+
     truth = {"same": pairs[:, 2].astype(bool), "fold": pairs[:, 3].astype(np.uint8)}
     high = view.embed(pictures, cfg.teacher_px)
     if cfg.row == "teacher":
@@ -86,28 +92,31 @@ def _verified(cfg, view, gallery, whole, pairs, full=True):
     if full:
         other = view.embed(pictures, cfg.resolution, cfg.other_operator)
         found["distance_other"] = between(other, other)
-    if full and view.net is not gallery.net and view.net.features_out == gallery.net.features_out:
+    if full and view.net is not gallery.net and embedding_width(view.net) == embedding_width(gallery.net):
         found["distance_teacher"] = between(gallery.embed(pictures, cfg.teacher_px), low)
     return found
 
 
-def _classified(cfg, view, learner, whole):
-    test = whole.split == 1
-    pictures, label = whole.images[torch.from_numpy(test)], whole.label[test]
+def _classified(cfg, view, learner, images):
+    test = images.split == 1
+    pictures, label = images.images[torch.from_numpy(test)], images.label[test]
     learner = learner.eval().to(view.device)
-    say = lambda x: learner(x).logits
+
+    def logits(x):
+        return learner(x).logits
+
     resolution = cfg.teacher_px if cfg.row == "teacher" else cfg.resolution
     found = {"label": label.astype(np.uint16)}
-    found["predicted"] = view.outputs(pictures, resolution, None, say).argmax(1).numpy().astype(np.uint16)
+    found["predicted"] = view.outputs(pictures, resolution, None, logits).argmax(1).numpy().astype(np.uint16)
     if resolution < cfg.teacher_px:
-        other = view.outputs(pictures, resolution, cfg.other_operator, say)
+        other = view.outputs(pictures, resolution, cfg.other_operator, logits)
         found["predicted_other"] = other.argmax(1).numpy().astype(np.uint16)
     return found
 
 
-def _retrieved(cfg, view, whole):
-    test = whole.split == 1
-    pictures, label = whole.images[torch.from_numpy(test)], torch.from_numpy(whole.label[test].astype(np.int64))
+def _retrieved(cfg, view, images):
+    test = images.split == 1
+    pictures, label = images.images[torch.from_numpy(test)], torch.from_numpy(images.label[test].astype(np.int64))
     resolution = cfg.teacher_px if cfg.row == "teacher" else cfg.resolution
     low = view.outputs(pictures, resolution)
     found = {"first_hit": first_hit(low, low, label)}
@@ -151,10 +160,10 @@ def main(argv):
     check(cfg)
     device = parallel.start(device_name)
     net = make_net(cfg.net, cfg.features, cfg.input_px)
-    whole = data.load(cfg.data, cfg.held_out)
-    learner = Learner(net, classes=data.training_of(cfg, whole).classes) if cfg.kind == "classification" else None
+    images = data.load(cfg.data, cfg.held_out)
+    learner = Learner(net, classes=data.training_of(cfg, images).classes) if cfg.kind == "classification" else None
     checkpoint.load_weights(path, learner or net)
-    found = measure(predictions(cfg, net, net, learner, whole, device))
+    found = measure(predictions(cfg, net, net, learner, images, device))
     print(f"{path} on {cfg.data} at {cfg.resolution} px")
     for key, value in found.items():
         print(f"  {METRICS[key].label:72s} {value:8.3f}")

@@ -209,7 +209,16 @@ def angle_loss(student, source, chunk=None):
 
 
 class _AngleLoss(torch.autograd.Function):
-    """The gradient is computed beside the value, chunk by chunk, so that nothing of size N^3 waits for backward."""
+    """`angle_loss_by_definition` from squared distances p = d^2 alone, by the law of cosines. With h' = clamp:
+
+        cos_ijk = (p_ij + p_ik - p_jk) / (2 d_ij d_ik)
+        t_ijk = h'(cos^s_ijk - cos^t_ijk) / (d_ij d_ik)                   symmetric in j and k; L = sum h / N^3
+        N^3 dL/dp_jk = -1/2 sum_i t_ijk                                   as the side that faces vertex i
+        N^3 dL/dp_ik = +1/2 sum_j t_ijk (1 - (p_ij - p_jk) / p_ik)        as a side at vertex i
+        dL/dy from dL/dp + its transpose by `_pull`                       as p_jk and p_kj are one distance
+
+    The gradient is computed beside the value, chunk by chunk, so that nothing of size N^3 waits for backward.
+    """
 
     @staticmethod
     def forward(ctx, student, source, chunk):

@@ -20,26 +20,31 @@ def _keys(ending):
     return f"distance_{ending}".rstrip("_"), f"same{own}", f"fold{own}"
 
 
-def _share(key, test):
-    return lambda p: 100.0 * test(p, p[key])
+def _correct(key):
+    return lambda p: 100.0 * (p[key] == p["label"])
+
+
+def _within(key, rank):
+    return lambda p: 100.0 * (p[key] <= rank)
+
+
+def _closeness(p):
+    """Scores and truths of the pairs at low resolution."""
+    return -p["distance"], p["same"]
 
 
 def _metrics():
     for ending, what in LISTS.items():
         keys, end = _keys(ending), f"_{ending}" if ending else ""
         yield accuracy_metric(f"accuracy{end}_pct", f"verification accuracy, {what} (%)", keys)
-    keys = _keys("")
-    low = lambda p: (-p["distance"], p["same"])
-    yield area_metric("auc_pct", "area under the ROC curve, both images low (%)", low, keys)
+    yield area_metric("auc_pct", "area under the ROC curve, both images low (%)", _closeness, _keys(""))
     for end, what in (("", ""), ("_other", ", another degradation operator")):
         key = f"predicted{end}"
-        right = _share(key, lambda p, said: said == p["label"])
-        yield Metric(f"top1{end}_pct", f"top-1 accuracy{what} (%)", False, right, needs=(key, "label"))
+        yield Metric(f"top1{end}_pct", f"top-1 accuracy{what} (%)", False, _correct(key), needs=(key, "label"))
     for end, what in (("", ""), ("_cross", ", low query against high gallery")):
         key = f"first_hit{end}"
         for k in RECALLS:
-            hit = _share(key, lambda p, rank, k=k: rank <= k)
-            yield Metric(f"recall{k}{end}_pct", f"Recall@{k}{what} (%)", False, hit, needs=(key,))
+            yield Metric(f"recall{k}{end}_pct", f"Recall@{k}{what} (%)", False, _within(key, k), needs=(key,))
 
 
 METRICS = {m.name: m for m in _metrics()}

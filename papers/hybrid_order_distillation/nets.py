@@ -1,7 +1,7 @@
 """Teachers and students: MobileFaceNets for faces, CIFAR networks, torchvision's ResNets; what is trained around them.
 
-A network maps float input (B, 3, P, P) to an embedding (B, features_out); `pixels` is its input rule and `hint` the
-layer whose maps FitNets compare.
+A network maps float input (B, 3, P, P) to an embedding (B, `embedding_width`); `pixels` is its input rule and
+`hint_layer` the layer whose maps FitNets compare.
 """
 
 from typing import NamedTuple
@@ -32,12 +32,9 @@ NETS = (
 def make_net(name, features=0, input_px=112):
     """The network `name` with embeddings of `features`; 0 keeps the pooled ones. UserError for an unknown name."""
     if name == "mobilefacenet":
-        net = networks.MobileFaceNetReLU(features or 128, input_px)
-        net.features_out, net.hint = features or 128, "features.5"  # the first block of 1/8 of the input's side
-        return net
+        return networks.MobileFaceNetReLU(features or 128, input_px)
     if name == "iresnet_quarter":
         net = networks.IResNet(**QUARTER, features=features or 128, input_px=input_px)
-        net.features_out, net.hint = features or 128, "layer2"  # 1/8 of the input's side too
         _kaiming(net)
         return net
     if name in CIFAR_VGG:
@@ -48,6 +45,20 @@ def make_net(name, features=0, input_px=112):
         raise UserError(f"unknown network {name!r}: known are {', '.join(NETS)}")
     depth, _, wide = name.removeprefix("resnet").partition("x")
     return ResNet(int(depth), (32, 64, 128, 256) if wide else (16, 16, 32, 64), features)
+
+
+def embedding_width(net):
+    """Width d of a network's embeddings."""
+    if isinstance(net, networks.MobileFaceNetReLU):
+        return net.conv3.out_channels
+    return net.fc.out_features if isinstance(net, networks.IResNet) else net.features_out
+
+
+def hint_layer(net):
+    """Name of the layer whose maps FitNets compare; of networks for faces the first at 1/8 of the input's side."""
+    if isinstance(net, networks.MobileFaceNetReLU):
+        return "features.5"
+    return "layer2" if isinstance(net, networks.IResNet) else net.hint
 
 
 class ResNet(nn.Module):
@@ -183,13 +194,13 @@ class Learner(nn.Module):
     def __init__(self, net, source_width=0, classes=0, scale=0.0, centres=None, hint_width=0):
         super().__init__()
         self.net, self.scale = net, scale
-        width = net.features_out
+        width = embedding_width(net)
         self.project = nn.Linear(width, source_width, bias=False) if source_width not in (0, width) else nn.Identity()
         self.classifier = nn.Linear(width, classes, bias=not scale) if classes else None
         self.register_buffer("centres", None if centres is None else F.normalize(centres.float(), dim=1))
         self.regressor, self._maps = None, None
         if hint_width:
-            layer = net.get_submodule(net.hint)
+            layer = net.get_submodule(hint_layer(net))
             layer.register_forward_hook(self._keep)
             self.regressor = nn.LazyConv2d(hint_width, 1)
 

@@ -1,0 +1,80 @@
+"""What a student learns from: a frozen network, and the outputs that it gives for a batch.
+
+The source is the teacher, at high resolution, or in the second stage the assistant.
+"""
+
+import hashlib
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from facepapers.common.progress import progress
+from facepapers.common.training import parallel
+from facepapers.common.vision import networks
+from facepapers.papers.hybrid_order_distillation import data
+from facepapers.papers.hybrid_order_distillation.config import Config
+from facepapers.papers.hybrid_order_distillation.degrade import resize
+from facepapers.papers.hybrid_order_distillation.nets import Learner, Outputs, hint_layer
+
+
+class Source:
+    """A frozen network that a student learns from. `px`: side of its input; `sha256` names it in records."""
+
+    def __init__(self, learner: Learner, px: int, device: torch.device, sha256: str = "", seconds: float = 0.0):
+        self.learner, self.px, self.device = learner.eval().requires_grad_(False).to(device), px, device
+        self.sha256, self.seconds, self.targets = sha256, seconds, None
+
+    @torch.no_grad()
+    def __call__(self, pictures, operator="pil_bicubic", network=None):
+        """Outputs for uint8 pictures (B, 3, S, S) at high resolution; `network`: another form of the learner."""
+        x = networks.to_input(resize(pictures, self.px, operator), self.learner.net.pixels)
+        return (network or self.learner)(x.contiguous(memory_format=torch.channels_last))
+
+    def prepare(self, cfg: Config, training: data.Training, folder: Path) -> None:
+        """Compute the embeddings of all fixed views once; one process writes, all read."""
+        if cfg.views:
+            kept = Path(folder) / f"outputs-{data_key(cfg, training)}"
+            if parallel.is_main():
+                network = parallel.frozen(self.learner.net, self.device)
+                data.view_outputs(lambda p: self(p, cfg.operator, network), training, cfg, kept, self.device)
+            parallel.barrier()
+            self.targets = data.view_outputs(None, training, cfg, kept, self.device)
+
+    def outputs(self, batch: data.Batch, operator: str) -> Outputs:
+        """Outputs for a Batch: the kept embeddings, or a forward pass."""
+        if self.targets is None:
+            return self(batch.high, operator)
+        return Outputs(self.targets[batch.view, batch.index].to(self.device))
+
+    def hint_maps(self, pictures: torch.Tensor) -> torch.Tensor:
+        """(B, K, H, W): the maps at the hint layer for uint8 pictures (B, 3, S, S)."""
+        kept = []
+
+        def keep(layer, given, made):
+            kept.append(made)
+
+        net = self.learner.net
+        handle = net.get_submodule(hint_layer(net)).register_forward_hook(keep)
+        try:
+            self(pictures.to(self.device))
+        finally:
+            handle.remove()
+        return kept[0]
+
+    def hint_width(self) -> int:
+        """Channels of the hint maps."""
+        return self.hint_maps(torch.zeros(1, 3, self.px, self.px, dtype=torch.uint8)).shape[1]
+
+    def class_centres(self, training: data.Training, cfg: Config) -> torch.Tensor:
+        """(C, d) mean unit embedding of each class: ours, for faces, where the teacher has no classifier."""
+        parts = progress(training.images.split(128), "class centres", "batches")
+        rows = [self(data.plain(part.to(self.device), cfg)).embedding.cpu() for part in parts]
+        total = torch.zeros(training.classes, rows[0].shape[1])
+        return F.normalize(total.index_add_(0, training.labels, F.normalize(torch.cat(rows), dim=1)), dim=1)
+
+
+def data_key(cfg: Config, training: data.Training) -> str:
+    """Eight hex digits of everything that the views depend on."""
+    settings = (training.fingerprint, cfg.views, cfg.augment, cfg.teacher_px, cfg.operator, data.VIEWS_SEED)
+    return hashlib.sha256(repr(settings).encode()).hexdigest()[:8]
