@@ -65,26 +65,26 @@ def test_the_weights_find_the_flipped_labels(tmp_path):
 def test_a_last_batch_that_is_filled_up_gives_the_same_probabilities(faces, monkeypatch):
     cfg = dataclasses.replace(config.preset("demo"), width=8, units=(1, 1), input_px=16, precision="fp32")
     torch.manual_seed(0)
-    twins, pictures = config.build_twins(cfg, CLASSES), sets.part(faces, 2).images
+    peers, pictures = config.build_peers(cfg, CLASSES), sets.one_split(faces, 2).images
     sizes = []
-    twins.register_forward_hook(lambda m, i, o: sizes.append(o.shape[1]))
-    alone = evaluate.probabilities(twins, pictures, cfg, torch.device("cpu"))
+    peers.register_forward_hook(lambda m, i, o: sizes.append(o.shape[1]))
+    alone = evaluate.probabilities(peers, pictures, cfg, torch.device("cpu"))
     monkeypatch.setenv("COMPILE", "1")
-    torch.testing.assert_close(evaluate.probabilities(twins, pictures, cfg, torch.device("cpu")), alone)
+    torch.testing.assert_close(evaluate.probabilities(peers, pictures, cfg, torch.device("cpu")), alone)
     assert sizes == [FACES["test"], evaluate.CHUNK]
 
 
 def test_probabilities_are_means_over_crops_and_mirror_images(faces):
     cfg = dataclasses.replace(config.preset("demo"), width=8, units=(1,), input_px=24, precision="fp32")
     torch.manual_seed(0)
-    twins, pictures = config.build_twins(cfg, CLASSES).eval(), sets.part(faces, 2).images
-    of = lambda **more: evaluate.probabilities(twins, pictures, dataclasses.replace(cfg, **more), torch.device("cpu"))
+    peers, pictures = config.build_peers(cfg, CLASSES).eval(), sets.one_split(faces, 2).images
+    of = lambda **more: evaluate.probabilities(peers, pictures, dataclasses.replace(cfg, **more), torch.device("cpu"))
     whole, part = of(), of(test_scales=(0.5,))
     assert not torch.allclose(whole, part, atol=1e-3)
     middle = pictures[:, :, 6:18, 6:18].float()
     enlarged = torch.nn.functional.interpolate(middle, size=24, mode="bilinear")
     assert (sets.plain(pictures, cfg, 0.5) - enlarged)[:, :, 2:-2, 2:-2].abs().max() < 1, "the central half"
-    mirrored = evaluate.forward(twins, pictures.float().flip(3), cfg).softmax(-1)
+    mirrored = evaluate.forward(peers, pictures.float().flip(3), cfg).softmax(-1)
     torch.testing.assert_close(of(flip_test=True), (whole + mirrored) / 2)
     torch.testing.assert_close(of(test_scales=(0.5, 1.0)), (whole + part) / 2)
 
@@ -219,11 +219,12 @@ def test_two_processes_compute_what_one_does(faces, tmp_path, row):
 def fitted(row, faces, tmp_path, **changes):
     """Networks and steps of a row after a few epochs, without a record."""
     cfg = dataclasses.replace(config.preset("demo", row), **TINY_SETTINGS | changes)
-    training, valid, _ = sets.parts(faces, cfg)
-    twins = config.build_twins(cfg, CLASSES)
+    training, valid, _ = sets.splits(faces, cfg)
+    peers = config.build_peers(cfg, CLASSES)
     run = types.SimpleNamespace(folder=tmp_path / row, name=row)
-    judges, steps, _ = train.fit(cfg, twins, training, valid, run, slice(0, cfg.batch), torch.device("cpu"))
-    return twins.members, judges, steps
+    job = train.Job(cfg, run, torch.device("cpu"), slice(0, cfg.batch))
+    state, steps = train.fit(job, peers, training, valid)
+    return peers.members, state.noise_models, steps
 
 
 TINY_SETTINGS = dict(precision="fp32", width=8, units=(1, 1), input_px=16, batch=24, epochs=2, warmup=1)
@@ -251,21 +252,22 @@ def test_rows_differ_in_nothing_until_the_warm_up_is_over(faces, tmp_path):
 
 @pytest.mark.parametrize(("row", "kept"), [("resup", False), ("resup_bayes", False), ("bayes", True)])
 def test_only_the_row_that_trains_on_distributions_keeps_them(faces, tmp_path, row, kept):
-    judges = fitted(row, faces, tmp_path)[1]
-    assert [judge.labels is not None for judge in judges] == [kept, kept]
-    assert ("0.labels" in judges.state_dict()) == kept
+    noise_models = fitted(row, faces, tmp_path)[1]
+    assert [noise_model.labels is not None for noise_model in noise_models] == [kept, kept]
+    assert ("0.labels" in noise_models.state_dict()) == kept
 
 
 def test_own_and_swapped_weights_reach_the_right_network(faces):
-    """The weights that a step uses, from judges that disagree by construction."""
+    """The weights that a step uses, from noise_models that disagree by construction."""
     cfg = dataclasses.replace(config.preset("demo", "swapped"), **TINY_SETTINGS)
-    judges = torch.nn.ModuleList([method.Judge(10, 8) for _ in range(2)])
-    for judge, level in zip(judges, (0.2, 0.7), strict=True):
-        judge.table.fill_(level)
-        judge.weight.fill_(level / 2)
+    noise_models = torch.nn.ModuleList([method.NoiseModel(10, 8) for _ in range(2)])
+    for noise_model, level in zip(noise_models, (0.2, 0.7), strict=True):
+        noise_model.table.fill_(level)
+        noise_model.weight.fill_(level / 2)
     logits, labels, index = torch.randn(2, 4, 8), torch.arange(4), torch.tensor([0, 1, 2, 9])
     flip = torch.arange(10) > 7
-    weights = lambda **more: train.row_weights(dataclasses.replace(cfg, **more), logits, labels, index, judges, 5, flip)
+    step = logits, labels, index, noise_models, 5, flip
+    weights = lambda **more: train.row_weights(dataclasses.replace(cfg, **more), *step)
     assert weights()[:, 0].tolist() == pytest.approx([0.7, 0.2])
     assert weights(weighting="own")[:, 0].tolist() == pytest.approx([0.2, 0.7])
     assert weights(weights_from="epoch")[:, 0].tolist() == pytest.approx([0.35, 0.1])
@@ -276,20 +278,20 @@ def test_own_and_swapped_weights_reach_the_right_network(faces):
 def test_labels_by_bayes_rule_stay_until_the_networks_have_caught_up():
     """What is believed of four samples, epoch by epoch: the warm-up's outputs without their flips, then later ones."""
     cfg = dataclasses.replace(config.preset("demo", "bayes"), warmup=2, judge_again=3)
-    judges = torch.nn.ModuleList([method.Judge(4, 3, keep_labels=True) for _ in range(2)])
+    noise_models = torch.nn.ModuleList([method.NoiseModel(4, 3, keep_labels=True) for _ in range(2)])
     given, logits = torch.tensor([0, 1, 2, 0]), [torch.randn(2, 4, 3) for _ in range(6)]
     labels = []
     for epoch in range(1, 5):
-        rate = train.judge_by_bayes(cfg, judges, logits[epoch], given, epoch)["rate"]
-        labels.append(judges[0].labels.clone())
-        assert torch.equal(judges[0].labels, judges[1].labels), "one judgement by both"
-        assert torch.equal(judges[1].belief, logits[epoch][1].softmax(-1))
+        rate = train.update_by_bayes(cfg, noise_models, logits[epoch], given, epoch)["rate"]
+        labels.append(noise_models[0].labels.clone())
+        assert torch.equal(noise_models[0].labels, noise_models[1].labels), "one judgement by both"
+        assert torch.equal(noise_models[1].belief, logits[epoch][1].softmax(-1))
     p = logits[1].softmax(-1).mean(0)
     assert rate == method.flip_rate(p), "the rate is the warm-up's"
     torch.testing.assert_close(labels[0], method.posterior_labels(method.without_flips(p, rate), given, rate))
     assert torch.equal(labels[1], labels[0]) and torch.equal(labels[2], labels[0])
     torch.testing.assert_close(labels[3], method.posterior_labels(logits[4].softmax(-1).mean(0), given, rate))
-    torch.testing.assert_close(judges[0].weight, labels[3].gather(1, given[:, None])[:, 0])
+    torch.testing.assert_close(noise_models[0].weight, labels[3].gather(1, given[:, None])[:, 0])
 
 
 def test_the_networks_see_their_own_order_only_while_warming_up():
@@ -338,7 +340,7 @@ def test_only_training_labels_are_ever_flipped(kind):
     whole = many(with_other=True)
     for seed, rate in ((0, 0.0), (1, 0.4), (2, 0.9)):
         cfg = dataclasses.replace(config.preset("short"), noise=rate, noise_kind=kind, seed=seed)
-        training, valid, test = sets.parts(whole, cfg)
+        training, valid, test = sets.splits(whole, cfg)
         for split, one in ((1, valid), (2, test)):
             place = one.images[:, 0, 0, 0].numpy()
             assert sorted(place) == np.flatnonzero(whole.split == split).tolist()
@@ -357,33 +359,33 @@ def test_a_class_without_labels_left_is_one_line():
         rare, label=np.where(np.arange(200) < 3, 0, 1 + np.arange(200) % 7), split=np.arange(200) % 3
     )
     cfg = dataclasses.replace(config.preset("short"), noise=0.0)
-    sets.parts(rare, cfg)
+    sets.splits(rare, cfg)
     gone = dataclasses.replace(rare, label=np.where(rare.label == 0, 1, rare.label))
     with pytest.raises(cli.UserError) as error:
-        sets.parts(gone, cfg)
+        sets.splits(gone, cfg)
     one_line_error(error, "no training label a", "--noise")
 
 
 def test_contempt_may_be_absent_from_real_noise_and_nothing_else():
     whole = many(with_other=True)
     cfg = dataclasses.replace(config.preset("real"))
-    training, _, _ = sets.parts(whole, cfg)
+    training, _, _ = sets.splits(whole, cfg)
     assert 7 not in training.given and 7 in training.label
     without = dataclasses.replace(whole, other=np.where(whole.other == 2, 3, whole.other))
     with pytest.raises(cli.UserError) as error:
-        sets.parts(without, cfg)
+        sets.splits(without, cfg)
     one_line_error(error, "no training label c")
     unknown = dataclasses.replace(whole, other=np.full(len(whole), -1))
     with pytest.raises(cli.UserError) as error:
-        sets.parts(unknown, cfg)
+        sets.splits(unknown, cfg)
     one_line_error(error, "without fer2013_labels.csv")
     with pytest.raises(cli.UserError) as error:
-        sets.parts(many(), cfg)
+        sets.splits(many(), cfg)
     one_line_error(error, "--noise-kind fer2013", "FERPlus")
 
 
 def test_test_faces_that_repeat_a_training_face_are_found_and_left_out_of_a_metric(faces, tmp_path, monkeypatch):
-    training, _, test = sets.parts(many(90), config.preset("demo"))
+    training, _, test = sets.splits(many(90), config.preset("demo"))
     assert not sets.repeated(test, training).any()
     pictures = test.images.clone()
     pictures[[2, 5]] = training.images[[7, 1]]
@@ -458,7 +460,7 @@ def test_affectnet_comes_with_seven_or_eight_classes(packs):
         packs({"label": (np.arange(400) % k).astype(np.int8), "split": split})
         found = sets.load("affectnet", "majority")
         assert len(found.classes) == k and ("contempt" in found.classes) == (k == 8)
-        training, _, _ = sets.parts(found, config.preset("short"))
+        training, _, _ = sets.splits(found, config.preset("short"))
         assert training.given.max() == k - 1, "flips stay among the classes that exist"
 
 
@@ -527,10 +529,10 @@ def test_starting_weights_are_read_and_recorded(faces, tmp_path, wrapped):
     words = ["--init", "file", "scratch", "--weights0", str(tmp_path / "w.pth")]
     written = start(tmp_path / "out", "resup", *words)
     assert written["data"]["init"].startswith("file ") and written["data"]["init"].endswith(", scratch")
-    first, second = config.build_twins(
+    first, second = config.build_peers(
         dataclasses.replace(cfg, init=("file", "scratch")), CLASSES, (tmp_path / "w.pth", "")
     ).members
-    plain = config.build_twins(cfg, CLASSES).members
+    plain = config.build_peers(cfg, CLASSES).members
     assert not torch.equal(first.layer2[0].conv1.weight, plain[0].layer2[0].conv1.weight)
     assert torch.equal(first.fc.weight, plain[0].fc.weight) and equal(second, plain[1])
 

@@ -6,7 +6,7 @@ import torch
 
 from facepapers.common.training import precision
 from facepapers.papers.resup import data, method, train
-from facepapers.papers.resup.config import build_twins, preset
+from facepapers.papers.resup.config import build_peers, preset
 
 CLASSES, FACES, BATCH, STEPS = 8, 4096, 64, 4
 SAMPLES = 25_060  # training faces of FERPlus
@@ -16,7 +16,7 @@ def trained_networks():
     """(what, network, input) for the step's share of the machine's rate."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     cfg = preset("strong", "ce_two")
-    net = build_twins(cfg, CLASSES).members[0].to(device, memory_format=torch.channels_last)
+    net = build_peers(cfg, CLASSES).members[0].to(device, memory_format=torch.channels_last)
     x = torch.randn(BATCH, 3, cfg.input_px, cfg.input_px, device=device)
     yield f"one of two networks, {BATCH} faces", net, x.contiguous(memory_format=torch.channels_last)
 
@@ -28,10 +28,10 @@ def comparisons():
     yield f"a step of two networks, {BATCH} faces, 48 px", "plain", plain[0], "full ReSup", full[0]
     yield f"an epoch of {STEPS} such steps, with the fit", "plain", plain[1], "full ReSup", full[1]
     logits, labels = torch.randn(FACES, CLASSES, device=device), torch.randint(CLASSES, (FACES,), device=device)
-    judge = method.Judge(FACES, CLASSES).to(device)
-    judge.refit(2 * logits, labels, "similarity")
-    together = lambda: judge.weigh(logits, labels, "similarity")
-    apart = lambda: one_by_one(judge.table, logits, labels)
+    noise_model = method.NoiseModel(FACES, CLASSES).to(device)
+    noise_model.refit(2 * logits, labels, "similarity")
+    together = lambda: noise_model.weigh(logits, labels, "similarity")
+    apart = lambda: one_by_one(noise_model.table, logits, labels)
     torch.testing.assert_close(together(), apart().to(device))  # they agree before timing
     yield f"weights of {FACES} faces", "table, batched", together, "one by one", apart
     values = two_humps(SAMPLES)
@@ -44,21 +44,21 @@ def comparisons():
 def training(row, device):
     """Two functions: one step of a row after its warm-up, data path included; an epoch, with the noise model's pass."""
     cfg = dataclasses.replace(preset("strong", row), batch=BATCH, warmup=1)
-    twins = build_twins(cfg, CLASSES).to(device, memory_format=torch.channels_last).train()
+    peers = build_peers(cfg, CLASSES).to(device, memory_format=torch.channels_last).train()
     pictures = torch.randint(0, 256, (STEPS * cfg.batch, 1, 48, 48), dtype=torch.uint8, device=device)
     given = torch.randint(CLASSES, (len(pictures),), device=device)
     labels = given.cpu().numpy()
-    part = data.Part(pictures, labels, labels)
-    judges = torch.nn.ModuleList([method.Judge(len(pictures), CLASSES) for _ in twins.members]).to(device)
+    split = data.Split(pictures, labels, labels)
+    noise_models = torch.nn.ModuleList([method.NoiseModel(len(pictures), CLASSES) for _ in peers.members]).to(device)
     flip = torch.rand(len(pictures), device=device) < 0.3
-    optimizer, chosen = train.make_optimizer(cfg, twins), precision.choose("auto", device)
+    optimizer, chosen = train.make_optimizer(cfg, peers), precision.choose("auto", device)
 
     def step(step=STEPS):  # the first one of the second epoch
         index = data.index(cfg, len(pictures), step)
         views = data.views(pictures, cfg, index, step, slice(None))
         with precision.autocast(device, chosen):
-            logits = twins(views)
-        loss = train.row_loss(cfg, logits, given[index], index[0], judges, 1, flip)
+            logits = peers(views)
+        loss = train.row_loss(cfg, logits, given[index], index[0], noise_models, 1, flip)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -66,9 +66,9 @@ def training(row, device):
     def epoch():
         for k in range(STEPS):
             step(STEPS + k)
-        if cfg.judged:
-            train.judge(cfg, judges, twins.eval(), part, 1, device)
-            twins.train()
+        if cfg.has_noise_model:
+            train.update_noise_models(cfg, noise_models, peers.eval(), split, 1, device)
+            peers.train()
 
     return step, epoch
 

@@ -31,7 +31,7 @@ class Config:
     consistency: float = 5.0  # released code
     seed: int = 0  # the noise draw, the initialisation and the order of the samples
     noise: float = 0.3  # share of flipped training labels, [0, 1)
-    noise_kind: str = "symmetric"  # or "fer2013": its labels judged by FERPlus, whatever `noise` says
+    noise_kind: str = "symmetric"  # or "fer2013": its labels, checked by FERPlus, whatever `noise` says
     init: tuple[str, ...] = ("msceleb", "imagenet")  # of the two networks (released code); or "scratch"
     stem: str = "imagenet"  # see nets.ResNet
     width: int = 64
@@ -52,16 +52,16 @@ class Config:
     weight_decay: float = 0.0
     clip: float = 10.0  # largest norm of each network's gradient (our guard, rarely reached)
     precision: str = "fp32"  # or bf16 (autocast of the networks), or auto: see common/precision.py
-    judge_view: str = "augmented"  # images that the mixture is fitted on (released code); "clean" is ours
-    weights_from: str = "step"  # similarity of the training pass (released code); "epoch": of the judges' last pass
+    judge_view: str = "augmented"  # images that a noise model is fitted on (released code); "clean" is ours
+    weights_from: str = "step"  # of the training pass (released code); "epoch": as in the noise models' last pass
     forget_ramp: int = 10  # Co-teaching: epochs until it drops the noise rate (Han et al., T_k)
     flip_test: bool = False  # ours: predictions are the mean of image and mirror image
     test_scales: tuple[float, ...] = (1.0,)  # ours: and of central crops of these sizes
     # Our variants, from the warm-up's end on; all off in the paper's rows.
-    averaging: float = 0.0  # decay of running averages of the weights, which then judge and are tested
-    relabel: bool = False  # the rest 1 - w of a label goes to the judges' mean prediction
+    averaging: float = 0.0  # decay of running averages of the weights, which then feed the noise models and are tested
+    relabel: bool = False  # the rest 1 - w of a label goes to the networks' mean prediction
     smoothing: float = 0.0  # of the labels
-    judge_again: int = 5  # row "bayes": epochs for which the warm-up's networks are believed
+    judge_again: int = 5  # row "bayes": epochs for which the noise model keeps what the warm-up's networks said
 
     @property
     def run_name(self):
@@ -69,7 +69,7 @@ class Config:
         return runs.run_name(self, preset(self.preset, self.row, self.data))
 
     @property
-    def judged(self):
+    def has_noise_model(self):
         """Whether the row uses a noise model."""
         return self.weighting in ("own", "swapped", "bayes")
 
@@ -88,9 +88,10 @@ BY_ROW = {
     "resup_bayes": dict(evidence="bayes", judge_view="clean"),
     "bayes": dict(weighting="bayes", averaging=0.998, judge_view="clean"),
 }  # fmt: skip
-# From scratch; all of it is our choice. Similarities tell little until the learning rate has fallen once, and a judge
-# that starts earlier confirms its own errors, so the warm-up ends an epoch after that. Stem and epochs are what a CPU
-# core can do in under an hour a row; in so short a training wrong labels were learned by heart under mirroring alone.
+# From scratch; all of it is our choice. Similarities tell little until the learning rate has fallen once, and a noise
+# model that starts earlier confirms its own errors, so the warm-up ends an epoch after that. Stem and epochs are what a
+# CPU core can do in under an hour a row; in so short a training wrong labels were learned by heart under mirroring
+# alone.
 SHORT = dict(
     data="ferplus", init=("scratch", "scratch"), stem="small2", width=32, input_px=48, augment="flip", apart=True,
     batch=64, epochs=24, warmup=11, optimizer="sgd", lr=0.05, drops=(10, 18), lr_warmup=1, weight_decay=5e-4,
@@ -171,7 +172,7 @@ def build_net(cfg, classes):
     return nets.ResNet(classes, cfg.stem, cfg.width, cfg.units, cfg.dropout)
 
 
-def build_twins(cfg, classes, files=("", "")):
+def build_peers(cfg, classes, files=("", "")):
     """The row's networks with their starting weights: network m of a seed is the same in every row.
 
     `files`: weights files for the two. Init "msceleb" and "file" need one, "imagenet" may have one; else MissingData.
@@ -194,4 +195,4 @@ def build_twins(cfg, classes, files=("", "")):
                 "(a torchvision ResNet-18), or take --init scratch scratch"
             )
         members.append(net)
-    return nets.Twins(members)
+    return nets.PeerNetworks(members)

@@ -1,6 +1,6 @@
 """Faces with expression labels, the split into training, validation and test, and the batches of each step.
 
-Within each part the faces are ordered by true class. Records therefore list results class by class, which tells how
+Within each split the faces are ordered by true class. Records therefore list results class by class, which tells how
 many faces of a class there are and nothing about single images.
 """
 
@@ -26,7 +26,7 @@ LOOKS = sampling.Ranges(
     light_strength=(0.1, 0.3), occluded_share=0.0, blur=(0.1, 0.3),
 )  # fmt: skip
 PEOPLE = dict(identities=12, people_seed=23)
-VALID_SHARE = 0.1  # of the training faces, in sets without a validation part (our choice)
+VALID_SHARE = 0.1  # of the training faces, in sets without a validation split (our choice)
 CONTEMPT = ("contempt",)  # FER2013 has no such label
 
 
@@ -46,7 +46,7 @@ class FaceSet:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Part:
+class Split:
     """Training, validation or test faces. `given` is what is trained on; `label` stays the truth."""
 
     images: torch.Tensor
@@ -120,19 +120,19 @@ def _embedded_set():
     return FaceSet(drawn.images, label, split, tuple(shape.EXPRESSIONS[k] for k in SHOWN), digest)
 
 
-# ---- Parts
+# ---- Splits
 
 
-def parts(faces, cfg):
-    """(training Part with noisy `given` labels, validation Part, test Part). Only the first one's labels are touched.
+def splits(faces, cfg):
+    """The Splits (training, validation, test). Noise is in the `given` labels of the first one alone.
 
     UserError for noise that the set does not have, or that leaves a class without training labels.
     """
     if cfg.noise_kind == "fer2013" and faces.other is None:
         raise UserError(f"--noise-kind fer2013: {cfg.data} has no second labels; this noise is FERPlus's")
-    train, valid, test = (part(faces, k) for k in range(3))
-    for name, one in (("training", train), ("validation", valid), ("test", test)):
-        if not len(one):
+    train, valid, test = (one_split(faces, k) for k in range(3))
+    for name, split in (("training", train), ("validation", valid), ("test", test)):
+        if not len(split):
             raise UserError(f"{cfg.data}: holds no {name} faces; obtain the complete set")
     if cfg.noise_kind == "fer2013":
         known = ordered(faces, 0)
@@ -142,7 +142,7 @@ def parts(faces, cfg):
                 f"--noise-kind fer2013: {cfg.data} was prepared without fer2013_labels.csv; add the file to its folder "
                 "and prepare the set again (data/README.md)"
             )
-        train = Part(faces.images[torch.from_numpy(known)], faces.label[known], faces.other[known])
+        train = Split(faces.images[torch.from_numpy(known)], faces.label[known], faces.other[known])
         noise.check_classes(train.given, faces.classes, allowed=CONTEMPT)
         return train, valid, test
     given = noise.symmetric(train.label, cfg.noise, len(faces.classes), cfg.seed)
@@ -156,14 +156,15 @@ def ordered(faces, split):
     return index[np.argsort(faces.label[index], kind="stable")]
 
 
-def part(faces, split):
-    index = ordered(faces, split)
-    return Part(faces.images[torch.from_numpy(index)], faces.label[index], faces.label[index])
+def one_split(faces, number):
+    """The Split of a number of `faces.split`, every label given as it is."""
+    index = ordered(faces, number)
+    return Split(faces.images[torch.from_numpy(index)], faces.label[index], faces.label[index])
 
 
-def repeated(part, training):
-    """Which faces of a part are byte for byte a face of the training part too, (N,) bool. FER2013 has such copies."""
-    flat = [one.images.reshape(len(one), -1).numpy() for one in (part, training)]
+def repeated(test, training):
+    """Which faces of a split are byte for byte a face of the training split too, (N,) bool. FER2013 has such copies."""
+    flat = [split.images.reshape(len(split), -1).numpy() for split in (test, training)]
     return np.isin(*(rows.view(f"V{rows.shape[1]}")[:, 0] for rows in flat))
 
 
@@ -177,7 +178,7 @@ def order(n, seed, epoch, net):
 
 
 def index(cfg, n, step):
-    """Indices (M, batch) that each network sees in a step. They are one order once the networks judge each other."""
+    """Indices (M, batch) that each network sees in a step. One order once they weigh for each other."""
     per_epoch = steps_per_epoch(cfg, n)
     epoch, place = divmod(step, per_epoch)
     several = cfg.apart and epoch < cfg.warmup
@@ -233,9 +234,9 @@ def erase_area(x, gen, probability=0.5, area=(0.02, 0.25), ratio=3.3):
     tall, wide = (size * aspect).sqrt().clamp(max=height), (size / aspect).sqrt().clamp(max=width)
     top, left = torch.rand(2, n, generator=gen) * torch.stack([height - tall, width - wide])
     y, across = torch.arange(height).view(1, -1, 1), torch.arange(width).view(1, 1, -1)
-    column = lambda v: v.view(-1, 1, 1)
-    inside = (y >= column(top)) & (y < column(top + tall)) & (across >= column(left)) & (across < column(left + wide))
-    inside &= column(torch.rand(n, generator=gen) < probability)
+    erased = torch.rand(n, generator=gen) < probability
+    top, left, bottom, right, erased = (v.view(-1, 1, 1) for v in (top, left, top + tall, left + wide, erased))
+    inside = erased & (y >= top) & (y < bottom) & (across >= left) & (across < right)
     return torch.where(inside.unsqueeze(1).to(x.device), 120.0, x)
 
 

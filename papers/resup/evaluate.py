@@ -17,7 +17,7 @@ from facepapers.common.training import checkpoint, parallel, precision
 from facepapers.papers.resup import data
 from facepapers.papers.resup.config import ROWS, build_net, preset
 from facepapers.papers.resup.metrics import METRICS, measure
-from facepapers.papers.resup.nets import Twins
+from facepapers.papers.resup.nets import PeerNetworks
 
 CHUNK = 256
 # ---- From networks to arrays
@@ -29,62 +29,66 @@ def accuracy_pct(probabilities, label):
 
 
 @torch.no_grad()
-def forward(twins, pixels, cfg):
+def forward(peers, pixels, cfg):
     """Logits (M, B, K) float32 in eval mode."""
-    twins.eval()
+    peers.eval()
     n = len(pixels)
     if parallel.compiling() and n < CHUNK:  # another size would be compiled anew
         pixels = torch.cat([pixels, pixels[-1:].expand(CHUNK - n, -1, -1, -1)])
     with precision.autocast(pixels.device, cfg.precision):
-        return twins([pixels] * len(twins.members)).float()[:, :n]
+        return peers([pixels] * len(peers.members)).float()[:, :n]
 
 
-def probabilities(twins, pictures, cfg, device):
+def probabilities(peers, pictures, cfg, device):
     """Softmax outputs (M, N, K) for uint8 faces without augmentation, means over cfg's test views."""
     found = []
     for part in pictures.split(CHUNK):
         views = [data.plain(part.to(device), cfg, scale) for scale in cfg.test_scales]
         views += [x.flip(3) for x in views] if cfg.flip_test else []
-        found.append(torch.stack([forward(twins, x, cfg).softmax(-1) for x in views]).mean(0))
+        found.append(torch.stack([forward(peers, x, cfg).softmax(-1) for x in views]).mean(0))
     return torch.cat(found, 1)
 
 
-def training_logits(twins, pictures, cfg, epoch, device):
+def training_logits(peers, pictures, cfg, epoch, device):
     """Logits (M, N, K) of the training faces for the noise model: augmented or clean views, one for all networks."""
     found = []
     for start in range(0, len(pictures), CHUNK):
         part = pictures[start : start + CHUNK].to(device)
         gen = seeding.generator(cfg.seed, 3, epoch, start)
         x = data.augment(part, cfg, gen) if cfg.judge_view == "augmented" else data.plain(part, cfg)
-        found.append(forward(twins, x, cfg))
+        found.append(forward(peers, x, cfg))
     return torch.cat(found, 1)
 
 
-def predictions(twins, test, cfg, device, end=""):
+def predictions(peers, test, cfg, device, end=""):
     """Arrays of the test faces, ordered by class (see data.py): computed numbers and no image."""
-    p = probabilities(twins, test.images, cfg, device)
-    best = lambda q: q.argmax(-1).cpu().numpy().astype(np.uint8)
-    arrays = {"label": test.label.astype(np.uint8), f"predicted{end}": best(p[0])}
+    p = probabilities(peers, test.images, cfg, device)
+    arrays = {"label": test.label.astype(np.uint8), f"predicted{end}": most_probable(p[0])}
     if len(p) == 2:
-        arrays |= {f"predicted_second{end}": best(p[1]), f"predicted_mean{end}": best(p.mean(0))}
+        arrays |= {f"predicted_second{end}": most_probable(p[1]), f"predicted_mean{end}": most_probable(p.mean(0))}
     return arrays
 
 
-def judgements(judges, training):
+def most_probable(probabilities):
+    """Class number (N,), uint8, with the largest probability of (N, K)."""
+    return probabilities.argmax(-1).cpu().numpy().astype(np.uint8)
+
+
+def noise_arrays(noise_models, training):
     """Arrays of the training faces, ordered by true class: flip list, weights and similarity.
 
     Means over the networks, and for two of them the second one's weight.
     """
     given = torch.from_numpy(training.given).unsqueeze(1)
-    belief = torch.stack([one.belief.cpu() for one in judges])
+    belief = torch.stack([one.belief.cpu() for one in noise_models])
     own = torch.stack([b.gather(1, given).squeeze(1) / b.norm(dim=1) for b in belief])
-    weight = torch.stack([one.weight.cpu() for one in judges])
+    weight = torch.stack([one.weight.cpu() for one in noise_models])
     arrays = {
         "train_label": training.label.astype(np.uint8),
         "weight": weight.mean(0).numpy().astype(np.float16),
         "similarity": own.mean(0).numpy().astype(np.float16),
     }
-    if len(judges) == 2:
+    if len(noise_models) == 2:
         arrays["weight_second"] = weight[1].numpy().astype(np.float16)
     return arrays | ({"given": training.given.astype(np.uint8), "flip": training.flip} if training.flip.any() else {})
 
@@ -101,13 +105,13 @@ def main(argv):
             "usage: python -m facepapers.papers.resup.evaluate --weights FILE.safetensors [--data NAME]"
         )
     device = parallel.start(device_name)
-    twins, cfg, classes = load(path, device)
+    peers, cfg, classes = load(path, device)
     faces = data.load(name or cfg.data, cfg.rule)
     if faces.classes != classes:
         raise cli.UserError(f"{path}: knows the classes {', '.join(classes)}; {name} has {', '.join(faces.classes)}")
-    test = data.part(faces, 2)
+    test = data.one_split(faces, 2)
     print(f"{path} on {name or cfg.data}: {len(test)} test faces")
-    for key, value in measure(predictions(twins, test, cfg, device)).items():
+    for key, value in measure(predictions(peers, test, cfg, device)).items():
         print(f"  {METRICS[key].label:50s} {value:8.2f}")
 
 
@@ -127,9 +131,9 @@ def load(path, device):
             f"{path}: its metadata describes no networks of this paper ({error}); rows {', '.join(ROWS)}"
         ) from None
     classes = tuple(words["classes"].split())
-    twins = Twins([build_net(cfg, len(classes)) for _ in range(cfg.nets)])
-    checkpoint.load_weights(path, twins)
-    return twins.to(device).eval(), cfg, classes
+    peers = PeerNetworks([build_net(cfg, len(classes)) for _ in range(cfg.nets)])
+    checkpoint.load_weights(path, peers)
+    return peers.to(device).eval(), cfg, classes
 
 
 if __name__ == "__main__":

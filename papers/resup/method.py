@@ -6,7 +6,7 @@ code (there is no other public source), guards and the settings marked "ours" ar
     s = cos(softmax(f(x)), one-hot(y))                     how far a network agrees with the given label
     s ~ share_0 Beta(alpha_0, beta_0) + share_1 Beta(alpha_1, beta_1)   0: flipped labels, 1: clean ones
     w = P(clean | s), from a table                         the weight of the sample
-    L = mean( w^1 CE(p^0, y) + w^0 CE(p^1, y) + 5 mean_k (p^0_k - p^1_k)^2 )      each judges for the other
+    L = mean( w^1 CE(p^0, y) + w^0 CE(p^1, y) + 5 mean_k (p^0_k - p^1_k)^2 )      each network weighs for the other
 
 Shapes: B samples of a batch, N of the training set, K classes, M networks (1 or 2).
 """
@@ -71,8 +71,8 @@ class Mixture:
 
 def start():
     """The mixture before the first EM step: Beta(1, 2) and Beta(2, 1), equal shares."""
-    number = lambda *values: torch.tensor(values, dtype=torch.float64)
-    return Mixture(number(1, 2), number(2, 1), number(0.5, 0.5))
+    alpha, beta, share = torch.tensor([[1, 2], [2, 1], [0.5, 0.5]], dtype=torch.float64)
+    return Mixture(alpha, beta, share)
 
 
 def logs(values):
@@ -163,7 +163,7 @@ def look_up(table, values):
 # ---- What a network believes about the training set, kept from one epoch's end to the next
 
 
-class Judge(nn.Module):
+class NoiseModel(nn.Module):
     """One network's noise model: its mixture as a table, and its belief and weight (1 before a fit) for each sample.
 
     `keep_labels`: hold the (samples, classes) table of distributions over the true labels, for a row that trains on it.

@@ -42,6 +42,11 @@ def _alike(p):
     return 100 * np.corrcoef(first, second)[0, 1] if first.std() and second.std() else np.nan
 
 
+def _clean_by(key):
+    """Scores, and which labels are clean."""
+    return lambda p: (p[key], ~p["flip"].astype(bool))
+
+
 def _weight_of(flipped):
     def ratio(p):
         chosen = p["flip"].astype(bool) == flipped
@@ -114,8 +119,7 @@ def _metrics():
     pair = ("weight", "flip")
     found = "clean labels told from flipped ones by the"
     for key in ("weight", "similarity"):
-        clean = lambda p, key=key: (p[key], ~p["flip"].astype(bool))
-        yield area_metric(f"{key}_auc_pct", f"{found} {key}, area under ROC (%)", clean, (key, "flip"))
+        yield area_metric(f"{key}_auc_pct", f"{found} {key}, area under ROC (%)", _clean_by(key), (key, "flip"))
     yield Metric("weight_clean_pct", "mean weight of clean labels (%)", False, ratio=_weight_of(False), needs=pair)
     yield Metric("weight_flipped_pct", "mean weight of flipped labels (%)", True, ratio=_weight_of(True), needs=pair)
     yield Metric("weight_error_pct", "P(clean) against the truth, calibration error (%)", True,

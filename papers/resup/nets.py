@@ -67,7 +67,7 @@ class ResNet(nn.Module):
         return self.fc(self.drop(x.mean((2, 3))))
 
 
-class Twins(nn.Module):
+class PeerNetworks(nn.Module):
     """M networks of one shape without shared weights. Forward: M inputs (B, C, S, S) to logits (M, B, K)."""
 
     def __init__(self, members):

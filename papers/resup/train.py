@@ -8,6 +8,8 @@ import hashlib
 import json
 import math
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,7 +20,16 @@ from facepapers.common.progress import phase
 from facepapers.common.protocols.metrics import area_under_roc
 from facepapers.common.training import checkpoint, loop, parallel, precision
 from facepapers.papers.resup import data, evaluate, method
-from facepapers.papers.resup.config import PAPER, build_twins, check, preset
+from facepapers.papers.resup.config import PAPER, build_peers, check, preset
+from facepapers.papers.resup.nets import PeerNetworks
+
+
+@dataclass(frozen=True)
+class Job:
+    cfg: object
+    run: object
+    device: object
+    share: object
 
 
 def main(argv):
@@ -36,8 +47,7 @@ def main(argv):
 
 def parse(argv):
     """The Config of a command line."""
-    (cfg,) = cli.experiment(argv, preset, check, "resup", prog="python -m facepapers.papers.resup.train")
-    return cfg
+    return cli.experiment(argv, preset, check, "resup", "python -m facepapers.papers.resup.train")
 
 
 def train(cfg, device, out=paths.LOCAL, files=("", "")):
@@ -47,23 +57,26 @@ def train(cfg, device, out=paths.LOCAL, files=("", "")):
         print(f"{run.name}: already recorded in {run.folder}; delete that folder to run it again", file=sys.stderr)
         return storage.read_json(run.folder / "run.json")
     asked, cfg = cfg, run.settle(cfg, device)
-    share = parallel.my_slice(cfg.batch)
+    job = Job(cfg, run, device, parallel.my_slice(cfg.batch))
     faces = data.load(cfg.data, cfg.rule)
-    training, valid, test = data.parts(faces, cfg)
+    training, valid, test = data.splits(faces, cfg)
     print(
         f"{run.name}: {len(training)} training faces, {100 * training.flip.mean():.1f} % of their labels wrong, "
         f"{len(valid)} validation, {len(test)} test faces on {device}",
         file=sys.stderr,
     )
-    twins = build_twins(cfg, len(faces.classes), files).to(device, memory_format=torch.channels_last)
-    warm = warm_up_file(asked, run, faces.fingerprint, files)
-    judges, steps, best = fit(cfg, twins, training, valid, run, share, device, warm)
+    peers = build_peers(cfg, len(faces.classes), files).to(device, memory_format=torch.channels_last)
+    warm_up = warm_up_file(asked, run, faces.fingerprint, files)
+    state, steps = fit(job, peers, training, valid, warm_up)
     if not parallel.is_main():
         return None
     with phase(f"{run.name}: testing"):
-        if not cfg.judged:  # what the noise model would have said of the row's last networks
-            judge(cfg, judges, twins.eval(), training, cfg.epochs, device)
-        return record(run, cfg, faces, twins, judges, best, (training, valid, test), files, steps, device, warm)
+        if not cfg.has_noise_model:  # what a noise model would have said of the row's last networks
+            update_noise_models(cfg, state.noise_models, peers.eval(), training, cfg.epochs, device)
+        return record(job, faces, (training, valid, test), state, steps, files, warm_up)
+
+
+# ---- The warm-up that rows of two networks share
 
 
 AFTER_WARMUP = (
@@ -82,70 +95,134 @@ def warm_up_file(cfg, run, fingerprint, files):
         return None
     shared = {k: v for k, v in runs.as_dict(cfg).items() if k not in AFTER_WARMUP}
     given = [storage.sha256(f) if f else "" for f in files]
-    words = json.dumps([shared, fingerprint, given, environment.source_sha256(PAPER)])
-    return run.folder.parent / f"warmup-{hashlib.sha256(words.encode()).hexdigest()[:8]}" / "state.pt"
+    named = json.dumps([shared, fingerprint, given, environment.source_sha256(PAPER)])
+    return run.folder.parent / f"warmup-{hashlib.sha256(named.encode()).hexdigest()[:8]}" / "state.pt"
 
 
-def fit(cfg, twins, training, valid, run, share, device, warm=None):
-    """The loop. Leaves `twins` with their last (or averaged) weights; returns judges, Steps, best-validation holder.
+# ---- The loop
 
-    `warm`: the `warm_up_file`, written at the warm-up's end, or continued from where it exists.
+
+@dataclass(frozen=True, eq=False)
+class State:
+    """What a run learns, and how its networks are called."""
+
+    peers: PeerNetworks
+    noise_models: torch.nn.ModuleList  # one for each network
+    optimizer: torch.optim.Optimizer
+    best: loop.Best  # weights of the best validation epoch
+    average: torch.nn.Module | None  # running average of the networks' weights (ours)
+    network: Callable  # `peers` as the training calls them: over all processes, or compiled
+    evaluator: torch.nn.Module  # what looks at faces between the epochs: the averaged networks where there are any
+
+    @property
+    def evaluated(self) -> PeerNetworks:
+        """The networks whose weights are validated and tested, and fit the noise models."""
+        return self.average.module if self.average else self.peers
+
+    @property
+    def warm_up(self) -> dict:
+        """Name -> part of what a warm-up's end consists of."""
+        return {"model": self.peers, "optimizer": self.optimizer, "best": self.best}
+
+    @property
+    def checkpoint(self) -> dict:
+        """Name -> part of what a checkpoint consists of."""
+        average = {"average": self.average} if self.average else {}
+        return self.warm_up | {"noise_models": self.noise_models} | average
+
+
+def new_state(cfg, peers, samples, device):
+    """The State before the first step, for `samples` training faces."""
+    average = loop.averaged(peers, cfg.averaging) if cfg.averaging else None
+    evaluated, network = average.module if average else peers, parallel.wrap(peers, device)
+    # One process compiles what looks at faces between the epochs where it compiles the training.
+    evaluator = evaluated if parallel.world() > 1 else parallel.wrap(evaluated, device) if average else network
+    classes, keep_labels = peers.members[0].fc.out_features, cfg.weighting == "bayes"
+    noise_models = torch.nn.ModuleList([method.NoiseModel(samples, classes, keep_labels) for _ in peers.members])
+    best = loop.Best(evaluated, lower_is_better=False)
+    return State(peers, noise_models.to(device), make_optimizer(cfg, peers), best, average, network, evaluator)
+
+
+def fit(job, peers, training, valid, warm_up=None, watch=None):
+    """The loop; returns (State, Steps) and leaves `peers` with their last (or averaged) weights.
+
+    `warm_up`: the `warm_up_file`, written at the warm-up's end, or continued from where it exists. `watch(epoch,
+    noise_models)` is called after each fit of the noise models: it may look at them (explain.ipynb does).
     """
-    n, classes = len(training), twins.members[0].fc.out_features
-    per_epoch = data.steps_per_epoch(cfg, n)
-    average = loop.averaged(twins, cfg.averaging) if cfg.averaging else None
-    judged = average.module if average else twins
-    keep = cfg.weighting == "bayes"
-    judges = torch.nn.ModuleList([method.Judge(n, classes, keep) for _ in twins.members]).to(device)
-    optimizer, best = make_optimizer(cfg, twins), loop.Best(judged, lower_is_better=False)
-    network = parallel.wrap(twins, device)
-    # What looks at faces between the epochs: one process compiles it where it compiles the training.
-    seen = judged if parallel.world() > 1 else parallel.wrap(judged, device) if average else network
-    shared = {"model": twins, "optimizer": optimizer, "best": best}  # what the warm-up's end consists of
-    parts = shared | {"judges": judges} | ({"average": average} if average else {})
-    named = lambda step: ", ".join(str(i) for i in data.index(cfg, n, step).unique().tolist())
-    origin = loop.Origin(run.name, runs.fingerprint(cfg), cfg.precision)
-    total, batch = cfg.epochs * per_epoch, cfg.batch * cfg.nets
-    steps = loop.Steps(run.folder, parts, total, batch, "faces", origin, describe=named)
-    pictures, given = training.images.to(device), torch.from_numpy(training.given).to(device)
-    flip = torch.from_numpy(training.flip).to(device)
-    if not steps.first and warm and parallel.any_rank(warm.exists(), device):
-        steps.resume(warm, shared)
-        if average:
-            judged.load_state_dict(twins.state_dict())
-        if cfg.judged:
-            with phase(f"{run.name}: fitting the noise model"):
-                steps.note(**judge(cfg, judges, seen.eval(), training, cfg.warmup - 1, device))
+    cfg, device, share, n = job.cfg, job.device, job.share, len(training)
+    state, per_epoch = new_state(cfg, peers, n, device), data.steps_per_epoch(cfg, n)
+    steps = loop.Steps(job.run.folder, state.checkpoint, cfg.epochs * per_epoch, cfg.batch * cfg.nets, "faces",
+                       label=job.run.name, identity=runs.fingerprint(cfg), precision=cfg.precision,
+                       describe=lambda step: samples_of(cfg, n, step))  # fmt: skip
+    pictures = training.images.to(device)
+    given, flip = (torch.from_numpy(x).to(device) for x in (training.given, training.flip))
+    if not steps.first and warm_up and parallel.any_rank(warm_up.exists(), device):
+        continue_from(warm_up, cfg, state, steps)
+        refit(job, state, steps, training, cfg.warmup - 1, watch)
     for step in steps:
         epoch, index = step // per_epoch, data.index(cfg, n, step).to(device)
         views = data.views(pictures, cfg, index, step, share)
-        labels = given[index[:, share]]
-        set_rate(cfg, optimizer, step / per_epoch)
-        twins.train()
+        set_rate(cfg, state.optimizer, step / per_epoch)
+        peers.train()
         with precision.autocast(device, cfg.precision):
-            logits = network(views)
-        loss = row_loss(cfg, logits, labels, index[0, share], judges, epoch, flip)
-        optimizer.zero_grad(set_to_none=True)
+            logits = state.network(views)
+        index = index[:, share]
+        loss = row_loss(cfg, logits, given[index], index[0], state.noise_models, epoch, flip)
+        state.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        norms = [torch.nn.utils.clip_grad_norm_(net.parameters(), cfg.clip) for net in twins.members]
-        optimizer.step()
-        if average and epoch >= cfg.warmup:
-            average.update_parameters(twins)
+        norms = [torch.nn.utils.clip_grad_norm_(net.parameters(), cfg.clip) for net in peers.members]
+        state.optimizer.step()
+        if state.average and epoch >= cfg.warmup:
+            state.average.update_parameters(peers)
         steps.log(loss=parallel.mean_over_ranks(loss) / cfg.nets, gradient=torch.stack(norms).mean())
         if (step + 1) % per_epoch == 0:
-            if average and epoch < cfg.warmup:  # the average starts at the warm-up's end
-                judged.load_state_dict(twins.state_dict())
-            validate(cfg, steps, epoch, seen.eval(), best, valid, device)
-            if warm and epoch + 1 == cfg.warmup:
-                steps.save(step + 1, warm, shared)
-            if cfg.judged and epoch + 1 >= cfg.warmup:
-                steps.note(**judge(cfg, judges, seen.eval(), training, epoch, device))
-    if average:
-        twins.load_state_dict(judged.state_dict())
-    return judges, steps, best
+            validate(cfg, state, steps, epoch, valid, device)
+            if warm_up and epoch + 1 == cfg.warmup:
+                steps.save(step + 1, warm_up, state.warm_up)
+            refit(job, state, steps, training, epoch, watch)
+    if state.average:
+        peers.load_state_dict(state.evaluated.state_dict())
+    return state, steps
 
 
-def row_loss(cfg, logits, labels, index, judges, epoch, flip):
+def samples_of(cfg, n, step):
+    """Places among the n training faces that a step sees, as text for the report of a loss that is not finite."""
+    return ", ".join(str(i) for i in data.index(cfg, n, step).unique().tolist())
+
+
+def continue_from(warm_up, cfg, state, steps):
+    """Take up the warm-up's end from a file that another row of the seed wrote."""
+    steps.resume(warm_up, state.warm_up)
+    steps.step = steps.first - 1
+    if state.average:
+        state.evaluated.load_state_dict(state.peers.state_dict())
+
+
+def validate(cfg, state, steps, epoch, valid, device):
+    """Note the accuracies on the validation faces and offer the weights as the best."""
+    if state.average and epoch < cfg.warmup:  # the average starts at the warm-up's end
+        state.evaluated.load_state_dict(state.peers.state_dict())
+    p = evaluate.probabilities(state.evaluator.eval(), valid.images, cfg, device)
+    single, mean = (evaluate.accuracy_pct(q, valid.label) for q in (p[0], p.mean(0)))
+    state.best.offer(mean, steps.step + 1)
+    steps.note(epoch=epoch + 1, val_pct=single, val_mean_pct=mean)
+
+
+def refit(job, state, steps, training, epoch, watch=None):
+    """New noise models after an epoch from the warm-up's last one on, in a row that has them; noted in the history."""
+    cfg = job.cfg
+    if not cfg.has_noise_model or epoch + 1 < cfg.warmup:
+        return
+    networks = state.evaluator.eval()
+    steps.note(**update_noise_models(cfg, state.noise_models, networks, training, epoch, job.device))
+    if watch:
+        watch(epoch, state.noise_models)
+
+
+# ---- The loss of a row
+
+
+def row_loss(cfg, logits, labels, index, noise_models, epoch, flip):
     """The loss of a step: plain cross-entropy while warming up, then the row's weights.
 
     logits (M, b, K) of this process's share, labels (M, b), index (b,) of the samples (one order after the warm-up),
@@ -154,13 +231,13 @@ def row_loss(cfg, logits, labels, index, judges, epoch, flip):
     if epoch < cfg.warmup:
         return method.weighted_loss(logits, labels, torch.ones_like(labels, dtype=torch.float32))
     if cfg.weighting == "bayes":
-        return method.distribution_loss(logits, judges[0].labels[index], cfg.consistency)
-    weights = row_weights(cfg, logits, labels[0], index, judges, epoch, flip)
-    targets = torch.stack([judge.belief[index] for judge in judges]).mean(0) if cfg.relabel else None
+        return method.distribution_loss(logits, noise_models[0].labels[index], cfg.consistency)
+    weights = row_weights(cfg, logits, labels[0], index, noise_models, epoch, flip)
+    targets = torch.stack([noise_model.belief[index] for noise_model in noise_models]).mean(0) if cfg.relabel else None
     return method.weighted_loss(logits, labels, weights, cfg.consistency, targets, cfg.smoothing)
 
 
-def row_weights(cfg, logits, labels, index, judges, epoch, flip):
+def row_weights(cfg, logits, labels, index, noise_models, epoch, flip):
     """Weights (M, b) of a row after the warm-up; ones for plain cross-entropy."""
     if cfg.weighting == "none":
         return torch.ones(logits.shape[:2], device=logits.device)
@@ -170,9 +247,9 @@ def row_weights(cfg, logits, labels, index, judges, epoch, flip):
         dropped = method.forget_share(float(flip.double().mean()), epoch, cfg.forget_ramp)
         return method.coteaching_weights(losses_of_batch(cfg, logits, labels), dropped)[:, parallel.my_slice(cfg.batch)]
     if cfg.weights_from == "epoch":
-        weights = torch.stack([judge.weight[index] for judge in judges])
+        weights = torch.stack([noise_model.weight[index] for noise_model in noise_models])
     else:
-        weights = torch.stack([j.weigh(one, labels, cfg.evidence) for j, one in zip(judges, logits, strict=True)])
+        weights = torch.stack([j.weigh(one, labels, cfg.evidence) for j, one in zip(noise_models, logits, strict=True)])
     return method.swap(weights) if cfg.weighting == "swapped" else weights
 
 
@@ -184,53 +261,43 @@ def losses_of_batch(cfg, logits, labels):
     return parallel.mean_over_ranks(whole) * parallel.world()
 
 
-def validate(cfg, steps, epoch, judged, best, valid, device):
-    """Note the accuracies on the validation faces and offer the weights as the best."""
-    p = evaluate.probabilities(judged, valid.images, cfg, device)
-    single, mean = (evaluate.accuracy_pct(q, valid.label) for q in (p[0], p.mean(0)))
-    best.offer(mean, steps.step + 1)
-    steps.note(epoch=epoch + 1, val_pct=single, val_mean_pct=mean)
+# ---- The noise models
 
 
 @torch.no_grad()
-def judge(cfg, judges, twins, training, epoch, device):
+def update_noise_models(cfg, noise_models, peers, training, epoch, device):
     """One pass over the training set in eval mode, then a new fit for each network. Returns numbers for the history."""
     given = torch.from_numpy(training.given).to(device)
-    logits = evaluate.training_logits(twins, training.images, cfg, epoch, device)
+    logits = evaluate.training_logits(peers, training.images, cfg, epoch, device)
     if cfg.weighting == "bayes":
-        noted = judge_by_bayes(cfg, judges, logits, given, epoch)
+        noted = update_by_bayes(cfg, noise_models, logits, given, epoch)
     else:
-        fitted = [one.refit(found, given, cfg.evidence) for one, found in zip(judges, logits, strict=True)]
-        noted = {"fitted": sum(fitted), "rate": sum(one.rate for one in judges) / len(judges)}
-    weight = torch.stack([one.weight for one in judges]).mean(0).cpu().numpy()
+        fitted = [one.refit(found, given, cfg.evidence) for one, found in zip(noise_models, logits, strict=True)]
+        noted = {"fitted": sum(fitted), "rate": sum(one.rate for one in noise_models) / len(noise_models)}
+    weight = torch.stack([one.weight for one in noise_models]).mean(0).cpu().numpy()
     noted |= {"weight_mean": weight.mean()}
     if training.flip.any():
         flip = training.flip
         noted |= {"weight_clean": weight[~flip].mean(), "weight_flipped": weight[flip].mean()}
         noted |= {"weight_auc": area_under_roc(weight, ~flip)}
-    for m, one in enumerate(judges):
+    for m, one in enumerate(noise_models):
         (low, high), share = one.shape.cpu().T, one.share.cpu()
-        noted |= {
-            f"net{m}_alpha0": low[0],
-            f"net{m}_beta0": low[1],
-            f"net{m}_alpha1": high[0],
-            f"net{m}_beta1": high[1],
-        }
-        noted |= {f"net{m}_clean_share": share[1]}
+        noted |= {f"net{m}_alpha0": low[0], f"net{m}_beta0": low[1]}
+        noted |= {f"net{m}_alpha1": high[0], f"net{m}_beta1": high[1], f"net{m}_clean_share": share[1]}
     return {key: float(value) for key, value in noted.items() if math.isfinite(value)}
 
 
-def judge_by_bayes(cfg, judges, logits, given, epoch):
+def update_by_bayes(cfg, noise_models, logits, given, epoch):
     """Row "bayes" (ours): P(true label) of each sample from the networks' mean output. Returns numbers for the history.
 
     The warm-up's networks imitate the given labels, so the flips are taken out of what they say. Later ones imitate the
-    true labels, but have first to catch up with their teachers: for cfg.judge_again epochs these are believed.
+    true labels, but have first to catch up with their teachers: for cfg.judge_again epochs these keep the last word.
     """
     outputs, late = logits.float().softmax(-1), epoch + 1 - cfg.warmup
     p = outputs.mean(0)
-    rate = method.flip_rate(p) if late == 0 else judges[0].rate
+    rate = method.flip_rate(p) if late == 0 else noise_models[0].rate
     q = method.without_flips(p, rate) if late == 0 else p
-    for one, output in zip(judges, outputs, strict=True):
+    for one, output in zip(noise_models, outputs, strict=True):
         one.belief.copy_(output)
         if late == 0 or late >= cfg.judge_again:
             one.believe(given, method.posterior_labels(q, given, rate), rate)
@@ -240,8 +307,8 @@ def judge_by_bayes(cfg, judges, logits, given, epoch):
 # ---- Optimiser
 
 
-def make_optimizer(cfg, twins):
-    learned = list(twins.parameters())
+def make_optimizer(cfg, peers):
+    learned = list(peers.parameters())
     if cfg.optimizer == "sgd":
         return torch.optim.SGD(learned, cfg.lr, cfg.momentum, weight_decay=cfg.weight_decay, nesterov=True)
     made = torch.optim.Adam if cfg.optimizer == "adam" else torch.optim.AdamW
@@ -267,45 +334,55 @@ def rate_at(cfg, epoch):
 # ---- Record
 
 
-def record(run, cfg, faces, twins, judges, best, parts, files, steps, device, warm):
+def record(job, faces, splits, state, steps, files, warm_up):
     """Test the last and the validation-chosen weights, save predictions and the last weights, write the record."""
-    training, valid, test = parts
-    arrays = evaluate.predictions(twins, test, cfg, device) | evaluate.judgements(judges, training)
+    cfg, run, device = job.cfg, job.run, job.device
+    (training, _, test), peers = splits, state.peers
+    arrays = evaluate.predictions(peers, test, cfg, device) | evaluate.noise_arrays(state.noise_models, training)
     copies = data.repeated(test, training)
     arrays |= {"repeated": copies} if copies.any() else {}
     path = run.folder / "model.safetensors"
-    words = dict(
-        row=cfg.row, preset=cfg.preset, trained_on=cfg.data, classes=" ".join(faces.classes), nets=cfg.nets,
-        stem=cfg.stem, width=cfg.width, units=" ".join(map(str, cfg.units)), input_px=cfg.input_px, rule=cfg.rule,
-        precision=cfg.precision, flip_test=cfg.flip_test, test_scales=" ".join(map(str, cfg.test_scales)),
-    )  # fmt: skip
-    digest = checkpoint.save_weights(path, twins, config=runs.fingerprint(cfg), **words)
-    if best.weights is not None:
-        twins.load_state_dict(best.weights)
-        arrays |= evaluate.predictions(twins, test, cfg, device, "_validation_chosen")
-    absent = [
-        name for name, n in zip(faces.classes, np.bincount(training.given, minlength=len(faces.classes))) if not n
-    ]
+    digest = checkpoint.save_weights(path, peers, config=runs.fingerprint(cfg), **metadata(cfg, faces))
+    if state.best.weights is not None:
+        peers.load_state_dict(state.best.weights)
+        arrays |= evaluate.predictions(peers, test, cfg, device, "_validation_chosen")
     return run.finish(
         metrics=evaluate.measure(arrays),
         predictions=arrays,
         history=steps.history,
-        data={
-            "name": cfg.data, "fingerprint": faces.fingerprint, "rule": cfg.rule,
-            "classes": " ".join(faces.classes), "noise": cfg.noise_kind,
-            "flipped_pct": round(100 * float(training.flip.mean()), 3), "without_label": " ".join(absent),
-            "training_faces": len(training), "validation_faces": len(valid), "test_faces": len(test),
-            "init": ", ".join(f"{kind} {storage.sha256(f)[:12] if f else ''}".strip()
-                              for kind, f in list(zip(cfg.init, files))[: cfg.nets]),
-        },
+        data=describe(cfg, faces, splits, files),
         selection="last" + (", running average" if cfg.averaging else ""),
         device=device,
         seconds=steps.seconds,
         samples=steps.total * cfg.batch * cfg.nets,
         weights={"file": path.name, "sha256": digest},
-        validation_chosen_step=best.step,
-        warmup=warm.parent.name if warm else None,
+        validation_chosen_step=state.best.step,
+        warmup=warm_up.parent.name if warm_up else None,
+    )
+
+
+def metadata(cfg, faces):
+    """What a weights file says of its networks; evaluate.load builds them again from it."""
+    return dict(
+        row=cfg.row, preset=cfg.preset, trained_on=cfg.data, classes=" ".join(faces.classes), nets=cfg.nets,
+        stem=cfg.stem, width=cfg.width, units=" ".join(map(str, cfg.units)), input_px=cfg.input_px, rule=cfg.rule,
+        precision=cfg.precision, flip_test=cfg.flip_test, test_scales=" ".join(map(str, cfg.test_scales)),
     )  # fmt: skip
+
+
+def describe(cfg, faces, splits, files):
+    """The record's entry on its data and on the weights that the networks started from."""
+    training, valid, test = splits
+    count = np.bincount(training.given, minlength=len(faces.classes))
+    hashes = [storage.sha256(file)[:12] if file else "" for file in files]
+    starts = [f"{kind} {digest}".strip() for kind, digest in zip(cfg.init, hashes, strict=True)]
+    return {
+        "name": cfg.data, "fingerprint": faces.fingerprint, "rule": cfg.rule, "classes": " ".join(faces.classes),
+        "noise": cfg.noise_kind, "flipped_pct": round(100 * float(training.flip.mean()), 3),
+        "without_label": " ".join(name for name, n in zip(faces.classes, count, strict=True) if not n),
+        "training_faces": len(training), "validation_faces": len(valid), "test_faces": len(test),
+        "init": ", ".join(starts[: cfg.nets]),
+    }  # fmt: skip
 
 
 if __name__ == "__main__":
