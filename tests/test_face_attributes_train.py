@@ -39,7 +39,7 @@ def faces(monkeypatch):
 
 def clear():
     sets.load.cache_clear()
-    sets.embedded_part.cache_clear()
+    sets.embedded_dataset.cache_clear()
 
 
 def start(out, row, *words, steps=4, preset="demo"):
@@ -132,15 +132,17 @@ def finish_the_demo(found, tmp_path, capsys):
 
 def look_at_one_face(tmp_path, chosen, capsys):
     weights = folder(tmp_path, "chosen") / "model.safetensors"
-    part = sets.load("embedded")[0]
-    index = part.index("test")
+    dataset = sets.load("embedded")[0]
+    index = dataset.index("test")
     net, cfg, attributes, pixels = shared.load_shared(weights, torch.device("cpu"))
-    reader = source.Source(dataclasses.replace(cfg, views=0), [part], list(net.trunk), pixels, 1, torch.device("cpu"))
-    arrays, _ = evaluate.results(evaluate.scores(net, reader, "test", torch.device("cpu")), [part])
+    reader = source.Source(
+        dataclasses.replace(cfg, views=0), [dataset], list(net.trunk), pixels, 1, torch.device("cpu")
+    )
+    arrays, _ = evaluate.results(evaluate.scores(net, reader, "test", torch.device("cpu")), [dataset])
     for name in attributes:
         assert 100 * arrays[f"{name}_correct"].mean() == pytest.approx(chosen["metrics"][f"{name}_accuracy_pct"], abs=5)
-    Image.fromarray(part.images[index[0]].permute(1, 2, 0).numpy()).save(tmp_path / "face.png")
-    Image.fromarray(part.images[index[0]].permute(1, 2, 0).numpy()).resize((131, 131)).save(tmp_path / "large.png")
+    Image.fromarray(dataset.images[index[0]].permute(1, 2, 0).numpy()).save(tmp_path / "face.png")
+    Image.fromarray(dataset.images[index[0]].permute(1, 2, 0).numpy()).resize((131, 131)).save(tmp_path / "large.png")
     capsys.readouterr()
     predict.main(
         [str(tmp_path / "face.png"), str(tmp_path / "large.png"), "--weights", str(weights), "--device", "cpu"]
@@ -253,7 +255,7 @@ def test_the_untrained_trunk_stores_no_maps(faces, trunk_weights):
 def test_another_trunk_or_view_is_another_file(faces, trunk_weights):
     one = make_source(TINY_CONFIG, trunk_weights, 3)
     stages = method.split(networks.IResNet((1, 1, 1, 1), (8, 8, 16, 24), 8, input_px=16).eval())
-    other = source.Source(TINY_CONFIG, one.parts, stages, one.pixels, 3, torch.device("cpu"))
+    other = source.Source(TINY_CONFIG, one.datasets, stages, one.pixels, 3, torch.device("cpu"))
     turned = make_source(dataclasses.replace(TINY_CONFIG, rotation_deg=9.0), trunk_weights, 3)
     known = [(s, split, view) for s in (one, other, turned) for split in ("train", "val") for view in (0, None)]
     assert len({s._path(0, split, view, "stage2") for s, split, view in known}) == 12
@@ -271,13 +273,13 @@ def test_batches_pass_over_every_face_in_an_order_that_depends_on_the_step_alone
 
 
 def test_a_view_is_a_function_of_its_number(faces):
-    (part,) = sets.load("embedded")
+    (dataset,) = sets.load("embedded")
     index, cfg = torch.arange(5), TINY_CONFIG
     views = [sets.view_parameters(cfg, 88, view, 0) for view in (0, 0, 1)]
-    a, b, c = (sets.pictures(part, index, cfg, torch.device("cpu"), v) for v in views)
+    a, b, c = (sets.pictures(dataset, index, cfg, torch.device("cpu"), v) for v in views)
     assert a.shape == (5, 3, 16, 16) and a.min() >= 0 and a.max() <= 255
     assert torch.equal(a, b) and not torch.allclose(a, c, atol=5)
-    alone = sets.pictures(part, index[2:3], cfg, torch.device("cpu"), views[0])
+    alone = sets.pictures(dataset, index[2:3], cfg, torch.device("cpu"), views[0])
     assert torch.allclose(alone[0], a[2], atol=1e-3), "a face's view does not depend on the batch it comes in"
 
 
@@ -338,9 +340,9 @@ def two_sets(tmp_path, monkeypatch):
 
 
 def test_two_sets_join_and_missing_labels_stay_missing(two_sets):
-    parts = sets.load("utkface+ferplus")
-    assert list(sets.attributes_of(parts)) == ["age", "gender", "ethnicity", "emotion"]
-    utk, fer = parts
+    datasets = sets.load("utkface+ferplus")
+    assert list(sets.attributes_of(datasets)) == ["age", "gender", "ethnicity", "emotion"]
+    utk, fer = datasets
     assert [len(utk.index(s)) for s in ("train", "val", "test")] == [41, 7, 12], "0.1 + 0.2 is a little over 0.3"
     assert fer.images.shape[1] == 1 and [len(fer.index(s)) for s in ("train", "val", "test")] == [21, 8, 8]
     assert 7 not in fer.index("train") and not {0, 1} & set(fer.index("train").tolist()), "no label; near-duplicates"
@@ -373,9 +375,9 @@ def test_a_batch_of_two_sets_trains_each_attribute_on_its_own_faces(two_sets, tm
 def test_the_other_sets(monkeypatch, name, arrays, attributes):
     monkeypatch.setattr(registry, "ensure", lambda _: FakePack(60, 64, **arrays))
     clear()
-    (part,) = sets.load(name)
-    assert list(part.attributes) == attributes
-    train_, val, test = (set(part.index(s).tolist()) for s in ("train", "val", "test"))
+    (dataset,) = sets.load(name)
+    assert list(dataset.attributes) == attributes
+    train_, val, test = (set(dataset.index(s).tolist()) for s in ("train", "val", "test"))
     assert train_ and val and test and not (train_ & val or train_ & test or val & test)
     assert len(train_ | val | test) == 60 and len(test) == 20
     clear()
@@ -496,10 +498,12 @@ def test_metrics_by_hand():
     assert found["gflop"] == pytest.approx(0.7)
 
 
-def test_ages_are_judged_in_groups_and_years():
+def test_ages_are_counted_in_groups_and_years():
     years = torch.tensor([2, 3, 35, 80])
     attribute = sets.Attribute("age", sets.AGE_CLASSES, True)
-    hit, own, error = evaluate.judge(attribute, method.soft_years(torch.tensor([2, 11, 38, 75]), 100, 0), years)
+    hit, own, error = evaluate.hits_and_errors(
+        attribute, method.soft_years(torch.tensor([2, 11, 38, 75]), 100, 0), years
+    )
     assert hit.tolist() == [True, False, True, True] and own.tolist() == [0, 1, 4, 8]
     assert error.tolist() == pytest.approx([0, 8, 3, 5])
 

@@ -16,10 +16,10 @@ from facepapers.papers.face_attributes.config import DEPTHS, PAPER
 # ---- Trunks
 
 
-def trunk(cfg, parts, out, weights=None):
+def trunk(cfg, datasets, out, weights=None):
     """(identity network that cfg.trunk names, in eval mode; its stages, which share its modules)."""
     if cfg.trunk == "random":
-        net = untrained(cfg, parts)
+        net = untrained(cfg, datasets)
     elif cfg.trunk == "demo":
         net = networks.load_identity_net(sibling(cfg, "trunk", out) / "model.safetensors")
     else:
@@ -37,7 +37,7 @@ def digest_of(path):
 
 
 @torch.no_grad()
-def untrained(cfg, parts):
+def untrained(cfg, datasets):
     """A trunk of random weights (control) whose statistics fit the training faces, so that activations keep a scale."""
     torch.manual_seed(cfg.seed + 7)
     if cfg.data == "embedded":
@@ -49,9 +49,9 @@ def untrained(cfg, parts):
         if isinstance(module, torch.nn.BatchNorm1d | torch.nn.BatchNorm2d):
             module.momentum = None  # the plain average of the batches below
     net.train()
-    for part in parts:
-        for rows in part.index("train")[:256].split(64):
-            net(networks.to_input(data.pictures(part, rows, cfg, torch.device("cpu")), net.pixels))
+    for dataset in datasets:
+        for rows in dataset.index("train")[:256].split(64):
+            net(networks.to_input(data.pictures(dataset, rows, cfg, torch.device("cpu")), net.pixels))
     return net
 
 
@@ -101,37 +101,44 @@ def record(cfg, run, device, out, weights=None):
     """Write the record of `best` (separate networks) or `chosen` (the cheapest shared pattern within the margin)."""
     rows = finished(cfg, out)
     run.precision = runs.precision_of(*rows.values())
-    parts = data.load(cfg.data)
-    net, stages = trunk(cfg, parts, out, weights)
-    accuracy = {a: {row: r["validation"][a] for row, r in rows.items()} for a in data.attributes_of(parts)}
-    per_stage, heads = costs_of(stages, cfg, parts)
-    if cfg.row == "best":
-        source = {a: max(found, key=found.get) for a, found in accuracy.items()}
-        flop = 2 * (len(source) * sum(per_stage) + sum(heads.values()))
-    else:
-        starts = {a: {DEPTHS[row]: v for row, v in f.items() if row in DEPTHS} for a, f in accuracy.items()}
-        starts = method.choose(starts, per_stage, cfg.margin, heads)
-        source = {a: next(row for row, k in DEPTHS.items() if k == start) for a, start in starts.items()}
-        flop = 2 * method.pattern_macs(per_stage, starts, heads)
+    datasets = data.load(cfg.data)
+    net, stages = trunk(cfg, datasets, out, weights)
+    accuracy = {a: {row: r["validation"][a] for row, r in rows.items()} for a in data.attributes_of(datasets)}
+    chosen, flop = choose_rows(cfg, accuracy, *costs_of(stages, cfg, datasets))
     arrays = {}
-    for name, row in source.items():
+    for name, row in chosen.items():
         found = runs.read_predictions(rows[row]["folder"] / "predictions.npz")
         arrays |= {k: v for k, v in found.items() if k.startswith(f"{name}_")}
     arrays["gflop"] = np.full(len(next(iter(arrays.values()))), flop / 1e9, np.float32)
-    made = shared.save(cfg, run, source, rows, net, stages, parts, device) if cfg.row == "chosen" else None
-    used = [rows[row] for row in set(source.values())]
+    used = {name: rows[row] for name, row in chosen.items()}
+    made = shared.save(cfg, run, used, net, stages, datasets, device) if cfg.row == "chosen" else None
+    trained = [rows[row] for row in set(chosen.values())]
     return run.finish(
         metrics=evaluate.measure(arrays), predictions=arrays, history=[{"step": 0}], data=rows["linear"]["data"],
         selection="depth chosen on validation faces; last weights", device=device,
-        seconds=sum(r["seconds"] for r in used), samples=sum(r["samples_per_s"] * r["seconds"] for r in used),
-        weights=made, sources=source, groups={a: rows[row]["groups"][a] for a, row in source.items()},
-        validation={a: accuracy[a][row] for a, row in source.items()},
+        seconds=sum(r["seconds"] for r in trained), samples=sum(r["samples_per_s"] * r["seconds"] for r in trained),
+        weights=made, sources=chosen, groups={name: r["groups"][name] for name, r in used.items()},
+        validation={name: accuracy[name][row] for name, row in chosen.items()},
     )  # fmt: skip
 
 
-def costs_of(stages, cfg, parts):
+def choose_rows(cfg, accuracy, per_stage, heads):
+    """(attribute -> row that gives its branch, FLOP of one face) from attribute -> {row: accuracy on validation faces}.
+
+    `per_stage` and `heads` are the costs of `costs_of`.
+    """
+    if cfg.row == "best":
+        chosen = {name: max(found, key=found.get) for name, found in accuracy.items()}
+        return chosen, 2 * (len(chosen) * sum(per_stage) + sum(heads.values()))
+    by_start = {name: {DEPTHS[row]: v for row, v in found.items() if row in DEPTHS} for name, found in accuracy.items()}
+    starts, row_of = method.choose(by_start, per_stage, cfg.margin, heads), {k: row for row, k in DEPTHS.items()}
+    chosen = {name: row_of[start] for name, start in starts.items()}
+    return chosen, 2 * method.pattern_macs(per_stage, starts, heads)
+
+
+def costs_of(stages, cfg, datasets):
     """(per_stage, attribute -> cost of its readout) of the trunk with a linear readout per attribute."""
     per_stage = method.stage_macs(copies(stages), cfg.input_px)
     with torch.no_grad():
         width = torch.nn.Sequential(*copies(stages))(torch.zeros(1, 3, cfg.input_px, cfg.input_px)).shape[1]
-    return per_stage, {name: width * attribute.scores for name, attribute in data.attributes_of(parts).items()}
+    return per_stage, {name: width * attribute.scores for name, attribute in data.attributes_of(datasets).items()}

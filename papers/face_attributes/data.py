@@ -1,8 +1,9 @@
 """Faces with attribute labels: UTKFace, FERPlus, FairFace, RAF-DB, CelebA, the embedded faces, and fixed splits.
 
-A set is one `Part`; a run joins parts, and an attribute that a part does not label is missing there (-1). Every face
-is brought to the trunk's frame: ArcFace's five-point template at input_px. UTKFace and FERPlus come as crops without
-points but in one position, so each set has one fixed similarity: MTCNN's median points on 300 of its faces (FRAMES).
+A set is one `Dataset`; a run joins several, and an attribute that one of them does not label is missing there (-1).
+Every face is brought to the trunk's frame: ArcFace's five-point template at input_px. UTKFace and FERPlus come as crops
+without points but in one position, so each set has one fixed similarity: MTCNN's median points on 300 of its faces
+(FRAMES).
     python -m facepapers.papers.face_attributes.data utkface       rewrites the committed split of a set without one
 """
 
@@ -54,7 +55,7 @@ class Attribute:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Part:
+class Dataset:
     """One set: N uint8 faces, labels per attribute (years for age where known; -1 missing), and split numbers."""
 
     name: str
@@ -78,32 +79,32 @@ class Part:
 def load(name):
     """List of the Parts of "a+b". MissingData (with the steps to obtain it) when one is not on this machine.
 
-    Raises UserError for an attribute that two parts label by different classes, or that has one class in training.
+    Raises UserError for an attribute that two sets label by different classes, or that has one class in training.
     """
-    parts = [_part(each) for each in name.split("+")]
-    attributes_of(parts)
-    return parts
+    datasets = [_dataset(each) for each in name.split("+")]
+    attributes_of(datasets)
+    return datasets
 
 
-def attributes_of(parts):
-    """name -> Attribute over all parts, in the order age, gender, ethnicity, emotion, others."""
+def attributes_of(datasets):
+    """name -> Attribute over all sets, in the order age, gender, ethnicity, emotion, others."""
     found = {}
-    for part in parts:
-        for key, attribute in part.attributes.items():
+    for dataset in datasets:
+        for key, attribute in dataset.attributes.items():
             if found.setdefault(key, attribute) != attribute:
                 raise UserError(f"--data: two sets name other classes of {key}; leave one of them out")
     order = ("age", "gender", "ethnicity", "emotion")
     for key, attribute in found.items():
-        shown = torch.cat([p.labels[key][p.index("train")] for p in parts if key in p.labels])
+        shown = torch.cat([p.labels[key][p.index("train")] for p in datasets if key in p.labels])
         if len(shown[shown >= 0].unique()) < 2:
             raise UserError(f"{attribute.name}: the training faces show one class only, so there is nothing to learn; "
                             "use a set with at least two")  # fmt: skip
     return {k: found[k] for k in sorted(found, key=lambda k: order.index(k) if k in order else len(order))}
 
 
-def _part(name):
+def _dataset(name):
     if name == "embedded":
-        return embedded_part()
+        return embedded_dataset()
     if name not in READERS:
         raise UserError(f"--data {name}: no set with attributes; known are embedded, {', '.join(READERS)}, joined by +")
     pack = sets.ensure(name)
@@ -115,7 +116,7 @@ def _made(name, pack, labels, split, attributes, **decode):
     labels = {key: torch.as_tensor(np.asarray(value).astype(np.int64)) for key, value in labels.items()}
     frame = frame_of(name, pictures.shape[-1])
     known = {a.name: a for a in attributes}
-    return Part(name, pictures, labels, np.asarray(split), known, frame, pack.meta["fingerprint"])
+    return Dataset(name, pictures, labels, np.asarray(split), known, frame, pack.meta["fingerprint"])
 
 
 def _utkface(name, pack):
@@ -183,7 +184,7 @@ def frame_of(name, side):
 
 
 @functools.lru_cache(maxsize=1)
-def embedded_part():
+def embedded_dataset():
     """Faces of different synthetic people, aligned by their exact points, with all four labels."""
     e = EMBEDDED
     counts = [e["train"], e["val"], e["test"]]
@@ -197,13 +198,13 @@ def embedded_part():
     )  # fmt: skip
     fingerprint = hashlib.sha256(crops.numpy().tobytes()).hexdigest()
     split, known = np.repeat([0, 1, 2], counts), {a.name: a for a in attributes}
-    return Part("embedded", crops, labels, split, known, frame_of("embedded", e["size"]), fingerprint)
+    return Dataset("embedded", crops, labels, split, known, frame_of("embedded", e["size"]), fingerprint)
 
 
-def embedded_people(part):
+def embedded_people(split):
     """(aligned faces (N, 3, S, S), identity (N,)) of synthetic people: "train" for the trunk, or others for "test"."""
     e = EMBEDDED
-    n, seed = (e["trunk_train"], 1) if part == "train" else (e["identity_test"], 2)
+    n, seed = (e["trunk_train"], 1) if split == "train" else (e["identity_test"], 2)
     factors = sampling.sample_factors(n, e["seed"] + seed, identities=e["people"], people_seed=e["seed"] + 10 * seed)
     years = images.uniform(6.0, 80.0, (n,), seeding.generator(e["seed"], seed))
     drawn = drawing.render(dataclasses.replace(factors, age_years=years), size=e["size"])
@@ -267,12 +268,12 @@ def new_split(names, groups, val=0.1, test=0.2):
 # ---- Pictures in the trunk's frame
 
 
-def view_parameters(cfg, count, view, part):
-    """Random numbers of augmented version `view` of all `count` faces of set number `part`; a function of these alone.
+def view_parameters(cfg, count, view, number):
+    """Random numbers of augmented version `view` of all `count` faces of set `number`; a function of these alone.
 
     Returns (count, ...) tensors: centre and side of the crop as shares, angle, mirroring, gain, offset, saturation.
     """
-    gen = seeding.generator(1609, cfg.seed if not cfg.views else 0, view, part)
+    gen = seeding.generator(1609, cfg.seed if not cfg.views else 0, view, number)
     spread = lambda amount, *shape: images.uniform(-amount, amount, (count, *shape), gen)
     return {
         "shift": spread(cfg.shift, 2), "log_size": spread(cfg.log_size), "angle": spread(np.radians(cfg.rotation_deg)),
@@ -281,17 +282,17 @@ def view_parameters(cfg, count, view, part):
     }  # fmt: skip
 
 
-def pictures(part, index, cfg, device, parameters=None):
-    """Faces `index` (b,) of a Part as RGB pixels 0..255 (b, 3, px, px), plain or by `parameters` of a view."""
+def pictures(dataset, index, cfg, device, parameters=None):
+    """Faces `index` (b,) of a Dataset as RGB pixels 0..255 (b, 3, px, px), plain or by `parameters` of a view."""
     px, n = cfg.input_px, len(index)
-    some = part.images[index].to(device).expand(-1, 3, -1, -1)
+    some = dataset.images[index].to(device).expand(-1, 3, -1, -1)
     size, middle = torch.full((n,), 112.0), torch.full((n, 2), 55.5)
     if parameters is None:
         where = images.similarity(middle, size, torch.zeros(n), torch.zeros(n, dtype=torch.bool), px)
-        return images.crop(some, after(part.frame, where), px)
+        return images.crop(some, after(dataset.frame, where), px)
     p = {key: value[index] for key, value in parameters.items()}
     where = images.similarity(middle + 112 * p["shift"], size * p["log_size"].exp(), p["angle"], p["flip"], px)
-    x = images.crop(some, after(part.frame, where), px)
+    x = images.crop(some, after(dataset.frame, where), px)
     gain, offset, saturation = (p[key].to(device) for key in ("gain", "offset", "saturation"))
     grey = (x * torch.tensor([0.299, 0.587, 0.114], device=device).view(1, 3, 1, 1)).sum(1, keepdim=True)
     return (((grey + (x - grey) * saturation) - 128) * gain + 128 + offset).clamp_(0, 255)

@@ -1,8 +1,10 @@
 """Accuracy of attribute predictions: `python -m facepapers.papers.face_attributes.evaluate --weights FILE --data NAME`.
 
-Single crop, no mirror image. Age is judged in FairFace's nine groups and, where the years are known, by the mean
+Single crop, no mirror image. Age is counted in FairFace's nine groups and, where the years are known, by the mean
 absolute error of the predicted distribution's median. Records hold per-face hits and errors, no label and no image.
 """
+
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,27 +21,36 @@ from facepapers.papers.face_attributes.source import Source, label_of
 # ---- From a network to predictions
 
 
+class Scores(NamedTuple):
+    """What a network says of the n faces that carry an attribute's label."""
+
+    probability: torch.Tensor  # (n, classes)
+    label: torch.Tensor  # (n,)
+    dataset: torch.Tensor  # (n,) number of a face's set
+    index: torch.Tensor  # (n,) its place there
+
+
 @torch.no_grad()
 def scores(net, source, split, device):
-    """Attribute -> (probabilities (n, classes), labels (n,), part number, places (n,)) of "val" or "test" faces."""
+    """Attribute -> Scores of the "val" or "test" faces."""
     found = {}
     net.eval()
-    for number, part in enumerate(source.parts):
-        index = part.index(split)
-        for rows in torch.arange(len(index)).split(128):
-            x = source.inputs(number, rows, split=split)
-            wanted = {a: label_of(part, a, index[rows]).to(device) >= 0 for a in net.branches}
+    for number, dataset in enumerate(source.datasets):
+        whole = dataset.index(split)
+        for rows in torch.arange(len(whole)).split(128):
+            index, x = whole[rows], source.inputs(number, rows, split=split)
+            labels = {name: label_of(dataset, name, index) for name in net.branches}
             with precision.autocast(device, source.cfg.precision):
-                out = net(x, wanted, first=source.first)
+                out = net(x, {name: (label >= 0).to(device) for name, label in labels.items()}, first=source.first)
             for name, score in out.items():
-                keep = wanted[name].cpu()
-                found.setdefault(name, []).append(
-                    (score.float().softmax(1).cpu(), label_of(part, name, index[rows])[keep], index[rows][keep], number)
-                )
-    return found
+                keep = labels[name] >= 0
+                numbers = torch.full((int(keep.sum()),), number)
+                chunk = Scores(score.float().softmax(1).cpu(), labels[name][keep], numbers, index[keep])
+                found.setdefault(name, []).append(chunk)
+    return {name: Scores(*map(torch.cat, zip(*chunks, strict=True))) for name, chunks in found.items()}
 
 
-def judge(attribute, probability, label):
+def hits_and_errors(attribute, probability, label):
     """(hit (n,) bool, true class (n,), absolute error in years (n,) or None) of one attribute's probabilities."""
     if not attribute.years:
         return probability.argmax(1) == label, label, None
@@ -55,28 +66,26 @@ def groups_of(probability):
     return torch.zeros(len(probability), len(data.AGE_CLASSES)).index_add_(1, group, probability)
 
 
-def results(found, parts):
+def results(found, datasets):
     """(arrays for the record, attribute -> group -> value -> {n, accuracy_pct}) of what `scores` returned."""
-    arrays, tables, attributes = {}, {}, data.attributes_of(parts)
-    for name, chunks in found.items():
-        probability, label, index = (torch.cat([c[k] for c in chunks]) for k in range(3))
-        number = torch.tensor([c[3] for c in chunks]).repeat_interleave(torch.tensor([len(c[1]) for c in chunks]))
-        hit, own, error = judge(attributes[name], probability, label)
+    arrays, tables, attributes = {}, {}, data.attributes_of(datasets)
+    for name, scored in found.items():
+        hit, own, error = hits_and_errors(attributes[name], scored.probability, scored.label)
         arrays[f"{name}_correct"] = hit.numpy()
         arrays[f"{name}_recall"] = np.array([hit[own == c].double().mean() for c in own.unique()])
         if error is not None:
             arrays["age_error_years"] = error.numpy().astype(np.float32)
-        tables[name] = group_table(parts, number, index, hit)
+        tables[name] = group_table(datasets, scored, hit)
     return arrays, tables
 
 
-def group_table(parts, number, index, hit):
-    """Accuracy by every attribute that the judged faces carry: group -> value -> {n, accuracy_pct}."""
+def group_table(datasets, scored, hit):
+    """Accuracy by every attribute that the tested faces carry: group -> value -> {n, accuracy_pct}."""
     table = {}
-    for k, part in enumerate(parts):
-        here = number == k
-        for name, attribute in part.attributes.items() if here.any() else ():
-            label = part.labels[name][index[here]]
+    for k, dataset in enumerate(datasets):
+        here = scored.dataset == k
+        for name, attribute in dataset.attributes.items() if here.any() else ():
+            label = dataset.labels[name][scored.index[here]]
             if attribute.years:
                 label = torch.where(
                     label < 0, label, torch.bucketize(label, torch.tensor(data.AGE_EDGES[1:]), right=True)
@@ -88,14 +97,13 @@ def group_table(parts, number, index, hit):
     return table
 
 
-def validation(found, parts):
+def validation(found, datasets):
     """Attribute -> accuracy (%) on the validation faces; these choose rates and depths, never the test faces."""
-    attributes = data.attributes_of(parts)
-    return {
-        name: 100
-        * judge(attributes[name], *(torch.cat([c[k] for c in chunks]) for k in (0, 1)))[0].double().mean().item()
-        for name, chunks in found.items()
-    }
+    attributes, accuracy = data.attributes_of(datasets), {}
+    for name, scored in found.items():
+        hit, _, _ = hits_and_errors(attributes[name], scored.probability, scored.label)
+        accuracy[name] = 100 * hit.double().mean().item()
+    return accuracy
 
 
 # ---- Identity: verification and variance, on faces that no attribute was learned from
@@ -135,8 +143,8 @@ def identity_arrays(cfg, stages, pixels, device, depth, name, verify):
         return {}
     faces, identity, pairs = people
     features = []
-    for part in faces.split(64):
-        x = networks.to_input(resized(part, cfg.input_px).to(device), pixels)
+    for some in faces.split(64):
+        x = networks.to_input(resized(some, cfg.input_px).to(device), pixels)
         for stage in stages[:depth]:
             x = stage(x)
         x = torch.nn.functional.adaptive_avg_pool2d(x, cfg.grid).flatten(1) if x.dim() == 4 else x
@@ -170,13 +178,13 @@ def main(argv):
         raise cli.UserError("usage: python -m facepapers.papers.face_attributes.evaluate --weights FILE --data NAME")
     device = parallel.start(device_name)
     net, cfg, attributes, pixels = shared.load_shared(path, device)
-    parts = data.load(name)
-    given = data.attributes_of(parts)
+    datasets = data.load(name)
+    given = data.attributes_of(datasets)
     differ = [a for a in given if attributes.get(a) != given[a]]
     if differ:
         raise cli.UserError(f"{path}: predicts no {differ[0]} with the classes of {name}; use the data it was made for")
-    source = Source(cfg, parts, list(net.trunk), pixels, 1, device)
-    arrays, tables = results(scores(net, source, "test", device), parts)
+    source = Source(cfg, datasets, list(net.trunk), pixels, 1, device)
+    arrays, tables = results(scores(net, source, "test", device), datasets)
     for key, value in measure(arrays).items():
         print(f"  {METRICS[key].label:60s} {value:8.3f}")
     show_groups(tables)

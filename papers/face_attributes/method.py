@@ -1,11 +1,17 @@
 """The idea: one identity network, and per attribute a copy of its upper stages that leaves the trunk where it pays.
 
 Baumgartner and Culpepper 2016, known to us through the abstract. Stages are numbered 1 (input) to L (embedding). An
-attribute that *starts at stage k* relearns stages k to L on the frozen output of stage k - 1; k = L + 1 is the usual
-baseline, one extra layer on the embedding. At inference the common prefix runs once.
+attribute a that *starts at stage k_a* relearns stages k_a to L on the frozen output of stage k_a - 1; k_a = L + 1 is
+the usual baseline, one extra layer on the embedding. At inference the common prefix runs once.
+
+    s_0 = x,  s_k = stage_k(s_{k-1})                                       the trunk, frozen: s_L is the embedding
+    z_a = head_a( stage^a_L( ... stage^a_{k_a}( s_{k_a - 1} ) ) )          the branch; stage^a starts as a copy of stage
+    loss = mean_a CE(z_a, y_a)                                             `joint_loss`: no weights between attributes
+    k = argmin_k cost(k)  s.t.  accuracy_a(k_a) >= max - margin            `choose`, on validation faces
 
 The trunk never changes: its parameters take no gradient and its BatchNorm layers always use their stored statistics, so
-the identity output is the same to the bit before and after any branch is trained.
+the identity output is the same to the bit before and after any branch is trained. How a network is cut into stages, and
+how copies are prepared, stands at the end.
 """
 
 import copy
@@ -19,64 +25,6 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from facepapers.common.cli import UserError
 from facepapers.common.vision.networks import IResNet, MobileFaceNetReLU
-
-# Where our stages begin: at each halving of the resolution, and before the layers that make the embedding (our choice;
-# the paper's depths are not known).
-CUTS = {
-    MobileFaceNetReLU: ("features.0", "features.5", "features.12", "conv2"),
-    IResNet: ("layer2.0", "layer3.0", "layer4.0", "embedding"),
-}
-
-
-# ---- The trunk in stages
-
-
-class Float(nn.Module):
-    """To float32, which ends autocast's bfloat16 before the last normalisation."""
-
-    def forward(self, x):
-        return x.float()
-
-
-def blocks(net):
-    """Name -> module, in order, whose composition is `net`. A residual block is one entry. UserError for other nets."""
-    if isinstance(net, MobileFaceNetReLU):
-        first = net.dw_conv
-        opening = [first.depthwise, first.bn1, nn.ReLU(), first.pointwise, first.bn2, nn.ReLU()]
-        return {
-            "conv1": net.conv1,
-            "dw_conv": nn.Sequential(*opening),
-            **{f"features.{i}": block for i, block in enumerate(net.features)},
-            "conv2": net.conv2,
-            "gdconv": nn.Sequential(net.gdconv.depthwise, net.gdconv.bn),
-            "embedding": nn.Sequential(net.conv3, nn.Flatten(), Float(), net.bn),
-        }
-    if isinstance(net, IResNet):
-        layers = {f"layer{s}.{i}": b for s in (1, 2, 3, 4) for i, b in enumerate(getattr(net, f"layer{s}"))}
-        top = nn.Sequential(net.bn2, nn.Flatten(), net.dropout, net.fc, Float(), net.features)
-        return {"stem": nn.Sequential(net.conv1, net.bn1, net.prelu), **layers, "embedding": top}
-    raise UserError(f"{type(net).__name__}: no trunk that can be cut; use a MobileFaceNet or an IResNet")
-
-
-def split(net, cuts=()):
-    """The stages of `net`, a list of nn.Sequential that share its modules. `cuts`: blocks that begin stage 2, 3, ...
-
-    Raises UserError for a cut that names no block, lies inside a residual block (its skip would cross the cut), or is
-    out of order.
-    """
-    parts = blocks(net)
-    names, cuts = list(parts), tuple(cuts) or CUTS[type(net)]
-    for cut in cuts:
-        inside = next((n for n in names if cut.startswith(n + ".")), None)
-        if inside:
-            raise UserError(f"--cuts {cut}: lies inside the residual block {inside}; cut before {inside} or after it")
-        if cut not in names[1:]:
-            raise UserError(f"--cuts {cut}: no block of this trunk; known are {', '.join(names[1:])}")
-    places = [0, *(names.index(cut) for cut in cuts), len(names)]
-    if places != sorted(set(places)):
-        raise UserError(f"--cuts {' '.join(cuts)}: give each block once, from the input to the top")
-    return [nn.Sequential(*(parts[n] for n in names[a:b])) for a, b in itertools.pairwise(places)]
-
 
 # ---- Branches
 
@@ -125,9 +73,9 @@ class Branch(nn.Module):
             if self.only not in (0, number):
                 stage.eval()
             elif self.keep_statistics:
-                for part in stage.modules():
-                    if isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d):
-                        part.eval()
+                for module in stage.modules():
+                    if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+                        module.eval()
         return self
 
 
@@ -168,33 +116,6 @@ class SharedNet(nn.Module):
         return {name: found[name] for name in [*self.branches, *(["identity"] if identity else [])]}
 
 
-def reinitialise(module):
-    """New random weights (torch's defaults, convolutions by Kaiming's rule) and fresh statistics, in place."""
-    for part in module.modules():
-        if hasattr(part, "reset_parameters"):
-            part.reset_parameters()
-        if isinstance(part, nn.Conv2d):
-            nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
-
-
-def fold(learner):
-    """Merge each BatchNorm that follows a convolution in an nn.Sequential into it, and keep the others' statistics.
-
-    `learner`: a Branch, or a SharedNet whose trunk moves. It computes the same up to rounding and relearns faster: a
-    quarter to a half less time a step on a CPU. In place; returns it.
-    """
-    learner.keep_statistics = True
-    for part in list(learner.modules()):
-        if isinstance(part, nn.Sequential):
-            for (name, conv), (after, norm) in itertools.pairwise(list(part.named_children())):
-                if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-                    learns = conv.weight.requires_grad
-                    merged = fuse_conv_bn_eval(conv.eval(), norm.eval()).requires_grad_(learns)
-                    setattr(part, name, merged)
-                    setattr(part, after, nn.Identity())
-    return learner
-
-
 # ---- Loss
 
 
@@ -205,12 +126,12 @@ def joint_loss(scores, targets, counts=None, processes=1):
     classes) probabilities. An attribute without a label in the batch adds 0. `counts` (labelled images of all
     `processes`) makes the gradients' average over processes that of the whole batch.
     """
-    parts = {}
+    each = {}
     for name, score in scores.items():
         count = max(1, len(score) if counts is None else counts[name])
         total = F.cross_entropy(score, targets[name], reduction="sum")  # 0 of no images
-        parts[name] = processes * total / count
-    return sum(parts.values()) / len(parts), parts
+        each[name] = processes * total / count
+    return sum(each.values()) / len(each), each
 
 
 def soft_years(years, oldest, sigma):
@@ -281,8 +202,12 @@ def choose(validation, per_stage, margin, heads=None, identity=False):
         for name, found in validation.items()
     }
     patterns = (dict(zip(fits, starts, strict=True)) for starts in itertools.product(*fits.values()))
-    quality = lambda starts: sum(validation[name][k] for name, k in starts.items())
-    return min(patterns, key=lambda s: (pattern_macs(per_stage, s, heads, identity), -quality(s)))
+
+    def cost_then_error(starts):
+        accuracy = sum(validation[name][k] for name, k in starts.items())
+        return pattern_macs(per_stage, starts, heads, identity), -accuracy
+
+    return min(patterns, key=cost_then_error)
 
 
 # ---- Invariance
@@ -303,6 +228,90 @@ def identity_variance(features, identity):
     mean /= torch.bincount(place, minlength=people).unsqueeze(1)
     own = mean[place]
     return (features - own).square().sum(1), (own - features.mean(0)).square().sum(1)
+
+
+# ---- Surgery: a trunk in stages, and what is done to copies of them
+
+# Where our stages begin: at each halving of the resolution, and before the layers that make the embedding (our choice;
+# the paper's depths are not known).
+CUTS = {
+    MobileFaceNetReLU: ("features.0", "features.5", "features.12", "conv2"),
+    IResNet: ("layer2.0", "layer3.0", "layer4.0", "embedding"),
+}
+
+
+class Float(nn.Module):
+    """To float32, which ends autocast's bfloat16 before the last normalisation."""
+
+    def forward(self, x):
+        return x.float()
+
+
+def blocks(net):
+    """Name -> module, in order, whose composition is `net`. A residual block is one entry. UserError for other nets."""
+    if isinstance(net, MobileFaceNetReLU):
+        first = net.dw_conv
+        opening = [first.depthwise, first.bn1, nn.ReLU(), first.pointwise, first.bn2, nn.ReLU()]
+        return {
+            "conv1": net.conv1,
+            "dw_conv": nn.Sequential(*opening),
+            **{f"features.{i}": block for i, block in enumerate(net.features)},
+            "conv2": net.conv2,
+            "gdconv": nn.Sequential(net.gdconv.depthwise, net.gdconv.bn),
+            "embedding": nn.Sequential(net.conv3, nn.Flatten(), Float(), net.bn),
+        }
+    if isinstance(net, IResNet):
+        layers = {f"layer{s}.{i}": b for s in (1, 2, 3, 4) for i, b in enumerate(getattr(net, f"layer{s}"))}
+        top = nn.Sequential(net.bn2, nn.Flatten(), net.dropout, net.fc, Float(), net.features)
+        return {"stem": nn.Sequential(net.conv1, net.bn1, net.prelu), **layers, "embedding": top}
+    raise UserError(f"{type(net).__name__}: no trunk that can be cut; use a MobileFaceNet or an IResNet")
+
+
+def split(net, cuts=()):
+    """The stages of `net`, a list of nn.Sequential that share its modules. `cuts`: blocks that begin stage 2, 3, ...
+
+    Raises UserError for a cut that names no block, lies inside a residual block (its skip would cross the cut), or is
+    out of order.
+    """
+    known = blocks(net)
+    names, cuts = list(known), tuple(cuts) or CUTS[type(net)]
+    for cut in cuts:
+        inside = next((n for n in names if cut.startswith(n + ".")), None)
+        if inside:
+            raise UserError(f"--cuts {cut}: lies inside the residual block {inside}; cut before {inside} or after it")
+        if cut not in names[1:]:
+            raise UserError(f"--cuts {cut}: no block of this trunk; known are {', '.join(names[1:])}")
+    places = [0, *(names.index(cut) for cut in cuts), len(names)]
+    if places != sorted(set(places)):
+        raise UserError(f"--cuts {' '.join(cuts)}: give each block once, from the input to the top")
+    return [nn.Sequential(*(known[n] for n in names[a:b])) for a, b in itertools.pairwise(places)]
+
+
+def reinitialise(module):
+    """New random weights (torch's defaults, convolutions by Kaiming's rule) and fresh statistics, in place."""
+    for layer in module.modules():
+        if hasattr(layer, "reset_parameters"):
+            layer.reset_parameters()
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+
+
+def fold(learner):
+    """Merge each BatchNorm that follows a convolution in an nn.Sequential into it, and keep the others' statistics.
+
+    `learner`: a Branch, or a SharedNet whose trunk moves. It computes the same up to rounding and relearns faster: a
+    quarter to a half less time a step on a CPU. In place; returns it.
+    """
+    learner.keep_statistics = True
+    for block in list(learner.modules()):
+        if isinstance(block, nn.Sequential):
+            for (name, conv), (after, norm) in itertools.pairwise(list(block.named_children())):
+                if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                    learns = conv.weight.requires_grad
+                    merged = fuse_conv_bn_eval(conv.eval(), norm.eval()).requires_grad_(learns)
+                    setattr(block, name, merged)
+                    setattr(block, after, nn.Identity())
+    return learner
 
 
 def hidden_width(parameters, features, classes):

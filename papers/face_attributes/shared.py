@@ -13,25 +13,28 @@ from facepapers.papers.face_attributes import data, method
 from facepapers.papers.face_attributes.config import Config
 
 
-def save(cfg, run, source, rows, identity_net, stages, parts, device):
-    """Put trunk and chosen branches into one network, check it against the rows' own branches, write its weights."""
-    attributes = data.attributes_of(parts)
-    branches = {name: one_branch(rows[row], name, stages, attributes[name]) for name, row in source.items()}
+def save(cfg, run, rows, identity_net, stages, datasets, device):
+    """Put trunk and chosen branches into one network, check it against the rows' own branches, write its weights.
+
+    `rows`: attribute -> record of the row that its branch comes from.
+    """
+    attributes = data.attributes_of(datasets)
+    branches = {name: one_branch(row, name, stages, attributes[name]) for name, row in rows.items()}
     net = method.SharedNet(stages, branches).to(device).eval()
-    x = networks.to_input(data.pictures(parts[0], parts[0].index("test")[:8], cfg, device), identity_net.pixels)
+    x = networks.to_input(data.pictures(datasets[0], datasets[0].index("test")[:8], cfg, device), identity_net.pixels)
     together = net(x)
     for name, branch in branches.items():
         alone = method.SharedNet(stages, {name: branch}).eval()(x)[name]
         torch.testing.assert_close(together[name], alone)
     path = run.folder / "model.safetensors"
-    words = dict(
+    metadata = dict(
         row=cfg.row, starts=json.dumps({n: b.start for n, b in branches.items()}),
         config=json.dumps(runs.as_dict(cfg) | {"precision": run.precision}),
         attributes=json.dumps({n: dataclasses.asdict(a) for n, a in attributes.items()}),
         trunk=json.dumps(sizes_of(identity_net)),
         frozen=json.dumps({n: b.keep_statistics for n, b in branches.items()}),
     )  # fmt: skip
-    return {"file": path.name, "sha256": checkpoint.save_weights(path, net, **words)}
+    return {"file": path.name, "sha256": checkpoint.save_weights(path, net, **metadata)}
 
 
 def sizes_of(net):
@@ -45,9 +48,9 @@ def sizes_of(net):
 
 def one_branch(row, name, stages, attribute):
     """The trained branch of one attribute from a row's weights."""
-    tensors, words = checkpoint.read_weights(row["folder"] / "model.safetensors")
+    tensors, metadata = checkpoint.read_weights(row["folder"] / "model.safetensors")
     mine = {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")}
-    start = json.loads(words["starts"])[name]
+    start = json.loads(metadata["starts"])[name]
     branch = method.Branch(stages, start, attribute.scores, len(mine["mean"]))
     if row["config"]["statistics"] == "frozen":
         method.fold(branch)
@@ -57,20 +60,20 @@ def one_branch(row, name, stages, attribute):
 
 def load_shared(path, device):
     """(SharedNet, its Config, name -> Attribute, pixel rule) of a `chosen` row's weights. UserError for other files."""
-    tensors, words = checkpoint.read_weights(path)
-    if words.get("row") != "chosen":
+    tensors, metadata = checkpoint.read_weights(path)
+    if metadata.get("row") != "chosen":
         raise UserError(f"{path}: no shared attribute network (its metadata names no chosen pattern); train one")
-    settings = json.loads(words["config"])
+    settings = json.loads(metadata["config"])
     cfg = Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()})
     attributes = {
         n: data.Attribute(a["name"], tuple(a["classes"]), a["years"])
-        for n, a in json.loads(words["attributes"]).items()
+        for n, a in json.loads(metadata["attributes"]).items()
     }
-    sizes = json.loads(words["trunk"])
+    sizes = json.loads(metadata["trunk"])
     net = networks.IResNet(**sizes) if sizes else networks.MobileFaceNetReLU()
     stages = method.split(net.eval(), cfg.cuts)
-    frozen, branches = json.loads(words["frozen"]), {}
-    for name, start in json.loads(words["starts"]).items():
+    frozen, branches = json.loads(metadata["frozen"]), {}
+    for name, start in json.loads(metadata["starts"]).items():
         width = len(tensors[f"branches.{name}.mean"])
         branches[name] = method.Branch(stages, start, attributes[name].scores, width)
         if frozen[name]:

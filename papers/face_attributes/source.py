@@ -37,22 +37,22 @@ class Source:
     changed: what is frozen runs on a copy with folded normalisation, equal up to rounding and faster.
     """
 
-    def __init__(self, cfg, parts, stages, pixels, first, device, pooled=False):
-        self.cfg, self.parts, self.first, self.device, self.pooled = cfg, parts, first, device, pooled
+    def __init__(self, cfg, datasets, stages, pixels, first, device, pooled=False):
+        self.cfg, self.datasets, self.first, self.device, self.pooled = cfg, datasets, first, device, pooled
         self.stages, self.pixels = [s.to(device).eval() for s in stages], pixels
         self.fast = [method.fold(copy.deepcopy(s)).to(memory_format=torch.channels_last).eval() for s in self.stages]
         top = first > len(stages)
         self.stored = cfg.views > 0 and (pooled or top or first >= cfg.cache_from)
-        self.pools = [part.index("train") for part in parts]
-        for part, pool in zip(parts, self.pools, strict=True):
+        self.pools = [dataset.index("train") for dataset in datasets]
+        for dataset, pool in zip(datasets, self.pools, strict=True):
             if len(pool) < cfg.batch:
-                raise UserError(f"--batch {cfg.batch}: {part.name} has only {len(pool)} training faces; use fewer")
+                raise UserError(f"--batch {cfg.batch}: {dataset.name} has only {len(pool)} training faces; use fewer")
         self.digest, self._views = fingerprint(stages), {}
 
     def prepare(self):
-        """Store what training and judging will read; the other processes wait for the first one."""
+        """Store what training and tests will read; the other processes wait for the first one."""
         views = [("train", view) for view in range(self.cfg.views)] + [("val", None), ("test", None)]
-        for number in range(len(self.parts)) if self.stored and parallel.is_main() else ():
+        for number in range(len(self.datasets)) if self.stored and parallel.is_main() else ():
             for split, view in views:
                 self._stored(number, split, view)
         parallel.barrier()
@@ -62,13 +62,13 @@ class Source:
 
         `batch` faces of every set; `x` is what stage `first` takes. A set is passed over in a new order each time.
         """
-        chosen = [self._rows(number, step) for number in range(len(self.parts))]
+        chosen = [self._rows(number, step) for number in range(len(self.datasets))]
         x = [self.inputs(number, rows[share], view) for number, (rows, view) in enumerate(chosen)]
         labels, counts = {}, {}
-        for name in data.attributes_of(self.parts):
-            whole = [label_of(p, name, self.pools[i][chosen[i][0]]) for i, p in enumerate(self.parts)]
-            labels[name] = torch.cat([part[share] for part in whole]).to(self.device)
-            counts[name] = int(sum((part >= 0).sum() for part in whole))
+        for name in data.attributes_of(self.datasets):
+            whole = [label_of(d, name, self.pools[i][chosen[i][0]]) for i, d in enumerate(self.datasets)]
+            labels[name] = torch.cat([label[share] for label in whole]).to(self.device)
+            counts[name] = int(sum((label >= 0).sum() for label in whole))
         return torch.cat(x), labels, counts
 
     def _rows(self, number, step):
@@ -86,17 +86,17 @@ class Source:
         if self.stored:
             stored = self._stored(number, split, view)
             return channels_last(torch.from_numpy(np.asarray(stored[rows.numpy()])).to(self.device).float())
-        index = self.parts[number].index(split)[rows]
+        index = self.datasets[number].index(split)[rows]
         return self._wanted(self._frozen(self._pictures(number, index, view), self.first - 1))
 
     def _pictures(self, number, index, view):
         parameters = None
         if view is not None:
             if (number, view) not in self._views:
-                drawn = data.view_parameters(self.cfg, len(self.parts[number].images), view, number)
+                drawn = data.view_parameters(self.cfg, len(self.datasets[number].images), view, number)
                 self._views = {**{k: v for k, v in self._views.items() if k[0] != number}, (number, view): drawn}
             parameters = self._views[number, view]
-        x = data.pictures(self.parts[number], index, self.cfg, self.device, parameters)
+        x = data.pictures(self.datasets[number], index, self.cfg, self.device, parameters)
         return channels_last(networks.to_input(x, self.pixels))
 
     @torch.no_grad()
@@ -135,13 +135,14 @@ class Source:
         return ["averages", *(f"stage{k}" for k in range(max(2, self.cfg.cache_from) - 1, len(self.stages)))]
 
     def _path(self, number, split, view, kind):
-        part, cfg = self.parts[number], self.cfg
-        keys = {k: getattr(cfg, k) for k in VIEW_SETTINGS} | {"frame": part.frame.tolist(), "set": part.fingerprint}
+        dataset, cfg = self.datasets[number], self.cfg
+        keys = {k: getattr(cfg, k) for k in VIEW_SETTINGS}
+        keys |= {"frame": dataset.frame.tolist(), "set": dataset.fingerprint}
         keys |= {"trunk": self.digest, "stages": [len(s) for s in self.stages], "number": number}
-        keys |= {"split": hashlib.sha256(part.index(split).numpy().tobytes()).hexdigest()}
+        keys |= {"split": hashlib.sha256(dataset.index(split).numpy().tobytes()).hexdigest()}
         digest = hashlib.sha256(json.dumps(keys, sort_keys=True).encode()).hexdigest()[:12]
         root = Path(os.environ.get("DATA_ROOT") or sets.REPOSITORY_DATA) / "activations"
-        return root / f"{part.name}-{split}-{'plain' if view is None else view}-{kind}-{digest}.npy"
+        return root / f"{dataset.name}-{split}-{'plain' if view is None else view}-{kind}-{digest}.npy"
 
     def _columns(self):
         """Columns of the averages that hold the output of stage first - 1."""
@@ -152,7 +153,7 @@ class Source:
 
     def _fill(self, number, split, view):
         """Write all kinds of one set's split and view that are not there yet, in one pass of the trunk."""
-        index = self.parts[number].index(split)
+        index = self.datasets[number].index(split)
         paths = {kind: self._path(number, split, view, kind) for kind in self._kinds()}
         paths = {kind: path for kind, path in paths.items() if not path.exists()}
 
@@ -166,7 +167,7 @@ class Source:
             kind: (len(index), *array.shape[1:]) for kind, array in work(torch.zeros(1, dtype=torch.long)).items()
         }
         refuse_full_disk(next(iter(paths.values())), sum(2 * int(np.prod(shape)) for shape in shapes.values()))
-        title = f"storing {self.parts[number].name} {split} {'plain' if view is None else f'view {view}'}"
+        title = f"storing {self.datasets[number].name} {split} {'plain' if view is None else f'view {view}'}"
         with contextlib.ExitStack() as stack:
             names = {kind: stack.enter_context(storage.atomic(path)) for kind, path in paths.items()}
             out = {k: np.lib.format.open_memmap(n, "w+", np.float16, shapes[k]) for k, n in names.items()}
@@ -193,9 +194,9 @@ def refuse_full_disk(path, size):
         )
 
 
-def label_of(part, name, index):
-    """Labels (b,) of an attribute for faces of a part; -1 where the part does not have it."""
-    return part.labels[name][index] if name in part.labels else torch.full((len(index),), -1)
+def label_of(dataset, name, index):
+    """Labels (b,) of an attribute for faces of a dataset; -1 where the dataset does not have it."""
+    return dataset.labels[name][index] if name in dataset.labels else torch.full((len(index),), -1)
 
 
 def fingerprint(stages):

@@ -25,6 +25,14 @@ STANDARDISE_FACES = 512  # faces that the readout's mean and deviation come from
 IDENTITY_SCALE = 16.0  # of the demo's identity network: softmax on cosines
 
 
+@dataclasses.dataclass(frozen=True)
+class Job:
+    cfg: object
+    run: object
+    device: object
+    share: object
+
+
 def main(argv):
     device_name, argv = cli.take_option(argv, "device", "auto")
     out, argv = cli.take_option(argv, "out", paths.LOCAL)
@@ -39,8 +47,7 @@ def main(argv):
 
 def parse(argv, weights=None):
     """The Config of a command line; `weights` name the trunk."""
-    prog = "python -m facepapers.papers.face_attributes.train"
-    (cfg,) = cli.experiment(argv, preset, check, "stage3", prog=prog)
+    cfg = cli.experiment(argv, preset, check, "stage3", "python -m facepapers.papers.face_attributes.train")
     named = weights is not None and cfg.trunk not in ("random", "demo")
     return dataclasses.replace(cfg, trunk=assemble.digest_of(weights)) if named else cfg
 
@@ -55,33 +62,33 @@ def train(cfg, device, out=paths.LOCAL, weights=None):
         with phase(f"{run.name}: putting rows together"):
             return assemble.record(cfg, run, device, out, weights) if parallel.is_main() else None
     asked, cfg = cfg, run.settle(cfg, device)
+    job = Job(cfg, run, device, parallel.my_slice(cfg.batch))
     if cfg.row == "trunk":
-        return train_trunk(cfg, run, device)
-    share = parallel.my_slice(cfg.batch)
-    parts = data.load(cfg.data)
-    identity_net, stages = assemble.trunk(asked, parts, out, weights)
+        return train_trunk(job)
+    datasets = data.load(cfg.data)
+    identity_net, stages = assemble.trunk(asked, datasets, out, weights)
     before = fingerprint(stages)
     with phase(f"{run.name}: preparing branches"):
-        net, source = build(cfg, parts, stages, identity_net.pixels, device)
-    print(f"{run.name}: " + ", ".join(f"{len(p.index('train'))} faces of {p.name}" for p in parts), file=sys.stderr)
-    steps = fit(cfg, net, source, run, share, device)
+        net, source = build(cfg, datasets, stages, identity_net.pixels, device)
+    print(f"{run.name}: " + ", ".join(f"{len(p.index('train'))} faces of {p.name}" for p in datasets), file=sys.stderr)
+    steps = fit(job, net, source)
     if not parallel.is_main():
         return None
     with phase(f"{run.name}: testing"):
-        return record(run, cfg, net, source, stages, before, steps, device)
+        return record(job, net, source, stages, before, steps)
 
 
 # ---- Branches
 
 
-def build(cfg, parts, stages, pixels, device):
+def build(cfg, datasets, stages, pixels, device):
     """(SharedNet with a branch per attribute as the row says, the Source of its inputs)."""
     torch.manual_seed(cfg.seed)
     start, probe = start_of(cfg.row, len(stages)), cfg.row.startswith("probe")
     joint = cfg.row == "joint"
-    source = Source(cfg, parts, stages, pixels, 1 if joint else start, device, pooled=probe)
+    source = Source(cfg, datasets, stages, pixels, 1 if joint else start, device, pooled=probe)
     source.prepare()
-    known = data.attributes_of(parts)
+    known = data.attributes_of(datasets)
     sizes = sizes_of(stages, cfg, probe, start)
     hidden = 0
     if cfg.row == "mlp":
@@ -112,31 +119,32 @@ def sizes_of(stages, cfg, probe, start):
 def standardise(net, source):
     """Give every readout the mean and deviation of what it sees before training: the trunk's own output there."""
     above = torch.nn.Sequential(*([] if source.pooled else source.fast[source.first - 1 :]))
-    for number, part in enumerate(source.parts):
+    for number, dataset in enumerate(source.datasets):
         rows = torch.arange(min(STANDARDISE_FACES, len(source.pools[number])))
         seen = torch.cat([above(source.inputs(number, some, view=0)) for some in rows.split(64)])
         for name, branch in net.branches.items():
-            if name in part.labels:
+            if name in dataset.labels:
                 branch.standardise(seen)
 
 
 # ---- The loop
 
 
-def fit(cfg, net, source, run, share, device):
+def fit(job, net, source):
     """Train the branches (and a moving trunk). Leaves the last or averaged weights in `net`; returns the Steps."""
+    cfg, device = job.cfg, job.device
     learned = net if net.moving else net.branches
     average = loop.averaged(learned, cfg.averaging) if cfg.averaging else None
     optimizer = make_optimizer(cfg, net)
     # Branches with folded normalisation have nothing left to fuse: compiled, a step took 1.9 times as long on a CPU.
     plain = cfg.statistics == "frozen" and parallel.world() == 1
     network = net if plain else parallel.wrap(net, device)
-    parts = {"model": learned, "optimizer": optimizer} | ({"average": average} if average else {})
-    origin = loop.Origin(run.name, runs.fingerprint(cfg), cfg.precision)
-    steps = loop.Steps(run.folder, parts, cfg.steps, cfg.batch * len(source.parts), "faces", origin)
-    known = data.attributes_of(source.parts)
+    kept = {"model": learned, "optimizer": optimizer} | ({"average": average} if average else {})
+    steps = loop.Steps(job.run.folder, kept, cfg.steps, cfg.batch * len(source.datasets), "faces", label=job.run.name,
+                       identity=runs.fingerprint(cfg), precision=cfg.precision)  # fmt: skip
+    known = data.attributes_of(source.datasets)
     for step in steps:
-        x, labels, counts = source.batch(step, share)
+        x, labels, counts = source.batch(step, job.share)
         rows = {name: label >= 0 for name, label in labels.items()}
         targets = {name: target_of(known[name], labels[name][rows[name]], cfg) for name in known}
         for group in optimizer.param_groups:
@@ -187,11 +195,15 @@ def rate_at(cfg, step):
 # ---- Record
 
 
-def record(run, cfg, net, source, stages, before, steps, device):
-    """Judge the branches on validation and test faces, save their weights, write the record."""
-    parts, depth = source.parts, source.first - 1 if source.pooled else len(stages)
+def record(job, net, source, stages, before, steps):
+    """Test the branches on validation and test faces, save their weights, write the record.
+
+    `before`: the trunk's fingerprint before the training; the record holds it beside that of the `stages` now.
+    """
+    cfg, run, device = job.cfg, job.run, job.device
+    datasets, depth = source.datasets, source.first - 1 if source.pooled else len(stages)
     found = evaluate.scores(net, source, "test", device)
-    arrays, groups = evaluate.results(found, parts)
+    arrays, groups = evaluate.results(found, datasets)
     starts = {name: branch.start for name, branch in net.branches.items()}
     if not source.pooled:
         arrays |= assemble.cost_arrays(net, cfg, starts, len(next(iter(arrays.values()))))
@@ -199,76 +211,90 @@ def record(run, cfg, net, source, stages, before, steps, device):
         trunk = list(net.trunk)
         arrays |= evaluate.identity_arrays(cfg, trunk, source.pixels, device, depth, cfg.data, verify=not source.pooled)
     weights = run.folder / "model.safetensors"
-    words = dict(row=cfg.row, data=cfg.data, config=runs.fingerprint(cfg), starts=json.dumps(starts))
-    digest = checkpoint.save_weights(weights, net if net.moving else net.branches, **words)
+    metadata = dict(row=cfg.row, data=cfg.data, config=runs.fingerprint(cfg), starts=json.dumps(starts))
+    digest = checkpoint.save_weights(weights, net if net.moving else net.branches, **metadata)
     return run.finish(
         metrics=evaluate.measure(arrays),
         predictions=arrays,
         history=steps.history,
-        data=describe(cfg, parts),
+        data=describe(cfg, datasets),
         selection="last" + (", running average" if cfg.averaging else ""),
         device=device,
         seconds=steps.seconds,
-        samples=cfg.steps * cfg.batch * len(parts),
+        samples=cfg.steps * cfg.batch * len(datasets),
         weights={"file": weights.name, "sha256": digest},
-        validation=evaluate.validation(evaluate.scores(net, source, "val", device), parts),
+        validation=evaluate.validation(evaluate.scores(net, source, "val", device), datasets),
         groups=groups,
         trunk={"before": before, "after": fingerprint(stages)},
     )
 
 
-def describe(cfg, parts):
-    """The record's words on its data."""
-    counts = {f"{p.name}_{split}": len(p.index(split)) for p in parts for split in ("train", "val", "test")}
-    return {"name": cfg.data, "fingerprint": " ".join(p.fingerprint for p in parts), **counts}
+def describe(cfg, datasets):
+    """The record's entry on its data."""
+    counts = {f"{p.name}_{split}": len(p.index(split)) for p in datasets for split in ("train", "val", "test")}
+    return {"name": cfg.data, "fingerprint": " ".join(p.fingerprint for p in datasets), **counts}
 
 
 # ---- The demo's identity network
 
 
-def train_trunk(cfg, run, device):
+def train_trunk(job):
     """Train an IResNet on embedded people by a softmax on cosines, test it on others, write the record."""
+    cfg, run = job.cfg, job.run
     faces, identity = data.embedded_people("train")
+    net = new_trunk(cfg)
+    steps = fit_trunk(job, net, faces, identity)
+    if not parallel.is_main():
+        return None
+    stages = method.split(net.eval(), cfg.cuts)
+    with phase(f"{run.name}: testing"):
+        arrays = evaluate.identity_arrays(cfg, stages, net.pixels, job.device, len(stages), cfg.data, verify=True)
+    path = run.folder / "model.safetensors"
+    digest = checkpoint.save_weights(path, net, row=cfg.row, trained_on=cfg.data, config=runs.fingerprint(cfg))
+    used = {"name": cfg.data, "people": int(identity.max()) + 1, "training_faces": len(faces)}
+    return run.finish(
+        metrics=evaluate.measure(arrays), predictions=arrays, history=steps.history, data=used, selection="last",
+        device=job.device, seconds=steps.seconds, samples=cfg.steps * cfg.batch,
+        weights={"file": path.name, "sha256": digest},
+    )  # fmt: skip
+
+
+def new_trunk(cfg):
+    """The demo's identity network with random weights."""
     torch.manual_seed(cfg.seed)
     net = networks.IResNet(cfg.units, cfg.widths, cfg.features, input_px=cfg.input_px)
     for module in net.modules():
         if isinstance(module, torch.nn.Conv2d):
             torch.nn.init.kaiming_normal_(module.weight, mode="fan_out")
+    return net
+
+
+def fit_trunk(job, net, faces, identity):
+    """Train `net` and a centre per person on aligned uint8 faces (N, 3, S, S) of people (N,); returns the Steps."""
+    cfg, device = job.cfg, job.device
     both = torch.nn.ModuleDict({"net": net, "classes": torch.nn.Linear(cfg.features, int(identity.max()) + 1, False)})
     both = both.to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(both.parameters(), cfg.lr, weight_decay=cfg.weight_decay, fused=True)
-    network, share = parallel.wrap(Cosines(both), device), parallel.my_slice(cfg.batch)
-    origin = loop.Origin(run.name, runs.fingerprint(cfg), cfg.precision)
-    steps = loop.Steps(run.folder, {"model": both, "optimizer": optimizer}, cfg.steps, cfg.batch, "faces", origin)
+    network = parallel.wrap(Cosines(both), device)
+    steps = loop.Steps(job.run.folder, {"model": both, "optimizer": optimizer}, cfg.steps, cfg.batch, "faces",
+                       label=job.run.name, identity=runs.fingerprint(cfg), precision=cfg.precision)  # fmt: skip
     for step in steps:
         index = torch.randint(len(faces), (cfg.batch,), generator=seeding.generator(cfg.seed, 3, step))
         flip = torch.rand(cfg.batch, generator=seeding.generator(cfg.seed, 4, step)) < 0.5
         x = evaluate.resized(faces[index], cfg.input_px)
-        x = torch.where(flip.view(-1, 1, 1, 1), x.flip(3), x)[share].to(device)
+        x = torch.where(flip.view(-1, 1, 1, 1), x.flip(3), x)[job.share].to(device)
         for group in optimizer.param_groups:
             group["lr"] = rate_at(cfg, step)
         both.train()
         with precision.autocast(device, cfg.precision):
             cosines = network(networks.to_input(x, net.pixels))
-        loss = F.cross_entropy(cosines.float(), identity[index][share].to(device))
+        loss = F.cross_entropy(cosines.float(), identity[index][job.share].to(device))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(both.parameters(), cfg.clip)
         optimizer.step()
         steps.log(loss=parallel.mean_over_ranks(loss))
-    if not parallel.is_main():
-        return None
-    stages = method.split(net.eval(), cfg.cuts)
-    with phase(f"{run.name}: testing"):
-        arrays = evaluate.identity_arrays(cfg, stages, net.pixels, device, len(stages), cfg.data, verify=True)
-    path = run.folder / "model.safetensors"
-    digest = checkpoint.save_weights(path, net, row=cfg.row, trained_on=cfg.data, config=runs.fingerprint(cfg))
-    about = {"name": cfg.data, "people": int(identity.max()) + 1, "training_faces": len(faces)}
-    return run.finish(
-        metrics=evaluate.measure(arrays), predictions=arrays, history=steps.history, data=about, selection="last",
-        device=device, seconds=steps.seconds, samples=cfg.steps * cfg.batch,
-        weights={"file": path.name, "sha256": digest},
-    )  # fmt: skip
+    return steps
 
 
 class Cosines(torch.nn.Module):
