@@ -513,11 +513,11 @@ def test_tuning_runs_each_rate_and_names_the_best(faces, tmp_path, capsys, monke
         config.PRESETS["demo"], input_px=16, batch=8, steps=6, trunk=storage.sha256(trunk_weights)
     )
     monkeypatch.setitem(config.PRESETS, "demo", small)
-    words = ["--preset", "demo", "--rows", "linear", "--rates", "1e-3 1e-2", "--weights", str(trunk_weights)]
+    words = ["--preset", "demo", "--rows", "linear", "--rates", "1e-3", "1e-2", "--weights", str(trunk_weights)]
     tune.main([*words, "--share", "0.5", "--out", str(tmp_path), "--device", "cpu", "--table", str(tmp_path / "t.csv")])
     table = pd.read_csv(tmp_path / "t.csv")
     assert table.rate.tolist() == [1e-3, 1e-2] and set(table.steps) == {3} and table.best.sum() == 1
-    assert table["mean"][table.best].item() == table["mean"].max() and "1e-3" in capsys.readouterr().out
+    assert table["mean"][table.best].item() == table["mean"].max() and "0.001" in capsys.readouterr().out
     assert len(list((tmp_path / "face_attributes").iterdir())) == 2
 
 

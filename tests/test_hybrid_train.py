@@ -237,7 +237,7 @@ def test_views_are_fixed_shared_and_start_with_the_picture_itself():
 
 def test_reduced_views_are_the_pictures_of_each_step(people):
     """What is kept ahead is what a step would compute; a high-resolution picture belongs to the same view."""
-    cfg = train.parse(["--preset", "demo", "--row", "direct_1", *TINY[2:], "--steps", "200"])
+    *_, cfg = train.parse(["--preset", "demo", "--row", "direct_1", *TINY[2:], "--steps", "200"])
     training = sets.training_of(cfg, sets.load("embedded"))
     for resolution in (8, 32):  # 32: the assistant sees the sharp picture at its own 16 px
         feed = sets.Feed(training, cfg, resolution, 16, 200, torch.device("cpu"))
@@ -250,7 +250,7 @@ def test_reduced_views_are_the_pictures_of_each_step(people):
 
 
 def test_kept_outputs_are_the_sources_own(people, tmp_path):
-    cfg = train.parse(["--preset", "demo", "--row", "direct_1", *TINY[2:]])
+    *_, cfg = train.parse(["--preset", "demo", "--row", "direct_1", *TINY[2:]])
     training = sets.training_of(cfg, sets.load("embedded"))
     torch.manual_seed(0)
     teacher = source.Source(nets.Learner(nets.make_net("resnet8", 12)), 32, torch.device("cpu"))

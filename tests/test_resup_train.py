@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import signal
-import types
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,9 +11,9 @@ import torch
 
 from facepapers.common import cli, storage
 from facepapers.common.data import sets as data_sets
-from facepapers.common.evidence import claims, runs
+from facepapers.common.evidence import claims, jobs, runs
 from facepapers.common.training import checkpoint, precision
-from facepapers.papers.resup import config, evaluate, figures, method, nets, noise, tables, train
+from facepapers.papers.resup import config, evaluate, figures, fitting, method, nets, noise, tables, train
 from facepapers.papers.resup import data as sets
 from tests.conftest import REPOSITORY, one_line_error, python
 
@@ -219,11 +219,11 @@ def test_two_processes_compute_what_one_does(faces, tmp_path, row):
 def fitted(row, faces, tmp_path, **changes):
     """Networks and steps of a row after a few epochs, without a record."""
     cfg = dataclasses.replace(config.preset("demo", row), **TINY_SETTINGS | changes)
-    training, valid, _ = sets.splits(faces, cfg)
+    splits = sets.splits(faces, cfg)
     peers = config.build_peers(cfg, CLASSES)
-    run = types.SimpleNamespace(folder=tmp_path / row, name=row)
-    job = train.Job(cfg, run, torch.device("cpu"), slice(0, cfg.batch))
-    state, steps = train.fit(job, peers, training, valid)
+    run = runs.Run("resup", row, cfg, cfg, tmp_path)
+    job = jobs.begin(run, cfg, torch.device("cpu"))
+    state, steps = train.fit(job, peers, splits)
     return peers.members, state.noise_models, steps
 
 
@@ -282,7 +282,7 @@ def test_labels_by_bayes_rule_stay_until_the_networks_have_caught_up():
     given, logits = torch.tensor([0, 1, 2, 0]), [torch.randn(2, 4, 3) for _ in range(6)]
     labels = []
     for epoch in range(1, 5):
-        rate = train.update_by_bayes(cfg, noise_models, logits[epoch], given, epoch)["rate"]
+        rate = fitting.update_by_bayes(cfg, noise_models, logits[epoch], given, epoch)["rate"]
         labels.append(noise_models[0].labels.clone())
         assert torch.equal(noise_models[0].labels, noise_models[1].labels), "one judgement by both"
         assert torch.equal(noise_models[1].belief, logits[epoch][1].softmax(-1))
@@ -414,7 +414,7 @@ def test_the_record_says_how_alike_the_networks_are(faces, tmp_path):
 def pack_of(arrays, channels=3):
     n = len(next(iter(arrays.values())))
     grey = torch.arange(n, dtype=torch.uint8).view(n, 1, 1, 1).expand(n, channels, 4, 4).clone()
-    return types.SimpleNamespace(arrays=arrays, meta={"fingerprint": "f"}, decode=lambda: grey)
+    return SimpleNamespace(arrays=arrays, meta={"fingerprint": "f"}, decode=lambda: grey)
 
 
 @pytest.fixture
@@ -530,7 +530,7 @@ def test_starting_weights_are_read_and_recorded(faces, tmp_path, wrapped):
     written = start(tmp_path / "out", "resup", *words)
     assert written["data"]["init"].startswith("file ") and written["data"]["init"].endswith(", scratch")
     first, second = config.build_peers(
-        dataclasses.replace(cfg, init=("file", "scratch")), CLASSES, (tmp_path / "w.pth", "")
+        dataclasses.replace(cfg, init=("file", "scratch")), CLASSES, config.Files(tmp_path / "w.pth")
     ).members
     plain = config.build_peers(cfg, CLASSES).members
     assert not torch.equal(first.layer2[0].conv1.weight, plain[0].layer2[0].conv1.weight)

@@ -7,6 +7,7 @@ therefore ours throughout.
 import dataclasses
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from facepapers.common.cli import UserError
 from facepapers.common.plan import Plan
@@ -33,23 +34,30 @@ ROWS = {
 
 
 @dataclass(frozen=True)
+class Files:
+    """Files of this machine."""
+
+    weights: Path | None = None  # of the identity network; without it the file in data/raw/ that --trunk names
+
+
+@dataclass(frozen=True)
 class Config:
     """Everything that decides a run's outcome."""
 
-    preset: str = "paper"
+    preset: str = "paper"  # the settings that stand for it; see PRESETS
     data: str = "utkface+ferplus"  # sets joined by +; the paper's own set was never released
     row: str = "stage3"  # see ROWS
-    seed: int = 0
+    seed: int = 0  # of the weights and the order of the faces
     trunk: str = GIVEN_SHA256  # sha256 of the identity network's weights, "random", or "demo" (that of row "trunk")
     cuts: tuple[str, ...] = ()  # blocks that begin stage 2, 3, ...; none: method.CUTS
     input_px: int = 112  # the given trunk's
     batch: int = 64  # faces of each set in a step, over all processes
-    steps: int = 5_000
+    steps: int = 5_000  # updates; per depth in SCHEDULE
     lr: float = 5e-4  # peak, AdamW; per depth in SCHEDULE
     head_rate: float = 4.0  # the linear layer's rate over the stages'
-    weight_decay: float = 0.05
-    clip: float = 5.0
-    warmup: int = 100
+    weight_decay: float = 0.05  # of weights, not of biases and normalisation
+    clip: float = 5.0  # largest norm of the gradient
+    warmup: int = 100  # steps of linear warm-up
     averaging: float = 0.99  # decay of a running average of the weights, 0 is off
     statistics: str = "batch"  # of a branch's BatchNorm: its own batches', or the trunk's "frozen" ones (then folded)
     precision: str = "fp32"  # or bf16 (autocast), or auto: see common/precision.py
@@ -64,16 +72,16 @@ class Config:
     grid: int = 2  # raster of a probe's averages
     candidates: tuple[str, ...] = (*DEPTHS, "scratch")  # rows that "best" and "chosen" choose among
     margin: float = 1.0  # points below its best start that an attribute may lose to save computation
-    units: tuple[int, ...] = (1, 1, 1, 1)  # the demo's identity network: blocks and channels of its stages
-    widths: tuple[int, ...] = (16, 32, 64, 128)
-    features: int = 64
+    units: tuple[int, ...] = (1, 1, 1, 1)  # the demo's identity network: blocks of its stages
+    widths: tuple[int, ...] = (16, 32, 64, 128)  # the demo's identity network: channels of its stages
+    features: int = 64  # the demo's identity network: width of its embedding
 
     @property
-    def run_name(self):
+    def run_name(self) -> str:
         """Folder of the run: the row, or the row with a hash of what was changed."""
         return self.name_of(self.row)
 
-    def name_of(self, row):
+    def name_of(self, row: str) -> str:
         """Folder of another row of the same run: same data, preset, seed and changed settings of training."""
         from facepapers.common.evidence.runs import run_name
 
@@ -83,7 +91,7 @@ class Config:
         mine = dataclasses.replace(preset(self.preset, row, self.data), seed=self.seed, **changes)
         return run_name(mine, preset(self.preset, row, self.data))
 
-    def changes(self, base):
+    def changes(self, base: "Config") -> dict[str, object]:
         """Settings that differ from those of `base`, name -> value."""
         return {k: v for k, v in dataclasses.asdict(self).items() if v != getattr(base, k)}
 
@@ -136,7 +144,7 @@ PLAN = {
 }  # fmt: skip
 
 
-def preset(name, row="stage3", data=None):
+def preset(name: str, row: str = "stage3", data: str | None = None) -> Config:
     """The configuration of a preset's row on a data set (None: the preset's own). UserError for an unknown name."""
     for value, known, what in ((name, PRESETS, "preset"), (row, ROWS, "row")):
         if value not in known:
@@ -151,7 +159,7 @@ def preset(name, row="stage3", data=None):
     return dataclasses.replace(PRESETS[name], row=row, data=data or PRESETS[name].data, **own)
 
 
-def check(cfg):
+def check(cfg: Config) -> None:
     """UserError for a setting that cannot work, before any data is read."""
     precision.check(cfg.precision)
     limits = {
@@ -172,7 +180,7 @@ def check(cfg):
         raise UserError("--cache-from: only fixed views can be cached; give --views 4, or --cache-from 99")
 
 
-def start_of(row, stages=STAGES):
+def start_of(row: str, stages: int = STAGES) -> int:
     """Stage where a row's own layers start; stages + 1 for a layer on the embedding."""
     if row in ("linear", "random", "mlp", "joint"):
         return stages + 1

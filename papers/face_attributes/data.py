@@ -11,7 +11,9 @@ import dataclasses
 import functools
 import hashlib
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -308,10 +310,16 @@ def after(frame, where):
 # ---- The command
 
 
-def main(argv):
-    if argv not in (["utkface"], ["ferplus"]):
-        raise UserError("usage: python -m facepapers.papers.face_attributes.data utkface|ferplus")
-    (name,) = argv
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """Rewrite a committed split."""
+
+    name: Literal["utkface", "ferplus"]  # the set
+
+
+def main(argv: Sequence[str]) -> None:
+    """Write the split of a set and print its size."""
+    name = cli.command(Command, argv, "python -m facepapers.papers.face_attributes.data", __doc__).name
     pack = sets.ensure(name)
     groups = duplicates.groups(pack.decode())
     names, several = pack.arrays["name"], np.bincount(groups)[groups] > 1
@@ -327,4 +335,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    cli.entry(main, about=__doc__)
+    cli.entry(main)

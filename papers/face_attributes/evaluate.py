@@ -1,9 +1,12 @@
-"""Accuracy of attribute predictions: `python -m facepapers.papers.face_attributes.evaluate --weights FILE --data NAME`.
+"""Accuracy of attribute predictions: `python -m facepapers.papers.face_attributes.evaluate --weights FILE`.
 
 Single crop, no mirror image. Age is counted in FairFace's nine groups and, where the years are known, by the mean
 absolute error of the predicted distribution's median. Records hold per-face hits and errors, no label and no image.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -11,13 +14,17 @@ import torch
 
 from facepapers.common import cli
 from facepapers.common.data import sets
+from facepapers.common.evidence import runs
 from facepapers.common.protocols import pair_lists, verification
+from facepapers.common.protocols.metrics import show
 from facepapers.common.training import parallel, precision
 from facepapers.common.vision import networks
 from facepapers.papers.face_attributes import data, method, shared
+from facepapers.papers.face_attributes.config import PAPER, Config
 from facepapers.papers.face_attributes.metrics import METRICS, measure
 from facepapers.papers.face_attributes.source import Source, label_of
 
+Groups = dict[str, dict[str, dict[str, float]]]  # group -> value -> {n, accuracy_pct}
 # ---- From a network to predictions
 
 
@@ -31,7 +38,7 @@ class Scores(NamedTuple):
 
 
 @torch.no_grad()
-def scores(net, source, split, device):
+def scores(net: method.SharedNet, source: Source, split: str, device: torch.device) -> dict[str, Scores]:
     """Attribute -> Scores of the "val" or "test" faces."""
     found = {}
     net.eval()
@@ -50,7 +57,9 @@ def scores(net, source, split, device):
     return {name: Scores(*map(torch.cat, zip(*chunks, strict=True))) for name, chunks in found.items()}
 
 
-def hits_and_errors(attribute, probability, label):
+def hits_and_errors(
+    attribute: data.Attribute, probability: torch.Tensor, label: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """(hit (n,) bool, true class (n,), absolute error in years (n,) or None) of one attribute's probabilities."""
     if not attribute.years:
         return probability.argmax(1) == label, label, None
@@ -60,13 +69,13 @@ def hits_and_errors(attribute, probability, label):
     return groups_of(probability).argmax(1) == own, own, error
 
 
-def groups_of(probability):
+def groups_of(probability: torch.Tensor) -> torch.Tensor:
     """Probability (n, 9) of the age groups from that of the years (n, OLDEST + 1)."""
     group = torch.bucketize(torch.arange(probability.shape[1]), torch.tensor(data.AGE_EDGES[1:]), right=True)
     return torch.zeros(len(probability), len(data.AGE_CLASSES)).index_add_(1, group, probability)
 
 
-def results(found, datasets):
+def results(found: dict[str, Scores], datasets: list[data.Dataset]) -> tuple[dict[str, np.ndarray], dict[str, Groups]]:
     """(arrays for the record, attribute -> group -> value -> {n, accuracy_pct}) of what `scores` returned."""
     arrays, tables, attributes = {}, {}, data.attributes_of(datasets)
     for name, scored in found.items():
@@ -79,7 +88,7 @@ def results(found, datasets):
     return arrays, tables
 
 
-def group_table(datasets, scored, hit):
+def group_table(datasets: list[data.Dataset], scored: Scores, hit: torch.Tensor) -> Groups:
     """Accuracy by every attribute that the tested faces carry: group -> value -> {n, accuracy_pct}."""
     table = {}
     for k, dataset in enumerate(datasets):
@@ -97,7 +106,7 @@ def group_table(datasets, scored, hit):
     return table
 
 
-def validation(found, datasets):
+def validation(found: dict[str, Scores], datasets: list[data.Dataset]) -> dict[str, float]:
     """Attribute -> accuracy (%) on the validation faces; these choose rates and depths, never the test faces."""
     attributes, accuracy = data.attributes_of(datasets), {}
     for name, scored in found.items():
@@ -109,7 +118,7 @@ def validation(found, datasets):
 # ---- Identity: verification and variance, on faces that no attribute was learned from
 
 
-def identity_faces(name):
+def identity_faces(name: str) -> tuple[torch.Tensor, torch.Tensor, np.ndarray] | None:
     """(uint8 faces (N, 3, S, S), identity (N,), pairs (P, 4)) or None: LFW's DevTest people, or embedded ones."""
     if name == "embedded":
         faces, identity = data.embedded_people("test")
@@ -125,7 +134,7 @@ def identity_faces(name):
     return pack.decode(indices=chosen), torch.from_numpy(pack.arrays["identity"][chosen]), pairs
 
 
-def verification_pairs(identity, count=400):
+def verification_pairs(identity: torch.Tensor, count: int = 400) -> np.ndarray:
     """(2 count, 4) left, right, same, fold among embedded people."""
     rng = np.random.default_rng(0)
     left, right = np.triu_indices(len(identity), 1)
@@ -136,7 +145,15 @@ def verification_pairs(identity, count=400):
 
 
 @torch.no_grad()
-def identity_arrays(cfg, stages, pixels, device, depth, name, verify):
+def identity_arrays(
+    cfg: Config,
+    stages: Sequence[torch.nn.Module],
+    pixels: str,
+    device: torch.device,
+    depth: int,
+    name: str,
+    verify: bool,
+) -> dict[str, np.ndarray]:
     """Arrays for the record: variances of the output of stage `depth`; with `verify` also pair distances at the top."""
     people = identity_faces(name)
     if people is None:
@@ -160,7 +177,7 @@ def identity_arrays(cfg, stages, pixels, device, depth, name, verify):
     return arrays
 
 
-def resized(faces, px):
+def resized(faces: torch.Tensor, px: int) -> torch.Tensor:
     """Aligned uint8 faces as float pixels of px x px."""
     if faces.shape[-1] == px:
         return faces.float()
@@ -170,14 +187,21 @@ def resized(faces, px):
 # ---- The command
 
 
-def main(argv):
-    device_name, argv = cli.take_option(argv, "device", "auto")
-    path, argv = cli.take_option(argv, "weights")
-    name, argv = cli.take_option(argv, "data", "utkface+ferplus")
-    if path is None or argv:
-        raise cli.UserError("usage: python -m facepapers.papers.face_attributes.evaluate --weights FILE --data NAME")
-    device = parallel.start(device_name)
+@dataclass(frozen=True)
+class Command:
+    """Test the shared network of a chosen pattern."""
+
+    weights: Path | None = None  # weights file of a `chosen` row; without it the newest of this machine
+    data: str | None = None  # data sets joined by +; without it those that it was trained on
+    device: str = "auto"  # auto (a GPU where there is one), cpu or cuda
+
+
+def main(argv: Sequence[str]) -> None:
+    """Print every metric of a weights file on the test faces of its sets, and accuracy by group."""
+    options = cli.command(Command, argv, "python -m facepapers.papers.face_attributes.evaluate", __doc__)
+    path, device = options.weights or runs.newest_weights(PAPER, "*-chosen-*"), parallel.start(options.device)
     net, cfg, attributes, pixels = shared.load_shared(path, device)
+    name = options.data or cfg.data
     datasets = data.load(name)
     given = data.attributes_of(datasets)
     differ = [a for a in given if attributes.get(a) != given[a]]
@@ -185,12 +209,11 @@ def main(argv):
         raise cli.UserError(f"{path}: predicts no {differ[0]} with the classes of {name}; use the data it was made for")
     source = Source(cfg, datasets, list(net.trunk), pixels, 1, device)
     arrays, tables = results(scores(net, source, "test", device), datasets)
-    for key, value in measure(arrays).items():
-        print(f"  {METRICS[key].label:60s} {value:8.3f}")
+    show(METRICS, measure(arrays))
     show_groups(tables)
 
 
-def show_groups(tables):
+def show_groups(tables: dict[str, Groups]) -> None:
     """Print accuracy by group."""
     for attribute, groups in tables.items():
         for group, values in groups.items():
@@ -199,4 +222,4 @@ def show_groups(tables):
 
 
 if __name__ == "__main__":
-    cli.entry(main, about=__doc__)
+    cli.entry(main)

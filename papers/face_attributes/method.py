@@ -74,7 +74,7 @@ class Branch(nn.Module):
                 stage.eval()
             elif self.keep_statistics:
                 for module in stage.modules():
-                    if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+                    if isinstance(module, nn.modules.batchnorm._BatchNorm):
                         module.eval()
         return self
 

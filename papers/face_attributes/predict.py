@@ -1,13 +1,14 @@
 """All attributes of a face in one pass.
 
-`python -m facepapers.papers.face_attributes.predict IMAGE ... [--weights FILE]`
+`python -m facepapers.papers.face_attributes.predict IMAGE ...`
 
-IMAGE is a face crop as of the set that the weights were trained on (`--frame` names another set's; `aligned`: ArcFace's
-template). `--mtcnn FOLDER` finds and aligns the main face of any photo. Writes IMAGE.attributes.json beside each image,
-or into `--out FOLDER`.
+IMAGE is a face crop as of the set that the weights were trained on, or with `--mtcnn` any photo. Writes
+IMAGE.attributes.json beside each image.
 """
 
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -16,10 +17,9 @@ from facepapers.common import cli, storage
 from facepapers.common.data import pack
 from facepapers.common.evidence import runs
 from facepapers.common.training import parallel
-from facepapers.common.vision import alignment, images, networks
-from facepapers.common.vision import mtcnn as mtcnn_module
+from facepapers.common.vision import alignment, images, mtcnn, networks
 from facepapers.papers.face_attributes import assemble, data, evaluate, method, shared
-from facepapers.papers.face_attributes.config import PAPER
+from facepapers.papers.face_attributes.config import PAPER, Config
 
 STATEMENT = (
     "These are guesses of how annotators would label the picture, in fixed categories: perceptions, not facts about "
@@ -28,28 +28,33 @@ STATEMENT = (
 )
 
 
-def main(argv):
-    weights, argv = cli.take_option(argv, "weights")
-    frame, argv = cli.take_option(argv, "frame")
-    mtcnn, argv = cli.take_option(argv, "mtcnn")
-    out, argv = cli.take_option(argv, "out")
-    device_name, paths = cli.take_option(argv, "device", "auto")
-    if not paths or any(p.startswith("--") for p in paths):
-        raise cli.UserError("usage: python -m facepapers.papers.face_attributes.predict IMAGE ... [--weights FILE] "
-                            f"[--frame {'|'.join(frames())}] [--mtcnn FOLDER] [--out FOLDER]")  # fmt: skip
-    net, cfg, attributes, pixels = shared.load_shared(
-        weights or runs.newest_weights(PAPER, "*-chosen-*"), parallel.start(device_name)
-    )
-    frame = frame or cfg.data.split("+")[0]
-    detector = mtcnn_module.Mtcnn(mtcnn) if mtcnn else None
+@dataclass(frozen=True)
+class Command:
+    """Guess the attributes of faces."""
+
+    images: tuple[Path, ...]  # image files
+    weights: Path | None = None  # weights file of a `chosen` row; without it the newest of this machine
+    frame: str | None = None  # position of the face in a crop: aligned (ArcFace's template), or as in a set named here
+    mtcnn: Path | None = None  # folder of MTCNN's weights: finds and aligns the main face of any photo
+    out: Path | None = None  # folder of what is written; without it the image's own
+    device: str = "auto"  # auto (a GPU where there is one), cpu or cuda
+
+
+def main(argv: Sequence[str]) -> None:
+    """Write and print the attributes of each image."""
+    options = cli.command(Command, argv, "python -m facepapers.papers.face_attributes.predict", __doc__)
+    weights = options.weights or runs.newest_weights(PAPER, "*-chosen-*")
+    net, cfg, attributes, pixels = shared.load_shared(weights, parallel.start(options.device))
+    frame = options.frame or cfg.data.split("+")[0]
+    detector = mtcnn.Mtcnn(options.mtcnn) if options.mtcnn else None
     cost = computation(net, cfg)
-    for path in map(Path, paths):
+    for path in options.images:
         face = aligned(pack.read_photo(path), cfg.input_px, frame, detector, path)
         started = time.perf_counter()
         found = predict(net, attributes, networks.to_input(face, pixels))
         spent = 1000 * (time.perf_counter() - started)
         value = {"image": path.name, "attributes": found, "gflop": cost, "statement": STATEMENT}
-        storage.write_json((Path(out) if out else path.parent) / f"{path.stem}.attributes.json", value)
+        storage.write_json((options.out or path.parent) / f"{path.stem}.attributes.json", value)
         print(f"{path}: {spent:.1f} ms, {cost:.3f} GFLOP (2 per multiply-add)")
         for name, answer in found.items():
             years = f", {answer['years']:.0f} years" if "years" in answer else ""
@@ -57,11 +62,12 @@ def main(argv):
     print(STATEMENT)
 
 
-def frames():
+def frames() -> tuple[str, ...]:
+    """Positions of a face in a crop that `--frame` knows by name."""
     return ("aligned", *data.FRAMES)
 
 
-def aligned(photo, px, frame, detector, path):
+def aligned(photo: torch.Tensor, px: int, frame: str, detector: mtcnn.Mtcnn | None, path: Path | str) -> torch.Tensor:
     """The trunk's input pixels (1, 3, px, px) 0..255 of a photo (3, H, W) of any size.
 
     Raises UserError when a crop is expected and the image is far from square, or no face is found.
@@ -70,7 +76,7 @@ def aligned(photo, px, frame, detector, path):
     if detector is not None:
         boxes, _, points = detector.detect(photo)
         try:
-            five = mtcnn_module.main_face(boxes, points, width, height)
+            five = mtcnn.main_face(boxes, points, width, height)
         except cli.UserError:
             raise cli.UserError(f"{path}: no face was found; give a face crop without --mtcnn") from None
         return resampled(alignment.align(photo[None], five[None].numpy(), 2 * px), px)
@@ -88,13 +94,15 @@ def aligned(photo, px, frame, detector, path):
     return images.crop(square, data.after(data.frame_of(frame, square.shape[-1]), where), px)
 
 
-def resampled(faces, px):
+def resampled(faces: torch.Tensor, px: int) -> torch.Tensor:
     """uint8 faces as float pixels of px x px."""
     return evaluate.resized(faces, px)
 
 
 @torch.no_grad()
-def predict(net, attributes, x):
+def predict(
+    net: method.SharedNet, attributes: dict[str, data.Attribute], x: torch.Tensor
+) -> dict[str, dict[str, object]]:
     """Attribute -> {label, probability, probabilities} (and years) for one face (1, 3, px, px), all in one pass."""
     found = {}
     for name, score in net.eval()(x.to(next(net.parameters()).device)).items():
@@ -110,11 +118,11 @@ def predict(net, attributes, x):
     return found
 
 
-def computation(net, cfg):
+def computation(net: method.SharedNet, cfg: Config) -> float:
     """GFLOP (2 per multiply-add) of all predictions of one face."""
     per_stage, heads = assemble.costs(net, cfg)
     return 2 * method.pattern_macs(per_stage, {n: b.start for n, b in net.branches.items()}, heads) / 1e9
 
 
 if __name__ == "__main__":
-    cli.entry(main, about=__doc__)
+    cli.entry(main)

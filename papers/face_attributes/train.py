@@ -1,76 +1,64 @@
 """Train one row of the attribute table: `python -m facepapers.papers.face_attributes.train --preset demo --row stage3`.
 
 One run learns one branch per attribute, all from the same start, on one frozen trunk: data, branches, loop, record.
-`--weights FILE` names the identity network. `torchrun --nproc-per-node 2 -m ...` runs the same.
+`torchrun --nproc-per-node 2 -m ...` runs the same.
 """
 
 import dataclasses
 import json
-import math
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
-from facepapers.common import cli, paths, seeding, storage
-from facepapers.common.evidence import runs
+from facepapers.common import cli, paths, seeding
+from facepapers.common.evidence import jobs, runs
 from facepapers.common.progress import phase
-from facepapers.common.training import checkpoint, loop, parallel, precision
+from facepapers.common.training import checkpoint, loop, optimizers, parallel, precision, schedules
 from facepapers.common.vision import networks
 from facepapers.papers.face_attributes import assemble, data, evaluate, method
-from facepapers.papers.face_attributes.config import PAPER, check, preset, start_of
+from facepapers.papers.face_attributes.config import PAPER, Config, Files, check, preset, start_of
 from facepapers.papers.face_attributes.source import Source, fingerprint
 
 STANDARDISE_FACES = 512  # faces that the readout's mean and deviation come from (our choice)
 IDENTITY_SCALE = 16.0  # of the demo's identity network: softmax on cosines
 
 
-@dataclasses.dataclass(frozen=True)
-class Job:
-    cfg: object
-    run: object
-    device: object
-    share: object
+def main(argv: Sequence[str]) -> dict | None:
+    """Train a row; returns its record (None on all processes but the first)."""
+    place, files, cfg = parse(argv)
+    with parallel.processes(place.device) as device:
+        return train(cfg, device, place.out, files.weights)
 
 
-def main(argv):
-    device_name, argv = cli.take_option(argv, "device", "auto")
-    out, argv = cli.take_option(argv, "out", paths.LOCAL)
-    weights, argv = cli.take_option(argv, "weights")
-    cfg = parse(argv, weights)
-    device = parallel.start(device_name)
-    try:
-        return train(cfg, device, out, weights)
-    finally:
-        parallel.finish()
+def parse(argv: Sequence[str]) -> tuple[jobs.Place, Files, Config]:
+    """Where to run, the trunk's file, and the settings, which name its content, of a command line."""
+    prog = "python -m facepapers.papers.face_attributes.train"
+    place, files, cfg = cli.experiment(argv, preset, check, "stage3", jobs.Place(), Files(), prog=prog, about=__doc__)
+    if files.weights is not None and cfg.trunk not in ("random", "demo"):
+        cfg = dataclasses.replace(cfg, trunk=assemble.digest_of(files.weights))
+    return place, files, cfg
 
 
-def parse(argv, weights=None):
-    """The Config of a command line; `weights` name the trunk."""
-    cfg = cli.experiment(argv, preset, check, "stage3", "python -m facepapers.papers.face_attributes.train")
-    named = weights is not None and cfg.trunk not in ("random", "demo")
-    return dataclasses.replace(cfg, trunk=assemble.digest_of(weights)) if named else cfg
-
-
-def train(cfg, device, out=paths.LOCAL, weights=None):
+def train(cfg: Config, device: torch.device, out: Path = paths.LOCAL, weights: Path | None = None) -> dict | None:
     """Train and record one run; returns its record. A finished run is read back, an interrupted one continues."""
     run = runs.Run(PAPER, cfg.run_name, cfg, preset(cfg.preset, cfg.row, cfg.data), out)
-    if run.finished():
-        print(f"{run.name}: already recorded in {run.folder}; delete that folder to run it again", file=sys.stderr)
-        return storage.read_json(run.folder / "run.json")
+    if finished := run.finished_record():
+        return finished
     if cfg.row in ("best", "chosen"):
         with phase(f"{run.name}: putting rows together"):
             return assemble.record(cfg, run, device, out, weights) if parallel.is_main() else None
-    asked, cfg = cfg, run.settle(cfg, device)
-    job = Job(cfg, run, device, parallel.my_slice(cfg.batch))
+    job = jobs.begin(run, cfg, device)
     if cfg.row == "trunk":
         return train_trunk(job)
     datasets = data.load(cfg.data)
-    identity_net, stages = assemble.trunk(asked, datasets, out, weights)
+    identity_net, stages = assemble.trunk(cfg, datasets, out, weights)
     before = fingerprint(stages)
     with phase(f"{run.name}: preparing branches"):
-        net, source = build(cfg, datasets, stages, identity_net.pixels, device)
-    print(f"{run.name}: " + ", ".join(f"{len(p.index('train'))} faces of {p.name}" for p in datasets), file=sys.stderr)
+        net, source = build(job.cfg, datasets, stages, identity_net.pixels, device)
+    print(f"{run.name}: " + ", ".join(f"{len(d.index('train'))} faces of {d.name}" for d in datasets), file=sys.stderr)
     steps = fit(job, net, source)
     if not parallel.is_main():
         return None
@@ -81,7 +69,9 @@ def train(cfg, device, out=paths.LOCAL, weights=None):
 # ---- Branches
 
 
-def build(cfg, datasets, stages, pixels, device):
+def build(
+    cfg: Config, datasets: list[data.Dataset], stages: list[torch.nn.Module], pixels: str, device: torch.device
+) -> tuple[method.SharedNet, Source]:
     """(SharedNet with a branch per attribute as the row says, the Source of its inputs)."""
     torch.manual_seed(cfg.seed)
     start, probe = start_of(cfg.row, len(stages)), cfg.row.startswith("probe")
@@ -106,7 +96,7 @@ def build(cfg, datasets, stages, pixels, device):
 
 
 @torch.no_grad()
-def sizes_of(stages, cfg, probe, start):
+def sizes_of(stages: list[torch.nn.Module], cfg: Config, probe: bool, start: int) -> dict[str, int]:
     """Channels below the readout, and the raster of a probe."""
     x, device = torch.zeros(1, 3, cfg.input_px, cfg.input_px), next(stages[0].parameters()).device
     x = x.to(device)
@@ -116,7 +106,7 @@ def sizes_of(stages, cfg, probe, start):
 
 
 @torch.no_grad()
-def standardise(net, source):
+def standardise(net: method.SharedNet, source: Source) -> None:
     """Give every readout the mean and deviation of what it sees before training: the trunk's own output there."""
     above = torch.nn.Sequential(*([] if source.pooled else source.fast[source.first - 1 :]))
     for number, dataset in enumerate(source.datasets):
@@ -130,7 +120,7 @@ def standardise(net, source):
 # ---- The loop
 
 
-def fit(job, net, source):
+def fit(job: jobs.Job, net: method.SharedNet, source: Source) -> loop.Steps:
     """Train the branches (and a moving trunk). Leaves the last or averaged weights in `net`; returns the Steps."""
     cfg, device = job.cfg, job.device
     learned = net if net.moving else net.branches
@@ -140,15 +130,13 @@ def fit(job, net, source):
     plain = cfg.statistics == "frozen" and parallel.world() == 1
     network = net if plain else parallel.wrap(net, device)
     kept = {"model": learned, "optimizer": optimizer} | ({"average": average} if average else {})
-    steps = loop.Steps(job.run.folder, kept, cfg.steps, cfg.batch * len(source.datasets), "faces", label=job.run.name,
-                       identity=runs.fingerprint(cfg), precision=cfg.precision)  # fmt: skip
+    steps = job.steps(kept, cfg.steps, cfg.batch * len(source.datasets), "faces")
     known = data.attributes_of(source.datasets)
     for step in steps:
         x, labels, counts = source.batch(step, job.share)
         rows = {name: label >= 0 for name, label in labels.items()}
         targets = {name: target_of(known[name], labels[name][rows[name]], cfg) for name in known}
-        for group in optimizer.param_groups:
-            group["lr"] = group["rate"] * rate_at(cfg, step)
+        schedules.set_rate(optimizer, schedules.rate(cfg.lr, step, cfg.steps, cfg.warmup))
         net.train()
         with precision.autocast(device, cfg.precision):
             scores = network(x, rows, first=source.first)
@@ -167,35 +155,34 @@ def fit(job, net, source):
     return steps
 
 
-def target_of(attribute, label, cfg):
+def target_of(attribute: data.Attribute, label: torch.Tensor, cfg: Config) -> torch.Tensor:
     """Class numbers (n,), or probabilities (n, years) for an attribute in years."""
     return method.soft_years(label, data.OLDEST, cfg.age_sigma) if attribute.years else label
 
 
-def make_optimizer(cfg, net):
+def make_optimizer(cfg: Config, net: method.SharedNet) -> torch.optim.Optimizer:
     """AdamW; no decay on biases and normalisation, the readout `head_rate` times faster."""
     heads = {id(p) for branch in net.branches.values() for p in branch.head.parameters()}
-    learned = [p for p in net.parameters() if p.requires_grad]
-    groups = []
+    learned, groups = optimizers.trained(net), []
     for is_head in (False, True):
         for decay in (False, True):
             chosen = [p for p in learned if (id(p) in heads) == is_head and (p.dim() > 1) == decay]
-            if chosen:
-                groups.append({"params": chosen, "rate": cfg.head_rate if is_head else 1.0,
-                               "weight_decay": cfg.weight_decay if decay else 0.0})  # fmt: skip
-    return torch.optim.AdamW(groups, lr=cfg.lr, fused=True)
-
-
-def rate_at(cfg, step):
-    """Learning rate: linear warm-up, then one cosine to zero."""
-    warm = min(1.0, (step + 1) / max(1, cfg.warmup))
-    return warm * cfg.lr * 0.5 * (1 + math.cos(math.pi * step / cfg.steps))
+            rate = cfg.head_rate if is_head else 1.0
+            groups.append(optimizers.group(chosen, cfg.weight_decay if decay else 0.0, rate))
+    return optimizers.make("adamw", [group for group in groups if group["params"]], cfg.lr, fused=True)
 
 
 # ---- Record
 
 
-def record(job, net, source, stages, before, steps):
+def record(
+    job: jobs.Job,
+    net: method.SharedNet,
+    source: Source,
+    stages: list[torch.nn.Module],
+    before: str,
+    steps: loop.Steps,
+) -> dict:
     """Test the branches on validation and test faces, save their weights, write the record.
 
     `before`: the trunk's fingerprint before the training; the record holds it beside that of the `stages` now.
@@ -229,16 +216,16 @@ def record(job, net, source, stages, before, steps):
     )
 
 
-def describe(cfg, datasets):
+def describe(cfg: Config, datasets: list[data.Dataset]) -> dict[str, object]:
     """The record's entry on its data."""
-    counts = {f"{p.name}_{split}": len(p.index(split)) for p in datasets for split in ("train", "val", "test")}
-    return {"name": cfg.data, "fingerprint": " ".join(p.fingerprint for p in datasets), **counts}
+    counts = {f"{d.name}_{split}": len(d.index(split)) for d in datasets for split in ("train", "val", "test")}
+    return {"name": cfg.data, "fingerprint": " ".join(d.fingerprint for d in datasets), **counts}
 
 
 # ---- The demo's identity network
 
 
-def train_trunk(job):
+def train_trunk(job: jobs.Job) -> dict | None:
     """Train an IResNet on embedded people by a softmax on cosines, test it on others, write the record."""
     cfg, run = job.cfg, job.run
     faces, identity = data.embedded_people("train")
@@ -259,7 +246,7 @@ def train_trunk(job):
     )  # fmt: skip
 
 
-def new_trunk(cfg):
+def new_trunk(cfg: Config) -> networks.IResNet:
     """The demo's identity network with random weights."""
     torch.manual_seed(cfg.seed)
     net = networks.IResNet(cfg.units, cfg.widths, cfg.features, input_px=cfg.input_px)
@@ -269,22 +256,20 @@ def new_trunk(cfg):
     return net
 
 
-def fit_trunk(job, net, faces, identity):
+def fit_trunk(job: jobs.Job, net: networks.IResNet, faces: torch.Tensor, identity: torch.Tensor) -> loop.Steps:
     """Train `net` and a centre per person on aligned uint8 faces (N, 3, S, S) of people (N,); returns the Steps."""
     cfg, device = job.cfg, job.device
     both = torch.nn.ModuleDict({"net": net, "classes": torch.nn.Linear(cfg.features, int(identity.max()) + 1, False)})
     both = both.to(device, memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(both.parameters(), cfg.lr, weight_decay=cfg.weight_decay, fused=True)
+    optimizer = optimizers.make("adamw", both.parameters(), cfg.lr, cfg.weight_decay, fused=True)
     network = parallel.wrap(Cosines(both), device)
-    steps = loop.Steps(job.run.folder, {"model": both, "optimizer": optimizer}, cfg.steps, cfg.batch, "faces",
-                       label=job.run.name, identity=runs.fingerprint(cfg), precision=cfg.precision)  # fmt: skip
+    steps = job.steps({"model": both, "optimizer": optimizer}, cfg.steps, cfg.batch, "faces")
     for step in steps:
         index = torch.randint(len(faces), (cfg.batch,), generator=seeding.generator(cfg.seed, 3, step))
         flip = torch.rand(cfg.batch, generator=seeding.generator(cfg.seed, 4, step)) < 0.5
         x = evaluate.resized(faces[index], cfg.input_px)
         x = torch.where(flip.view(-1, 1, 1, 1), x.flip(3), x)[job.share].to(device)
-        for group in optimizer.param_groups:
-            group["lr"] = rate_at(cfg, step)
+        schedules.set_rate(optimizer, schedules.rate(cfg.lr, step, cfg.steps, cfg.warmup))
         both.train()
         with precision.autocast(device, cfg.precision):
             cosines = network(networks.to_input(x, net.pixels))

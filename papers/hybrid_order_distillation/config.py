@@ -1,7 +1,9 @@
 """Settings of a run and the rows of the table. The paper's own are unknown: each default says whose it is."""
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from facepapers.common.cli import UserError
 from facepapers.common.evidence import runs
@@ -16,11 +18,13 @@ SUBSETS = ((1,), (2,), (3,), (1, 2), (1, 3), (2, 3), (1, 2, 3))
 ROUTES = ("direct", "assistant", "init")
 
 
-def name_of(orders):
+def name_of(orders: Sequence[int]) -> str:
+    """A subset of the orders in the name of a row, such as 12."""
     return "".join(map(str, orders))
 
 
-def title_of(orders):
+def title_of(orders: Sequence[int]) -> str:
+    """A subset of the orders in the title of a row, such as orders 1+2."""
     return f"order{'s' * (len(orders) > 1)} {'+'.join(map(str, orders))}"
 
 
@@ -42,20 +46,27 @@ UNTRAINED = ("teacher", "upsampled")  # rows that test the teacher
 
 
 @dataclass(frozen=True)
+class Files:
+    """Files of this machine."""
+
+    teacher: Path | None = None  # the given teacher's weights, where they are not in data/raw/
+
+
+@dataclass(frozen=True)
 class Config:
     """Everything that decides a run's outcome. Defaults: RepDistiller's CIFAR-100 recipe, for its published pairs."""
 
-    preset: str = "paper"
+    preset: str = "paper"  # the settings that stand for it; see PRESETS
     data: str = "cifar100"  # cifar100 (classification), cub200, cars196 (retrieval), lfw, embedded (verification)
     row: str = "assistant_123"  # what the student learns from; see ROWS
-    seed: int = 0
+    seed: int = 0  # of the weights, the order of the images and their views
     held_out: bool = False  # faces, for tuning: the test is a fifth of the training people
     teacher_sha256: str = ""  # of the given teacher's weights; empty: a teacher is trained first, at high resolution
-    teacher_net: str = "resnet110"
+    teacher_net: str = "resnet110"  # see nets.NETS
     teacher_features: int = 0  # width of its embedding; 0: the pooled features
     teacher_steps: int = 187_680  # a self-trained teacher's: 240 passes of 782 batches
     net: str = "resnet20"  # student's and assistant's
-    features: int = 0
+    features: int = 0  # width of the student's embedding; 0: the pooled features
     pretrained: str = ""  # safetensors of ImageNet weights (torchvision's keys) under teacher and student, or empty
     teacher_px: int = 32  # side of the teacher's input
     input_px: int = 32  # side of the student's and assistant's input
@@ -64,7 +75,7 @@ class Config:
     other_operator: str = "plain_bicubic"  # robustness: tested, never trained on
     route: str = "assistant"  # direct; assistant (two stages); init (stage 1 gives only the start, the teacher stays)
     stage1: float = 0.5  # share of `steps` for stage 1, so that every route has the same updates (our choice)
-    orders: tuple[int, ...] = (1, 2, 3)
+    orders: tuple[int, ...] = (1, 2, 3)  # what is matched: embeddings, distances, angles
     weights: tuple[float, float, float] = (1.0, 25.0, 50.0)  # of the orders; 25 : 50 with cross-entropy (RepDistiller)
     centre: float = 0.0  # weight of the optional centre term (ours)
     normalise_point: bool = True  # order 1 on unit embeddings, our choice
@@ -82,28 +93,28 @@ class Config:
     batch: int = 64  # over all processes
     steps: int = 187_680  # student updates in all, both stages together: 240 passes
     optimizer: str = "sgd"  # or adamw
-    lr: float = 0.05
+    lr: float = 0.05  # learning rate at its peak (RepDistiller)
     drops: tuple[float, ...] = (0.625, 0.75, 0.875)  # lr / 10 at these shares of a stage; none: cosine to zero
     warmup: int = 0  # steps of linear warm-up
-    momentum: float = 0.9
-    nesterov: bool = False
-    weight_decay: float = 5e-4
+    momentum: float = 0.9  # of sgd (RepDistiller)
+    nesterov: bool = False  # Nesterov's momentum, of sgd
+    weight_decay: float = 5e-4  # of all parameters (RepDistiller)
     clip: float = 1e9  # largest norm of the gradient
     averaging: float = 0.0  # decay of a running average of the weights, 0 is off
     precision: str = "fp32"  # of the networks (losses are float32 always); bf16, auto: see common/precision.py
 
     @property
-    def run_name(self):
+    def run_name(self) -> str:
         """Folder of the run."""
         return runs.run_name(self, preset(self.preset, self.row, self.data))
 
     @property
-    def has_source(self):
+    def has_source(self) -> bool:
         """Whether a source is asked for what to match; else labels alone teach."""
         return bool(self.orders or self.kd or self.hint or self.centre)
 
     @property
-    def kind(self):
+    def kind(self) -> str:
         """classification, retrieval or verification."""
         return KINDS.get(self.data, "verification")
 
@@ -173,7 +184,7 @@ PLAN = {
 }
 
 
-def preset(name, row="assistant_123", data=None):
+def preset(name: str, row: str = "assistant_123", data: str | None = None) -> Config:
     """The configuration of a preset's row on a data set (None: the preset's own). UserError for an unknown name."""
     for value, known, what in ((name, PRESETS, "preset"), (row, ROWS, "row")):
         if value not in known:
@@ -182,7 +193,7 @@ def preset(name, row="assistant_123", data=None):
     return dataclasses.replace(base, row=row, data=data or base.data, **row_settings(row, base))
 
 
-def row_settings(row, base):
+def row_settings(row: str, base: Config) -> dict[str, object]:
     """What a row changes: orders, route, start, and the weights of the losses with labels or logits."""
     kind, _, orders = row.removesuffix("_random").partition("_")
     own = {"start": "random"} if row.endswith("_random") else {}
@@ -199,7 +210,7 @@ def row_settings(row, base):
     return dict(route="direct", orders=())
 
 
-def check(cfg):
+def check(cfg: Config) -> None:
     """UserError for a setting that cannot work, before any data is read."""
     precision.check(cfg.precision)
     limits = {

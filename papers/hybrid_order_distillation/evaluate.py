@@ -1,6 +1,6 @@
 """Protocols of the tests at low resolution, and the command that tests a student's weights file.
 
-    python -m facepapers.papers.hybrid_order_distillation.evaluate --weights FILE --preset short --row assistant_123
+    python -m facepapers.papers.hybrid_order_distillation.evaluate --preset short --row assistant_123 [--file FILE]
 
 Verification (LFW, embedded): embeddings of image and mirror image are added, ten folds (protocols/verification.py).
 Four lists of distances: both images low; high against low, both by the student; high by the teacher against low by the
@@ -8,16 +8,21 @@ student; both low by another degradation operator. Retrieval: Recall@K by Euclid
 each test image against all others (RKD's protocol). Classification: top-1, training and test images both low.
 """
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
 import numpy as np
 import torch
 
-from facepapers.common import cli
+from facepapers.common import cli, paths
 from facepapers.common.cli import UserError
 from facepapers.common.protocols import verification
+from facepapers.common.protocols.metrics import show
 from facepapers.common.training import checkpoint, parallel
 from facepapers.common.vision import networks
 from facepapers.papers.hybrid_order_distillation import data
-from facepapers.papers.hybrid_order_distillation.config import check, preset
+from facepapers.papers.hybrid_order_distillation.config import PAPER, Config, check, preset
 from facepapers.papers.hybrid_order_distillation.degrade import degrade
 from facepapers.papers.hybrid_order_distillation.metrics import METRICS, measure
 from facepapers.papers.hybrid_order_distillation.nets import Learner, embedding_width, make_net
@@ -25,7 +30,14 @@ from facepapers.papers.hybrid_order_distillation.nets import Learner, embedding_
 # ---- From networks to predictions
 
 
-def predictions(cfg, teacher, net, learner, images, device):
+def predictions(
+    cfg: Config,
+    teacher: torch.nn.Module,
+    net: torch.nn.Module | None,
+    learner: Learner | None,
+    images: data.ImageSet,
+    device: torch.device,
+) -> dict[str, np.ndarray]:
     """Arrays of the test part of an ImageSet for the record: computed numbers, neither images nor names.
 
     `net` is the student's network, or None to test the teacher: row "teacher" at high resolution, "upsampled" at low.
@@ -48,15 +60,15 @@ def predictions(cfg, teacher, net, learner, images, device):
 class View:
     """A network with its input side: unit embeddings, or raw outputs, of images at a resolution."""
 
-    def __init__(self, cfg, net, px, device):
+    def __init__(self, cfg: Config, net: torch.nn.Module, px: int, device: torch.device):
         self.cfg, self.net, self.px, self.device = cfg, net.eval().to(device), px, device
 
-    def pictures(self, images, resolution, operator=None):
+    def pictures(self, images: torch.Tensor, resolution: int, operator: str | None = None) -> torch.Tensor:
         """uint8 test images as this network sees them: reduced to `resolution`, enlarged to its input."""
         high = data.plain(images.to(self.device), self.cfg)
         return degrade(high, resolution, self.px, operator or self.cfg.operator)
 
-    def embed(self, images, resolution, operator=None):
+    def embed(self, images: torch.Tensor, resolution: int, operator: str | None = None) -> np.ndarray:
         """Unit embeddings (N, d), float64; the mirror image's is added."""
 
         def prepare(part):
@@ -65,7 +77,13 @@ class View:
         return verification.embed(self.net, images, prepare, 128, self.device)
 
     @torch.no_grad()
-    def outputs(self, images, resolution, operator=None, network=None):
+    def outputs(
+        self,
+        images: torch.Tensor,
+        resolution: int,
+        operator: str | None = None,
+        network: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    ) -> torch.Tensor:
         """Raw outputs (N, d) float32 of `network` (default: the network itself), without mirror images."""
         made = []
         for part in images.split(128):
@@ -125,7 +143,7 @@ def _retrieved(cfg, view, images):
     return found
 
 
-def first_hit(queries, gallery, label, chunk=512):
+def first_hit(queries: torch.Tensor, gallery: torch.Tensor, label: torch.Tensor, chunk: int = 512) -> np.ndarray:
     """Rank (N,), from 1, of the nearest other image of the query's class; Recall@K is the share of ranks up to K.
 
     queries, gallery (N, d) show the same images in one order; an image never finds itself. Images that are as near as
@@ -146,28 +164,28 @@ def first_hit(queries, gallery, label, chunk=512):
 # ---- The command
 
 
-def main(argv):
-    device_name, argv = cli.take_option(argv, "device", "auto")
-    path, argv = cli.take_option(argv, "weights")
-    name, argv = cli.take_option(argv, "preset", "short")
-    row, argv = cli.take_option(argv, "row", "assistant_123")
-    chosen, argv = cli.take_option(argv, "data")
-    if path is None:
-        raise UserError(
-            "usage: python -m facepapers.papers.hybrid_order_distillation.evaluate --weights FILE --preset P --row R"
-        )
-    cfg = cli.parse(preset(name, row, chosen), argv, "python -m facepapers.papers.hybrid_order_distillation.evaluate")
-    check(cfg)
-    device = parallel.start(device_name)
+@dataclass(frozen=True)
+class Command:
+    """Test a student."""
+
+    file: Path | None = None  # weights file; without it that of this machine's run with these settings
+    device: str = "auto"  # auto (a GPU where there is one), cpu or cuda
+
+
+def main(argv: Sequence[str]) -> None:
+    """Print every metric of a student on the test images; its row, preset and changed settings say what it is."""
+    prog = "python -m facepapers.papers.hybrid_order_distillation.evaluate"
+    options, cfg = cli.experiment(argv, preset, check, "assistant_123", Command(), prog=prog, about=__doc__)
+    path = options.file or paths.LOCAL / PAPER / cfg.run_name / "model.safetensors"
+    device = parallel.start(options.device)
     net = make_net(cfg.net, cfg.features, cfg.input_px)
     images = data.load(cfg.data, cfg.held_out)
     learner = Learner(net, classes=data.training_of(cfg, images).classes) if cfg.kind == "classification" else None
     checkpoint.load_weights(path, learner or net)
     found = measure(predictions(cfg, net, net, learner, images, device))
     print(f"{path} on {cfg.data} at {cfg.resolution} px")
-    for key, value in found.items():
-        print(f"  {METRICS[key].label:72s} {value:8.3f}")
+    show(METRICS, found)
 
 
 if __name__ == "__main__":
-    cli.entry(main, about=__doc__)
+    cli.entry(main)

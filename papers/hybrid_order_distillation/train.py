@@ -2,69 +2,59 @@
 
 `python -m facepapers.papers.hybrid_order_distillation.train --preset demo --row assistant_123`
 
-Reads top to bottom: teacher, stages, loop, record. `torchrun --nproc-per-node 2 -m ...` runs the same. `--teacher FILE`
-names the given MobileFaceNet where it is not in data/raw/.
+Reads top to bottom: teacher, stages, loop, record. `torchrun --nproc-per-node 2 -m ...` runs the same.
 """
 
 import dataclasses
-import math
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
 from facepapers.common import cli, paths, storage
-from facepapers.common.evidence import runs
+from facepapers.common.evidence import jobs, runs
 from facepapers.common.progress import phase
-from facepapers.common.training import checkpoint, loop, parallel, precision
+from facepapers.common.training import checkpoint, loop, optimizers, parallel, precision, schedules
 from facepapers.common.vision import networks
 from facepapers.papers.hybrid_order_distillation import data, evaluate, method
-from facepapers.papers.hybrid_order_distillation.config import PAPER, UNTRAINED, Config, check, preset
-from facepapers.papers.hybrid_order_distillation.nets import Learner, embedding_width, macs, make_net, parameters
+from facepapers.papers.hybrid_order_distillation.config import PAPER, UNTRAINED, Config, Files, check, preset
+from facepapers.papers.hybrid_order_distillation.nets import (
+    Learner,
+    Outputs,
+    embedding_width,
+    macs,
+    make_net,
+    parameters,
+)
 from facepapers.papers.hybrid_order_distillation.source import Source
 
 
-@dataclasses.dataclass(frozen=True)
-class Job:
-    cfg: object
-    run: object
-    device: object
-    share: object
+def main(argv: Sequence[str]) -> dict | None:
+    """Train a row; returns its record (None on all processes but the first)."""
+    place, files, cfg = parse(argv)
+    with parallel.processes(place.device) as device:
+        return train(cfg, device, place.out, files.teacher)
 
 
-def main(argv):
-    device_name, argv = cli.take_option(argv, "device", "auto")
-    out, argv = cli.take_option(argv, "out", paths.LOCAL)
-    teacher, argv = cli.take_option(argv, "teacher")
-    cfg = parse(argv)
-    device = parallel.start(device_name)
-    try:
-        return train(cfg, device, out, teacher)
-    finally:
-        parallel.finish()
+def parse(argv: Sequence[str]) -> tuple[jobs.Place, Files, Config]:
+    """Where to run, the teacher's file, and the settings, of a command line."""
+    prog = "python -m facepapers.papers.hybrid_order_distillation.train"
+    return cli.experiment(argv, preset, check, "assistant_123", jobs.Place(), Files(), prog=prog, about=__doc__)
 
 
-def parse(argv):
-    """The Config of a command line."""
-    return cli.experiment(
-        argv, preset, check, "assistant_123", "python -m facepapers.papers.hybrid_order_distillation.train"
-    )
-
-
-def train(cfg, device, out=paths.LOCAL, teacher_file=None):
+def train(cfg: Config, device: torch.device, out: Path = paths.LOCAL, teacher_file: Path | None = None) -> dict | None:
     """Train and record one run; returns its record. A finished run is read back, an interrupted one continues."""
     run = runs.Run(PAPER, cfg.run_name, cfg, preset(cfg.preset, cfg.row, cfg.data), out)
-    if run.finished():
-        print(f"{run.name}: already recorded in {run.folder}; delete that folder to run it again", file=sys.stderr)
-        return storage.read_json(run.folder / "run.json")
-    asked, cfg = cfg, run.settle(cfg, device)
-    job = Job(cfg, run, device, parallel.my_slice(cfg.batch))
+    if finished := run.finished_record():
+        return finished
+    job = jobs.begin(run, cfg, device)
     parallel.barrier()  # every process has looked before the first one writes
     images = data.load(cfg.data, cfg.held_out)
     training = data.training_of(cfg, images)
-    teacher = teacher_of(dataclasses.replace(job, cfg=asked), training, teacher_file)
+    teacher = teacher_of(job, training, teacher_file)
     student, logs = (None, []) if cfg.row in UNTRAINED else distil(job, teacher, training)
     if not parallel.is_main():
         return None
@@ -81,12 +71,13 @@ TEACHER_FIELDS = (
 )  # fmt: skip
 
 
-def teacher_of(job, training, path=None):
+def teacher_of(job: jobs.Job, training: data.Training, path: Path | None = None) -> Source:
     """The Source at high resolution: the given weights, or a network trained here once and kept beside the runs.
 
-    `job.cfg` as asked for: with precision "auto" any machine takes the kept one, a forced precision has its own.
+    The settings are those asked for: with precision "auto" any machine takes the kept one, a forced precision has its
+    own.
     """
-    cfg = job.cfg
+    cfg = job.asked
     if cfg.teacher_sha256:
         net = networks.load_mobilefacenet(networks.given_weights(path, cfg.teacher_sha256, "--teacher"))
         return Source(Learner(net), cfg.teacher_px, job.device, cfg.teacher_sha256)
@@ -106,7 +97,7 @@ def teacher_of(job, training, path=None):
     return Source(learner, own.teacher_px, job.device, written["sha256"], written["seconds"])
 
 
-def train_teacher(job, learner, training, folder):
+def train_teacher(job: jobs.Job, learner: Learner, training: data.Training, folder: Path) -> None:
     """Train a teacher with labels at high resolution; weights, history and teacher.json, written last, to `folder`."""
     cfg = job.cfg
     label = f"{cfg.data} teacher {cfg.teacher_net}"
@@ -120,7 +111,7 @@ def train_teacher(job, learner, training, folder):
     parallel.barrier()
 
 
-def student_net(cfg, name, features, px):
+def student_net(cfg: Config, name: str, features: int, px: int) -> torch.nn.Module:
     """A network, with the ImageNet weights of cfg.pretrained under it where it is one of torchvision's."""
     net = make_net(name, features, px)
     if cfg.pretrained and name.startswith("imagenet"):
@@ -146,7 +137,7 @@ class Stage:
     px: int  # side of the learner's input
 
 
-def distil(job, teacher, training):
+def distil(job: jobs.Job, teacher: Source, training: data.Training) -> tuple[Learner, list[loop.Steps]]:
     """One or two stages; returns (Learner with the last weights, list of their Steps).
 
     Stage 1 (cross-structure): an assistant of the student's architecture learns from the teacher, both at high
@@ -172,7 +163,7 @@ def distil(job, teacher, training):
     return student, logs
 
 
-def train_stage(job, learner, source, training, stage):
+def train_stage(job: jobs.Job, learner: Learner, source: Source, training: data.Training, stage: Stage) -> loop.Steps:
     """Train one network, which ends in eval mode; returns its Steps."""
     steps = fit(job, learner, source, training, stage)
     if steps.seconds and parallel.is_main():  # its checkpoint stays until the run is recorded: a resumed run needs it
@@ -181,7 +172,7 @@ def train_stage(job, learner, source, training, stage):
     return steps
 
 
-def new_learner(cfg, source, training, start, seed):
+def new_learner(cfg: Config, source: Source, training: data.Training, start: torch.nn.Module, seed: int) -> Learner:
     """The student (or assistant) with all that its losses need around it; weights as cfg.start says."""
     torch.manual_seed(seed)
     net = student_net(cfg, cfg.net, cfg.features, cfg.input_px)
@@ -205,22 +196,21 @@ def new_learner(cfg, source, training, start, seed):
 # ---- The loop
 
 
-def fit(job, learner, source, training, stage):
+def fit(job: jobs.Job, learner: Learner, source: Source | None, training: data.Training, stage: Stage) -> loop.Steps:
     """Train `learner` as a Stage says; it ends with its last (or averaged) weights. Returns the finished Steps."""
     cfg, device, total = job.cfg, job.device, stage.steps
     learner.to(device, memory_format=torch.channels_last)
     average = loop.averaged(learner, cfg.averaging) if cfg.averaging else None
     optimizer = make_optimizer(cfg, learner)
     parts = {"model": learner, "optimizer": optimizer} | ({"average": average} if average else {})
-    steps = loop.Steps(stage.folder, parts, total, cfg.batch, "images", label=stage.label,
-                       identity=runs.fingerprint(cfg), precision=cfg.precision)  # fmt: skip
+    steps = job.steps(parts, total, cfg.batch, "images", folder=stage.folder, label=stage.label)
     unfinished, taught = steps.first < total, source is not None and cfg.has_source
     feed = data.Feed(training, cfg, stage.resolution, stage.px, total, device) if unfinished else None
     network = parallel.wrap(learner, device)
     for step in steps:
         batch = feed.batch(step, job.share, high=taught and source.targets is None)
         target = source.outputs(batch, cfg.operator) if taught else None
-        set_rate(cfg, optimizer, step, total)
+        schedules.set_rate(optimizer, rate_at(cfg, step, total))
         learner.train()
         x = networks.to_input(batch.seen, learner.net.pixels).contiguous(memory_format=torch.channels_last)
         with precision.autocast(device, cfg.precision):
@@ -241,7 +231,14 @@ def fit(job, learner, source, training, stage):
     return steps
 
 
-def losses_of(cfg, learner, output, target, source, batch):
+def losses_of(
+    cfg: Config,
+    learner: Learner,
+    output: Outputs,
+    target: Outputs | None,
+    source: Source | None,
+    batch: data.Batch,
+) -> dict[str, torch.Tensor]:
     """{name: weighted loss} of this process's share."""
     losses = relations(cfg, output, target) if target is not None and (cfg.orders or cfg.centre) else {}
     if cfg.kd:
@@ -256,7 +253,7 @@ def losses_of(cfg, learner, output, target, source, batch):
     return losses
 
 
-def relations(cfg, output, target):
+def relations(cfg: Config, output: Outputs, target: Outputs) -> dict[str, torch.Tensor]:
     """{name: weighted loss} of the orders and the centre, which reach over the samples of all processes."""
     student, reference = parallel.gather(output.embedding.float(), True), parallel.gather(target.embedding)
     projected = parallel.gather(output.projected, True) if 1 in cfg.orders else None
@@ -269,7 +266,7 @@ def relations(cfg, output, target):
     return losses
 
 
-def gradient_norms(losses, embedding):
+def gradient_norms(losses: dict[str, torch.Tensor], embedding: torch.Tensor) -> dict[str, torch.Tensor]:
     """{"grad_" + name: norm of a weighted loss's gradient at the embeddings}: which term drives the training.
 
     Over all processes: each sees the gradient of its own samples, times their number (see parallel.gather). Left out
@@ -284,31 +281,29 @@ def gradient_norms(losses, embedding):
     return norms
 
 
-def make_optimizer(cfg, learner):
+def make_optimizer(cfg: Config, learner: Learner) -> torch.optim.Optimizer:
     """SGD or AdamW over everything that is trained."""
-    learned = [p for p in learner.parameters() if p.requires_grad]
-    if cfg.optimizer == "adamw":
-        return torch.optim.AdamW(learned, cfg.lr, weight_decay=cfg.weight_decay, fused=True)
-    return torch.optim.SGD(learned, cfg.lr, cfg.momentum, weight_decay=cfg.weight_decay, nesterov=cfg.nesterov)
+    learned = optimizers.trained(learner)
+    options = dict(nesterov=cfg.nesterov, fused=True)
+    return optimizers.make(cfg.optimizer, learned, cfg.lr, cfg.weight_decay, cfg.momentum, **options)
 
 
-def set_rate(cfg, optimizer, step, total):
-    for group in optimizer.param_groups:
-        group["lr"] = rate_at(cfg, step, total)
-
-
-def rate_at(cfg, step, total):
+def rate_at(cfg: Config, step: int, total: int) -> float:
     """Learning rate: linear warm-up, then a tenth after each share of cfg.drops, or (none) one cosine to zero."""
-    warm = min(1.0, (step + 1) / max(1, cfg.warmup))
-    if cfg.drops:
-        return warm * cfg.lr * 0.1 ** sum(step >= share * total for share in cfg.drops)
-    return warm * cfg.lr * 0.5 * (1 + math.cos(math.pi * step / total))
+    return schedules.rate(cfg.lr, step, total, cfg.warmup, [share * total for share in cfg.drops])
 
 
 # ---- Record
 
 
-def record(job, teacher, student, logs, training, images):
+def record(
+    job: jobs.Job,
+    teacher: Source,
+    student: Learner | None,
+    logs: list[loop.Steps],
+    training: data.Training,
+    images: data.ImageSet,
+) -> dict:
     """Test, save the student's network, write the record; returns it. `student` None: the teacher is tested."""
     cfg, run = job.cfg, job.run
     net = student.net if student is not None else None
@@ -341,7 +336,7 @@ def record(job, teacher, student, logs, training, images):
     return written
 
 
-def cost(cfg, teacher, student):
+def cost(cfg: Config, teacher: torch.nn.Module, student: torch.nn.Module | None) -> dict[str, int]:
     """Parameters and multiply-adds of teacher and student."""
     found = {"teacher_parameters": parameters(teacher), "teacher_macs": macs(teacher.cpu(), cfg.teacher_px)}
     if student is not None:

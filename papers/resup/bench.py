@@ -5,7 +5,7 @@ import dataclasses
 import torch
 
 from facepapers.common.training import precision
-from facepapers.papers.resup import data, method, train
+from facepapers.papers.resup import data, fitting, method, train
 from facepapers.papers.resup.config import build_peers, preset
 
 CLASSES, FACES, BATCH, STEPS = 8, 4096, 64, 4
@@ -67,7 +67,7 @@ def training(row, device):
         for k in range(STEPS):
             step(STEPS + k)
         if cfg.has_noise_model:
-            train.update_noise_models(cfg, noise_models, peers.eval(), split, 1, device)
+            fitting.update_noise_models(cfg, noise_models, peers.eval(), split, 1, device)
             peers.train()
 
     return step, epoch

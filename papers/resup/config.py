@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -18,38 +19,54 @@ WEIGHTING = ("none", "own", "swapped", "coteaching", "oracle", "bayes")
 
 
 @dataclass(frozen=True)
+class Files:
+    """Starting weights of the networks."""
+
+    weights0: Path | None = None  # weights file of the first network (a torchvision ResNet-18): see --init
+    weights1: Path | None = None  # weights file of the second network
+
+    @property
+    def both(self) -> tuple[Path | None, Path | None]:
+        """The files in the networks' order."""
+        return self.weights0, self.weights1
+
+
+NO_FILES = Files()
+
+
+@dataclass(frozen=True)
 class Config:
     """Everything that decides a run's outcome. Defaults: the released code's run on RAF-DB."""
 
-    preset: str = "paper"
+    preset: str = "paper"  # the settings that stand for it; see PRESETS
     data: str = "rafdb"  # the one set that the released code reads; see DATA
     rule: str = "majority"  # how FERPlus votes become labels; see common/data/expressions.py
     row: str = "resup"  # see ROWS; the four settings below are a row's
-    nets: int = 2
+    nets: int = 2  # networks that are trained together; 1 has no other to weigh for
     weighting: str = "swapped"  # see WEIGHTING
     evidence: str = "similarity"  # or "loss", or ours: "bayes"
-    consistency: float = 5.0  # released code
+    consistency: float = 5.0  # weight of the difference between the networks' outputs (released code)
     seed: int = 0  # the noise draw, the initialisation and the order of the samples
     noise: float = 0.3  # share of flipped training labels, [0, 1)
     noise_kind: str = "symmetric"  # or "fer2013": its labels, checked by FERPlus, whatever `noise` says
     init: tuple[str, ...] = ("msceleb", "imagenet")  # of the two networks (released code); or "scratch"
-    stem: str = "imagenet"  # see nets.ResNet
-    width: int = 64
-    units: tuple[int, ...] = (2, 2, 2, 2)
-    dropout: float = 0.0
-    input_px: int = 224
+    stem: str = "imagenet"  # first layers: imagenet, small, small2; see nets.ResNet
+    width: int = 64  # channels of the first stage (ResNet-18)
+    units: tuple[int, ...] = (2, 2, 2, 2)  # blocks of each stage (ResNet-18)
+    dropout: float = 0.0  # share of the features that are dropped before the classifier
+    input_px: int = 224  # side of the networks' input (released code)
     augment: str = "paper"  # or ours: "strong", and "flip" alone
     apart: bool = False  # each network has its own augmentation and, while warming up, its own order (ours)
     batch: int = 96  # over all processes; the last incomplete batch of an epoch is left out (our choice)
-    epochs: int = 30
+    epochs: int = 30  # passes over the training faces (released code)
     warmup: int = 1  # epochs of plain cross-entropy
-    optimizer: str = "adam"  # adamw, sgd
-    lr: float = 2e-4
+    optimizer: str = "adam"  # or adamw, sgd
+    lr: float = 2e-4  # learning rate at its peak (released code)
     drops: tuple[int, ...] = (10, 20)  # lr / 10 after these epochs; none: one cosine to zero (our choice)
     restart: bool = False  # a cosine to zero over the warm-up and another one over the rest, in place of drops (ours)
     lr_warmup: int = 0  # epochs of linear warm-up of lr
     momentum: float = 0.9  # sgd
-    weight_decay: float = 0.0
+    weight_decay: float = 0.0  # of all parameters (released code)
     clip: float = 10.0  # largest norm of each network's gradient (our guard, rarely reached)
     precision: str = "fp32"  # or bf16 (autocast of the networks), or auto: see common/precision.py
     judge_view: str = "augmented"  # images that a noise model is fitted on (released code); "clean" is ours
@@ -64,12 +81,12 @@ class Config:
     judge_again: int = 5  # row "bayes": epochs for which the noise model keeps what the warm-up's networks said
 
     @property
-    def run_name(self):
+    def run_name(self) -> str:
         """Folder of the run."""
         return runs.run_name(self, preset(self.preset, self.row, self.data))
 
     @property
-    def has_noise_model(self):
+    def has_noise_model(self) -> bool:
         """Whether the row uses a noise model."""
         return self.weighting in ("own", "swapped", "bayes")
 
@@ -132,7 +149,7 @@ PLAN = {
 }
 
 
-def preset(name, row="resup", data=None):
+def preset(name: str, row: str = "resup", data: str | None = None) -> Config:
     """The configuration of a preset's row on a data set (None: the preset's own). UserError for an unknown name."""
     data = data or (PRESETS[name].data if name in PRESETS else DATA[0])
     for value, known, what in ((name, PRESETS, "preset"), (row, ROWS, "row"), (data, DATA, "data set")):
@@ -141,7 +158,7 @@ def preset(name, row="resup", data=None):
     return dataclasses.replace(PRESETS[name], row=row, data=data, **BY_ROW[row])
 
 
-def check(cfg):
+def check(cfg: Config) -> None:
     """UserError for a setting that cannot work, before any data is read."""
     noise.check_rate(cfg.noise)
     precision.check(cfg.precision)
@@ -168,15 +185,17 @@ def check(cfg):
             raise UserError(f"--{name.replace('_', '-')} {getattr(cfg, name)}: not a usable value here; see --help")
 
 
-def build_net(cfg, classes):
+def build_net(cfg: Config, classes: int) -> nets.ResNet:
+    """One network of the row with random weights."""
     return nets.ResNet(classes, cfg.stem, cfg.width, cfg.units, cfg.dropout)
 
 
-def build_peers(cfg, classes, files=("", "")):
+def build_peers(cfg: Config, classes: int, given: Files = NO_FILES) -> nets.PeerNetworks:
     """The row's networks with their starting weights: network m of a seed is the same in every row.
 
-    `files`: weights files for the two. Init "msceleb" and "file" need one, "imagenet" may have one; else MissingData.
+    Init "msceleb" and "file" need a `given` file, "imagenet" may have one; else MissingData.
     """
+    files = given.both
     if cfg.nets == 1 and files[1]:
         raise UserError(f"--weights1 {files[1]}: row {cfg.row} has one network, which takes --weights0")
     members = []

@@ -7,6 +7,7 @@ many faces of a class there are and nothing about single images.
 import dataclasses
 import functools
 import hashlib
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -60,6 +61,14 @@ class Split:
     def flip(self):
         """Where the given label is wrong, (N,) bool."""
         return self.given != self.label
+
+
+class Splits(NamedTuple):
+    """Training faces, whose labels carry the noise, and the others."""
+
+    training: Split
+    valid: Split
+    test: Split
 
 
 # ---- Sets
@@ -124,7 +133,7 @@ def _embedded_set():
 
 
 def splits(faces, cfg):
-    """The Splits (training, validation, test). Noise is in the `given` labels of the first one alone.
+    """The Splits of a set; noise is in the `given` labels of the training faces alone.
 
     UserError for noise that the set does not have, or that leaves a class without training labels.
     """
@@ -144,10 +153,10 @@ def splits(faces, cfg):
             )
         train = Split(faces.images[torch.from_numpy(known)], faces.label[known], faces.other[known])
         noise.check_classes(train.given, faces.classes, allowed=CONTEMPT)
-        return train, valid, test
+        return Splits(train, valid, test)
     given = noise.symmetric(train.label, cfg.noise, len(faces.classes), cfg.seed)
     noise.check_classes(given, faces.classes)
-    return dataclasses.replace(train, given=given), valid, test
+    return Splits(dataclasses.replace(train, given=given), valid, test)
 
 
 def ordered(faces, split):

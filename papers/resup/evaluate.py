@@ -8,14 +8,19 @@ weights are the headline, those of the best validation epoch stand beside them; 
 """
 
 import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from facepapers.common import cli, seeding
+from facepapers.common.evidence import runs
+from facepapers.common.protocols.metrics import show
 from facepapers.common.training import checkpoint, parallel, precision
 from facepapers.papers.resup import data
-from facepapers.papers.resup.config import ROWS, build_net, preset
+from facepapers.papers.resup.config import PAPER, ROWS, Config, build_net, preset
 from facepapers.papers.resup.metrics import METRICS, measure
 from facepapers.papers.resup.nets import PeerNetworks
 
@@ -23,13 +28,13 @@ CHUNK = 256
 # ---- From networks to arrays
 
 
-def accuracy_pct(probabilities, label):
+def accuracy_pct(probabilities: torch.Tensor, label: np.ndarray) -> float:
     """Percent of rows of (N, K) whose largest entry is at `label` (N,)."""
     return 100 * float((probabilities.argmax(-1).cpu().numpy() == label).mean())
 
 
 @torch.no_grad()
-def forward(peers, pixels, cfg):
+def forward(peers: torch.nn.Module, pixels: torch.Tensor, cfg: Config) -> torch.Tensor:
     """Logits (M, B, K) float32 in eval mode."""
     peers.eval()
     n = len(pixels)
@@ -39,7 +44,7 @@ def forward(peers, pixels, cfg):
         return peers([pixels] * len(peers.members)).float()[:, :n]
 
 
-def probabilities(peers, pictures, cfg, device):
+def probabilities(peers: torch.nn.Module, pictures: torch.Tensor, cfg: Config, device: torch.device) -> torch.Tensor:
     """Softmax outputs (M, N, K) for uint8 faces without augmentation, means over cfg's test views."""
     found = []
     for part in pictures.split(CHUNK):
@@ -49,7 +54,9 @@ def probabilities(peers, pictures, cfg, device):
     return torch.cat(found, 1)
 
 
-def training_logits(peers, pictures, cfg, epoch, device):
+def training_logits(
+    peers: torch.nn.Module, pictures: torch.Tensor, cfg: Config, epoch: int, device: torch.device
+) -> torch.Tensor:
     """Logits (M, N, K) of the training faces for the noise model: augmented or clean views, one for all networks."""
     found = []
     for start in range(0, len(pictures), CHUNK):
@@ -60,8 +67,10 @@ def training_logits(peers, pictures, cfg, epoch, device):
     return torch.cat(found, 1)
 
 
-def predictions(peers, test, cfg, device, end=""):
-    """Arrays of the test faces, ordered by class (see data.py): computed numbers and no image."""
+def predictions(
+    peers: torch.nn.Module, test: data.Split, cfg: Config, device: torch.device, end: str = ""
+) -> dict[str, np.ndarray]:
+    """Arrays of the test faces, ordered by class (see data.py): computed numbers and no image. `end`s their names."""
     p = probabilities(peers, test.images, cfg, device)
     arrays = {"label": test.label.astype(np.uint8), f"predicted{end}": most_probable(p[0])}
     if len(p) == 2:
@@ -69,12 +78,12 @@ def predictions(peers, test, cfg, device, end=""):
     return arrays
 
 
-def most_probable(probabilities):
+def most_probable(probabilities: torch.Tensor) -> np.ndarray:
     """Class number (N,), uint8, with the largest probability of (N, K)."""
     return probabilities.argmax(-1).cpu().numpy().astype(np.uint8)
 
 
-def noise_arrays(noise_models, training):
+def noise_arrays(noise_models: torch.nn.ModuleList, training: data.Split) -> dict[str, np.ndarray]:
     """Arrays of the training faces, ordered by true class: flip list, weights and similarity.
 
     Means over the networks, and for two of them the second one's weight.
@@ -96,45 +105,49 @@ def noise_arrays(noise_models, training):
 # ---- The command
 
 
-def main(argv):
-    device_name, argv = cli.take_option(argv, "device", "auto")
-    path, argv = cli.take_option(argv, "weights")
-    name, argv = cli.take_option(argv, "data")
-    if path is None or argv:
-        raise cli.UserError(
-            "usage: python -m facepapers.papers.resup.evaluate --weights FILE.safetensors [--data NAME]"
-        )
-    device = parallel.start(device_name)
+@dataclass(frozen=True)
+class Command:
+    """Test a weights file."""
+
+    weights: Path | None = None  # weights file; without it the newest that was trained on this machine
+    data: str | None = None  # data set: ferplus, rafdb, affectnet, embedded; without it the one it was trained on
+    device: str = "auto"  # auto (a GPU where there is one), cpu or cuda
+
+
+def main(argv: Sequence[str]) -> None:
+    """Print every metric of a weights file on the test faces of a set."""
+    options = cli.command(Command, argv, "python -m facepapers.papers.resup.evaluate", __doc__)
+    path, device = options.weights or runs.newest_weights(PAPER), parallel.start(options.device)
     peers, cfg, classes = load(path, device)
-    faces = data.load(name or cfg.data, cfg.rule)
+    name = options.data or cfg.data
+    faces = data.load(name, cfg.rule)
     if faces.classes != classes:
         raise cli.UserError(f"{path}: knows the classes {', '.join(classes)}; {name} has {', '.join(faces.classes)}")
     test = data.one_split(faces, 2)
-    print(f"{path} on {name or cfg.data}: {len(test)} test faces")
-    for key, value in measure(predictions(peers, test, cfg, device)).items():
-        print(f"  {METRICS[key].label:50s} {value:8.2f}")
+    print(f"{path} on {name}: {len(test)} test faces")
+    show(METRICS, measure(predictions(peers, test, cfg, device)))
 
 
-def load(path, device):
+def load(path: Path | str, device: torch.device) -> tuple[PeerNetworks, Config, tuple[str, ...]]:
     """(networks, configuration, classes) of a weights file. UserError when it holds no weights of this paper."""
-    _, words = checkpoint.read_weights(path)
+    _, metadata = checkpoint.read_weights(path)
     try:
-        sizes = {key: int(words[key]) for key in ("nets", "width", "input_px")}
+        sizes = {key: int(metadata[key]) for key in ("nets", "width", "input_px")}
+        scales = tuple(map(float, metadata["test_scales"].split()))
         cfg = dataclasses.replace(
-            preset(words["preset"], words["row"], words["trained_on"]), stem=words["stem"], rule=words["rule"],
-            units=tuple(map(int, words["units"].split())), precision=words["precision"],
-            flip_test=words["flip_test"] == "True", test_scales=tuple(map(float, words["test_scales"].split())),
-            **sizes,
+            preset(metadata["preset"], metadata["row"], metadata["trained_on"]),
+            units=tuple(map(int, metadata["units"].split())), flip_test=metadata["flip_test"] == "True",
+            test_scales=scales, **{key: metadata[key] for key in ("stem", "rule", "precision")}, **sizes,
         )  # fmt: skip
     except (KeyError, ValueError, cli.UserError) as error:
         raise cli.UserError(
             f"{path}: its metadata describes no networks of this paper ({error}); rows {', '.join(ROWS)}"
         ) from None
-    classes = tuple(words["classes"].split())
+    classes = tuple(metadata["classes"].split())
     peers = PeerNetworks([build_net(cfg, len(classes)) for _ in range(cfg.nets)])
     checkpoint.load_weights(path, peers)
     return peers.to(device).eval(), cfg, classes
 
 
 if __name__ == "__main__":
-    cli.entry(main, about=__doc__)
+    cli.entry(main)

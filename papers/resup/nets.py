@@ -68,7 +68,10 @@ class ResNet(nn.Module):
 
 
 class PeerNetworks(nn.Module):
-    """M networks of one shape without shared weights. Forward: M inputs (B, C, S, S) to logits (M, B, K)."""
+    """M networks of one shape without shared weights, trained side by side; each may weigh the other's samples.
+
+    Forward: M inputs (B, C, S, S) to logits (M, B, K). "Peer" is Co-teaching's word (Han et al. 2018).
+    """
 
     def __init__(self, members):
         super().__init__()

@@ -1,79 +1,65 @@
 """Train one row of the ReSup table: `python -m facepapers.papers.resup.train --preset demo --row resup`.
 
 Reads top to bottom: data and noise, networks, loop, noise model, record. `torchrun --nproc-per-node 2 -m ...` runs the
-same. `--weights0 FILE --weights1 FILE` are starting weights of the two networks.
+same.
 """
 
+import functools
 import hashlib
 import json
-import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from facepapers.common import cli, paths, storage
-from facepapers.common.evidence import environment, runs
+from facepapers.common.evidence import environment, jobs, runs
 from facepapers.common.progress import phase
-from facepapers.common.protocols.metrics import area_under_roc
-from facepapers.common.training import checkpoint, loop, parallel, precision
-from facepapers.papers.resup import data, evaluate, method
-from facepapers.papers.resup.config import PAPER, build_peers, check, preset
+from facepapers.common.training import checkpoint, loop, optimizers, parallel, precision, schedules
+from facepapers.papers.resup import data, evaluate, fitting, method
+from facepapers.papers.resup.config import NO_FILES, PAPER, Config, Files, build_peers, check, preset
 from facepapers.papers.resup.nets import PeerNetworks
 
 
-@dataclass(frozen=True)
-class Job:
-    cfg: object
-    run: object
-    device: object
-    share: object
+def main(argv: Sequence[str]) -> dict | None:
+    """Train a row; returns its record (None on all processes but the first)."""
+    place, files, cfg = parse(argv)
+    with parallel.processes(place.device) as device:
+        return train(cfg, device, place.out, files)
 
 
-def main(argv):
-    device_name, argv = cli.take_option(argv, "device", "auto")
-    out, argv = cli.take_option(argv, "out", paths.LOCAL)
-    first, argv = cli.take_option(argv, "weights0", "")
-    second, argv = cli.take_option(argv, "weights1", "")
-    cfg = parse(argv)
-    device = parallel.start(device_name)
-    try:
-        return train(cfg, device, out, (first, second))
-    finally:
-        parallel.finish()
+def parse(argv: Sequence[str]) -> tuple[jobs.Place, Files, Config]:
+    """Where to run, what to start from, and the settings, of a command line."""
+    prog = "python -m facepapers.papers.resup.train"
+    return cli.experiment(argv, preset, check, "resup", jobs.Place(), Files(), prog=prog, about=__doc__)
 
 
-def parse(argv):
-    """The Config of a command line."""
-    return cli.experiment(argv, preset, check, "resup", "python -m facepapers.papers.resup.train")
-
-
-def train(cfg, device, out=paths.LOCAL, files=("", "")):
+def train(cfg: Config, device: torch.device, out: Path = paths.LOCAL, files: Files = NO_FILES) -> dict | None:
     """Train and record one run; returns its record. A finished run is read back, an interrupted one continues."""
     run = runs.Run(PAPER, cfg.run_name, cfg, preset(cfg.preset, cfg.row, cfg.data), out)
-    if run.finished():
-        print(f"{run.name}: already recorded in {run.folder}; delete that folder to run it again", file=sys.stderr)
-        return storage.read_json(run.folder / "run.json")
-    asked, cfg = cfg, run.settle(cfg, device)
-    job = Job(cfg, run, device, parallel.my_slice(cfg.batch))
+    if finished := run.finished_record():
+        return finished
+    job = jobs.begin(run, cfg, device)
     faces = data.load(cfg.data, cfg.rule)
-    training, valid, test = data.splits(faces, cfg)
+    splits = data.splits(faces, cfg)
+    training, valid, test = splits
     print(
         f"{run.name}: {len(training)} training faces, {100 * training.flip.mean():.1f} % of their labels wrong, "
         f"{len(valid)} validation, {len(test)} test faces on {device}",
         file=sys.stderr,
     )
     peers = build_peers(cfg, len(faces.classes), files).to(device, memory_format=torch.channels_last)
-    warm_up = warm_up_file(asked, run, faces.fingerprint, files)
-    state, steps = fit(job, peers, training, valid, warm_up)
+    warm_up = warm_up_file(job, faces.fingerprint, files)
+    state, steps = fit(job, peers, splits, warm_up)
     if not parallel.is_main():
         return None
     with phase(f"{run.name}: testing"):
         if not cfg.has_noise_model:  # what a noise model would have said of the row's last networks
-            update_noise_models(cfg, state.noise_models, peers.eval(), training, cfg.epochs, device)
-        return record(job, faces, (training, valid, test), state, steps, files, warm_up)
+            fitting.update_noise_models(job.cfg, state.noise_models, peers.eval(), training, cfg.epochs, device)
+        return record(job, faces, splits, state, steps, files, warm_up)
 
 
 # ---- The warm-up that rows of two networks share
@@ -85,21 +71,25 @@ AFTER_WARMUP = (
 )  # fmt: skip
 
 
-def warm_up_file(cfg, run, fingerprint, files):
+def warm_up_file(job: jobs.Job, fingerprint: str, files: Files) -> Path | None:
     """Where the state at the warm-up's end lies: rows of two networks differ only later, so a seed needs it once.
 
     Its name changes with every other setting, the data, the starting weights and the source. None: nothing to share.
-    `cfg` as asked for: with precision "auto" a seed's rows share it on any machine, a forced one has its own.
+    The settings are those asked for: with precision "auto" a seed's rows share it on any machine, a forced one has its
+    own.
     """
+    cfg = job.asked
     if cfg.nets < 2 or cfg.warmup >= cfg.epochs:
         return None
     shared = {k: v for k, v in runs.as_dict(cfg).items() if k not in AFTER_WARMUP}
-    given = [storage.sha256(f) if f else "" for f in files]
+    given = [storage.sha256(file) if file else "" for file in files.both]
     named = json.dumps([shared, fingerprint, given, environment.source_sha256(PAPER)])
-    return run.folder.parent / f"warmup-{hashlib.sha256(named.encode()).hexdigest()[:8]}" / "state.pt"
+    return job.run.folder.parent / f"warmup-{hashlib.sha256(named.encode()).hexdigest()[:8]}" / "state.pt"
 
 
 # ---- The loop
+
+Watch = Callable[[int, torch.nn.ModuleList], None]  # looks at an epoch's noise models
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,7 +121,7 @@ class State:
         return self.warm_up | {"noise_models": self.noise_models} | average
 
 
-def new_state(cfg, peers, samples, device):
+def new_state(cfg: Config, peers: PeerNetworks, samples: int, device: torch.device) -> State:
     """The State before the first step, for `samples` training faces."""
     average = loop.averaged(peers, cfg.averaging) if cfg.averaging else None
     evaluated, network = average.module if average else peers, parallel.wrap(peers, device)
@@ -143,31 +133,32 @@ def new_state(cfg, peers, samples, device):
     return State(peers, noise_models.to(device), make_optimizer(cfg, peers), best, average, network, evaluator)
 
 
-def fit(job, peers, training, valid, warm_up=None, watch=None):
+def fit(
+    job: jobs.Job, peers: PeerNetworks, splits: data.Splits, warm_up: Path | None = None, watch: Watch | None = None
+) -> tuple[State, loop.Steps]:
     """The loop; returns (State, Steps) and leaves `peers` with their last (or averaged) weights.
 
-    `warm_up`: the `warm_up_file`, written at the warm-up's end, or continued from where it exists. `watch(epoch,
-    noise_models)` is called after each fit of the noise models: it may look at them (explain.ipynb does).
+    `warm_up`: the `warm_up_file`, written at the warm-up's end, or continued from where it exists. `watch` is called
+    after each fit of the noise models (explain.ipynb does).
     """
-    cfg, device, share, n = job.cfg, job.device, job.share, len(training)
+    cfg, device, training, n = job.cfg, job.device, splits.training, len(splits.training)
     state, per_epoch = new_state(cfg, peers, n, device), data.steps_per_epoch(cfg, n)
-    steps = loop.Steps(job.run.folder, state.checkpoint, cfg.epochs * per_epoch, cfg.batch * cfg.nets, "faces",
-                       label=job.run.name, identity=runs.fingerprint(cfg), precision=cfg.precision,
-                       describe=lambda step: samples_of(cfg, n, step))  # fmt: skip
-    pictures = training.images.to(device)
+    total, names = cfg.epochs * per_epoch, functools.partial(samples_of, cfg, n)
+    steps = job.steps(state.checkpoint, total, cfg.batch * cfg.nets, "faces", describe=names)
     given, flip = (torch.from_numpy(x).to(device) for x in (training.given, training.flip))
+    pictures = training.images.to(device)
     if not steps.first and warm_up and parallel.any_rank(warm_up.exists(), device):
-        continue_from(warm_up, cfg, state, steps)
+        continue_from(warm_up, state, steps)
         refit(job, state, steps, training, cfg.warmup - 1, watch)
     for step in steps:
         epoch, index = step // per_epoch, data.index(cfg, n, step).to(device)
-        views = data.views(pictures, cfg, index, step, share)
-        set_rate(cfg, state.optimizer, step / per_epoch)
+        views = data.views(pictures, cfg, index, step, job.share)
+        schedules.set_rate(state.optimizer, rate_at(cfg, step / per_epoch))
         peers.train()
         with precision.autocast(device, cfg.precision):
             logits = state.network(views)
-        index = index[:, share]
-        loss = row_loss(cfg, logits, given[index], index[0], state.noise_models, epoch, flip)
+        own = index[:, job.share]
+        loss = row_loss(cfg, logits, given[own], own[0], state.noise_models, epoch, flip)
         state.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norms = [torch.nn.utils.clip_grad_norm_(net.parameters(), cfg.clip) for net in peers.members]
@@ -176,45 +167,56 @@ def fit(job, peers, training, valid, warm_up=None, watch=None):
             state.average.update_parameters(peers)
         steps.log(loss=parallel.mean_over_ranks(loss) / cfg.nets, gradient=torch.stack(norms).mean())
         if (step + 1) % per_epoch == 0:
-            validate(cfg, state, steps, epoch, valid, device)
-            if warm_up and epoch + 1 == cfg.warmup:
-                steps.save(step + 1, warm_up, state.warm_up)
+            validate(job, state, steps, epoch, splits.valid)
+            keep_warm_up(warm_up, cfg, state, steps, epoch)
             refit(job, state, steps, training, epoch, watch)
     if state.average:
         peers.load_state_dict(state.evaluated.state_dict())
     return state, steps
 
 
-def samples_of(cfg, n, step):
+def samples_of(cfg: Config, n: int, step: int) -> str:
     """Places among the n training faces that a step sees, as text for the report of a loss that is not finite."""
     return ", ".join(str(i) for i in data.index(cfg, n, step).unique().tolist())
 
 
-def continue_from(warm_up, cfg, state, steps):
+def keep_warm_up(warm_up: Path | None, cfg: Config, state: State, steps: loop.Steps, epoch: int) -> None:
+    """Write the warm-up's end, after its last epoch, for other rows of the seed."""
+    if warm_up and epoch + 1 == cfg.warmup:
+        steps.save(steps.step + 1, warm_up, state.warm_up)
+
+
+def continue_from(warm_up: Path, state: State, steps: loop.Steps) -> None:
     """Take up the warm-up's end from a file that another row of the seed wrote."""
     steps.resume(warm_up, state.warm_up)
-    steps.step = steps.first - 1
     if state.average:
         state.evaluated.load_state_dict(state.peers.state_dict())
 
 
-def validate(cfg, state, steps, epoch, valid, device):
+def validate(job: jobs.Job, state: State, steps: loop.Steps, epoch: int, valid: data.Split) -> None:
     """Note the accuracies on the validation faces and offer the weights as the best."""
-    if state.average and epoch < cfg.warmup:  # the average starts at the warm-up's end
+    if state.average and epoch < job.cfg.warmup:  # the average starts at the warm-up's end
         state.evaluated.load_state_dict(state.peers.state_dict())
-    p = evaluate.probabilities(state.evaluator.eval(), valid.images, cfg, device)
+    p = evaluate.probabilities(state.evaluator.eval(), valid.images, job.cfg, job.device)
     single, mean = (evaluate.accuracy_pct(q, valid.label) for q in (p[0], p.mean(0)))
     state.best.offer(mean, steps.step + 1)
     steps.note(epoch=epoch + 1, val_pct=single, val_mean_pct=mean)
 
 
-def refit(job, state, steps, training, epoch, watch=None):
+def refit(
+    job: jobs.Job,
+    state: State,
+    steps: loop.Steps,
+    training: data.Split,
+    epoch: int,
+    watch: Watch | None = None,
+) -> None:
     """New noise models after an epoch from the warm-up's last one on, in a row that has them; noted in the history."""
     cfg = job.cfg
     if not cfg.has_noise_model or epoch + 1 < cfg.warmup:
         return
     networks = state.evaluator.eval()
-    steps.note(**update_noise_models(cfg, state.noise_models, networks, training, epoch, job.device))
+    steps.note(**fitting.update_noise_models(cfg, state.noise_models, networks, training, epoch, job.device))
     if watch:
         watch(epoch, state.noise_models)
 
@@ -222,7 +224,15 @@ def refit(job, state, steps, training, epoch, watch=None):
 # ---- The loss of a row
 
 
-def row_loss(cfg, logits, labels, index, noise_models, epoch, flip):
+def row_loss(
+    cfg: Config,
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    index: torch.Tensor,
+    noise_models: torch.nn.ModuleList,
+    epoch: int,
+    flip: torch.Tensor,
+) -> torch.Tensor:
     """The loss of a step: plain cross-entropy while warming up, then the row's weights.
 
     logits (M, b, K) of this process's share, labels (M, b), index (b,) of the samples (one order after the warm-up),
@@ -237,8 +247,16 @@ def row_loss(cfg, logits, labels, index, noise_models, epoch, flip):
     return method.weighted_loss(logits, labels, weights, cfg.consistency, targets, cfg.smoothing)
 
 
-def row_weights(cfg, logits, labels, index, noise_models, epoch, flip):
-    """Weights (M, b) of a row after the warm-up; ones for plain cross-entropy."""
+def row_weights(
+    cfg: Config,
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    index: torch.Tensor,
+    noise_models: torch.nn.ModuleList,
+    epoch: int,
+    flip: torch.Tensor,
+) -> torch.Tensor:
+    """Weights (M, b) of a row after the warm-up; ones for plain cross-entropy. Else as `row_loss`, labels (b,)."""
     if cfg.weighting == "none":
         return torch.ones(logits.shape[:2], device=logits.device)
     if cfg.weighting == "oracle":
@@ -253,7 +271,7 @@ def row_weights(cfg, logits, labels, index, noise_models, epoch, flip):
     return method.swap(weights) if cfg.weighting == "swapped" else weights
 
 
-def losses_of_batch(cfg, logits, labels):
+def losses_of_batch(cfg: Config, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Cross-entropies (M, batch) of the whole batch, gathered over the processes."""
     own = [torch.nn.functional.cross_entropy(one.detach().float(), labels, reduction="none") for one in logits]
     whole = torch.zeros(len(logits), cfg.batch, device=logits.device)
@@ -261,80 +279,37 @@ def losses_of_batch(cfg, logits, labels):
     return parallel.mean_over_ranks(whole) * parallel.world()
 
 
-# ---- The noise models
-
-
-@torch.no_grad()
-def update_noise_models(cfg, noise_models, peers, training, epoch, device):
-    """One pass over the training set in eval mode, then a new fit for each network. Returns numbers for the history."""
-    given = torch.from_numpy(training.given).to(device)
-    logits = evaluate.training_logits(peers, training.images, cfg, epoch, device)
-    if cfg.weighting == "bayes":
-        noted = update_by_bayes(cfg, noise_models, logits, given, epoch)
-    else:
-        fitted = [one.refit(found, given, cfg.evidence) for one, found in zip(noise_models, logits, strict=True)]
-        noted = {"fitted": sum(fitted), "rate": sum(one.rate for one in noise_models) / len(noise_models)}
-    weight = torch.stack([one.weight for one in noise_models]).mean(0).cpu().numpy()
-    noted |= {"weight_mean": weight.mean()}
-    if training.flip.any():
-        flip = training.flip
-        noted |= {"weight_clean": weight[~flip].mean(), "weight_flipped": weight[flip].mean()}
-        noted |= {"weight_auc": area_under_roc(weight, ~flip)}
-    for m, one in enumerate(noise_models):
-        (low, high), share = one.shape.cpu().T, one.share.cpu()
-        noted |= {f"net{m}_alpha0": low[0], f"net{m}_beta0": low[1]}
-        noted |= {f"net{m}_alpha1": high[0], f"net{m}_beta1": high[1], f"net{m}_clean_share": share[1]}
-    return {key: float(value) for key, value in noted.items() if math.isfinite(value)}
-
-
-def update_by_bayes(cfg, noise_models, logits, given, epoch):
-    """Row "bayes" (ours): P(true label) of each sample from the networks' mean output. Returns numbers for the history.
-
-    The warm-up's networks imitate the given labels, so the flips are taken out of what they say. Later ones imitate the
-    true labels, but have first to catch up with their teachers: for cfg.judge_again epochs these keep the last word.
-    """
-    outputs, late = logits.float().softmax(-1), epoch + 1 - cfg.warmup
-    p = outputs.mean(0)
-    rate = method.flip_rate(p) if late == 0 else noise_models[0].rate
-    q = method.without_flips(p, rate) if late == 0 else p
-    for one, output in zip(noise_models, outputs, strict=True):
-        one.belief.copy_(output)
-        if late == 0 or late >= cfg.judge_again:
-            one.believe(given, method.posterior_labels(q, given, rate), rate)
-    return {"rate": rate}
-
-
 # ---- Optimiser
 
 
-def make_optimizer(cfg, peers):
-    learned = list(peers.parameters())
-    if cfg.optimizer == "sgd":
-        return torch.optim.SGD(learned, cfg.lr, cfg.momentum, weight_decay=cfg.weight_decay, nesterov=True)
-    made = torch.optim.Adam if cfg.optimizer == "adam" else torch.optim.AdamW
-    return made(learned, cfg.lr, weight_decay=cfg.weight_decay)
+def make_optimizer(cfg: Config, peers: PeerNetworks) -> torch.optim.Optimizer:
+    """The optimiser of all networks; SGD with Nesterov's momentum."""
+    return optimizers.make(cfg.optimizer, peers.parameters(), cfg.lr, cfg.weight_decay, cfg.momentum, nesterov=True)
 
 
-def set_rate(cfg, optimizer, epoch):
-    for group in optimizer.param_groups:
-        group["lr"] = rate_at(cfg, epoch)
-
-
-def rate_at(cfg, epoch):
+def rate_at(cfg: Config, epoch: float) -> float:
     """Learning rate at `epoch` (or a fraction): linear warm-up, then a tenth after each of cfg.drops, or cosines."""
     warm = min(1.0, (epoch + 0.01) / cfg.lr_warmup) if cfg.lr_warmup else 1.0
     if cfg.drops:
-        return warm * cfg.lr * 0.1 ** sum(epoch >= drop for drop in cfg.drops)
+        return schedules.drops(warm * cfg.lr, epoch, cfg.drops)
     start, end = 0, cfg.epochs
     if cfg.restart:
         start, end = (0, cfg.warmup) if epoch < cfg.warmup else (cfg.warmup, cfg.epochs)
-    return warm * cfg.lr * 0.5 * (1 + math.cos(math.pi * (epoch - start) / (end - start)))
+    return schedules.cosine(warm * cfg.lr, epoch - start, end - start)
 
 
 # ---- Record
 
 
-def record(job, faces, splits, state, steps, files, warm_up):
+def record(
+    job: jobs.Job,
+    faces: data.FaceSet,
+    splits: data.Splits,
+    state: State,
+    steps: loop.Steps,
+    files: Files,
+    warm_up: Path | None,
+) -> dict:
     """Test the last and the validation-chosen weights, save predictions and the last weights, write the record."""
     cfg, run, device = job.cfg, job.run, job.device
     (training, _, test), peers = splits, state.peers
@@ -361,7 +336,7 @@ def record(job, faces, splits, state, steps, files, warm_up):
     )
 
 
-def metadata(cfg, faces):
+def metadata(cfg: Config, faces: data.FaceSet) -> dict[str, object]:
     """What a weights file says of its networks; evaluate.load builds them again from it."""
     return dict(
         row=cfg.row, preset=cfg.preset, trained_on=cfg.data, classes=" ".join(faces.classes), nets=cfg.nets,
@@ -370,11 +345,11 @@ def metadata(cfg, faces):
     )  # fmt: skip
 
 
-def describe(cfg, faces, splits, files):
+def describe(cfg: Config, faces: data.FaceSet, splits: data.Splits, files: Files) -> dict[str, object]:
     """The record's entry on its data and on the weights that the networks started from."""
     training, valid, test = splits
     count = np.bincount(training.given, minlength=len(faces.classes))
-    hashes = [storage.sha256(file)[:12] if file else "" for file in files]
+    hashes = [storage.sha256(file)[:12] if file else "" for file in files.both]
     starts = [f"{kind} {digest}".strip() for kind, digest in zip(cfg.init, hashes, strict=True)]
     return {
         "name": cfg.data, "fingerprint": faces.fingerprint, "rule": cfg.rule, "classes": " ".join(faces.classes),
