@@ -46,11 +46,6 @@ LONG = {
     "papers/arcface/partial.py:ShardedHead.__init__": "keywords with defaults: MarginHead's and the sampling's",
     "papers/arcface/train.py:fit": "the training loop, visible in one piece",
     "papers/coarse_to_fine/train.py:fit": "the training loop, visible in one piece",
-    "papers/face_attributes/train.py:train_trunk": "the training loop, visible in one piece",
-    "papers/hybrid_order_distillation/train.py:fit": "the training loop, which both stages share",
-    "papers/hybrid_order_distillation/train.py:stage": "passes on what the training loop needs",
-    "papers/resup/train.py:fit": "the training loop, visible in one piece",
-    "papers/resup/train.py:record": "one parameter a part of the record",
 }
 
 
