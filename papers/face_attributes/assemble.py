@@ -1,6 +1,7 @@
 """Trunks from weights files, and networks put together from trained rows: the chosen pattern and separate networks."""
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,14 @@ from facepapers.common.cli import MissingData, UserError
 from facepapers.common.evidence import runs
 from facepapers.common.vision import networks
 from facepapers.papers.face_attributes import data, evaluate, method, shared
-from facepapers.papers.face_attributes.config import DEPTHS, PAPER
+from facepapers.papers.face_attributes.config import DEPTHS, PAPER, Config
 
 # ---- Trunks
 
 
-def trunk(cfg, datasets, out, weights=None):
+def trunk(
+    cfg: Config, datasets: list[data.Dataset], out: Path | str, weights: Path | None = None
+) -> tuple[torch.nn.Module, list[torch.nn.Sequential]]:
     """(identity network that cfg.trunk names, in eval mode; its stages, which share its modules)."""
     if cfg.trunk == "random":
         net = untrained(cfg, datasets)
@@ -29,7 +32,7 @@ def trunk(cfg, datasets, out, weights=None):
     return net, method.split(net.eval(), cfg.cuts)
 
 
-def digest_of(path):
+def digest_of(path: Path | str) -> str:
     """sha256 of a weights file. MissingData when it is absent."""
     if not Path(path).is_file():
         raise MissingData(f"{path}: no such weights file")
@@ -37,7 +40,7 @@ def digest_of(path):
 
 
 @torch.no_grad()
-def untrained(cfg, datasets):
+def untrained(cfg: Config, datasets: list[data.Dataset]) -> torch.nn.Module:
     """A trunk of random weights (control) whose statistics fit the training faces, so that activations keep a scale."""
     torch.manual_seed(cfg.seed + 7)
     if cfg.data == "embedded":
@@ -55,21 +58,21 @@ def untrained(cfg, datasets):
     return net
 
 
-def copies(stages):
+def copies(stages: Sequence[torch.nn.Module]) -> list[torch.nn.Module]:
     return [copy.deepcopy(stage) for stage in stages]
 
 
 # ---- Cost
 
 
-def cost_arrays(net, cfg, starts, n):
+def cost_arrays(net: method.SharedNet, cfg: Config, n: int) -> dict[str, np.ndarray]:
     """`gflop`: what all predictions of one face cost, the same for each of the n test faces."""
     per_stage, heads = costs(net, cfg)
-    flop = 2 * method.pattern_macs(per_stage, starts, heads)
+    flop = 2 * method.pattern_macs(per_stage, net.starts, heads)
     return {"gflop": np.full(n, flop / 1e9, np.float32)}
 
 
-def costs(net, cfg):
+def costs(net: method.SharedNet, cfg: Config) -> tuple[list[int], dict[str, int]]:
     """(multiply-adds of each stage, attribute -> multiply-adds of its readout) of a SharedNet."""
     device = next(net.parameters()).device
     per_stage = method.stage_macs([copy.deepcopy(s).cpu() for s in net.trunk], cfg.input_px)
@@ -83,7 +86,7 @@ def costs(net, cfg):
 # ---- Rows put together from others
 
 
-def sibling(cfg, row, out):
+def sibling(cfg: Config, row: str, out: Path | str) -> Path:
     """Folder of another row of the same run. MissingData when it is not finished."""
     folder = Path(out) / PAPER / cfg.name_of(row)
     if not (folder / "run.json").exists():
@@ -91,13 +94,13 @@ def sibling(cfg, row, out):
     return folder
 
 
-def finished(cfg, out):
+def finished(cfg: Config, out: Path | str) -> dict[str, dict]:
     """Row -> its record, of cfg.candidates. MissingData naming the first that is not run."""
     folders = {row: sibling(cfg, row, out) for row in cfg.candidates}
     return {row: {**storage.read_json(f / "run.json"), "folder": f} for row, f in folders.items()}
 
 
-def record(cfg, run, device, out, weights=None):
+def record(cfg: Config, run: runs.Run, device: torch.device, out: Path | str, weights: Path | None = None) -> dict:
     """Write the record of `best` (separate networks) or `chosen` (the cheapest shared pattern within the margin)."""
     rows = finished(cfg, out)
     run.precision = runs.precision_of(*rows.values())
@@ -122,7 +125,9 @@ def record(cfg, run, device, out, weights=None):
     )  # fmt: skip
 
 
-def choose_rows(cfg, accuracy, per_stage, heads):
+def choose_rows(
+    cfg: Config, accuracy: dict[str, dict[str, float]], per_stage: list[int], heads: dict[str, int]
+) -> tuple[dict[str, str], int]:
     """(attribute -> row that gives its branch, FLOP of one face) from attribute -> {row: accuracy on validation faces}.
 
     `per_stage` and `heads` are the costs of `costs_of`.
@@ -136,7 +141,9 @@ def choose_rows(cfg, accuracy, per_stage, heads):
     return chosen, 2 * method.pattern_macs(per_stage, starts, heads)
 
 
-def costs_of(stages, cfg, datasets):
+def costs_of(
+    stages: Sequence[torch.nn.Module], cfg: Config, datasets: list[data.Dataset]
+) -> tuple[list[int], dict[str, int]]:
     """(per_stage, attribute -> cost of its readout) of the trunk with a linear readout per attribute."""
     per_stage = method.stage_macs(copies(stages), cfg.input_px)
     with torch.no_grad():

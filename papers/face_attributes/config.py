@@ -8,6 +8,7 @@ import dataclasses
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from facepapers.common.cli import UserError
 from facepapers.common.plan import Plan
@@ -103,7 +104,7 @@ SHORT = dict(statistics="frozen", views=4, cache_from=3, batch=48, candidates=MA
 # Peak rates and steps of the short preset. Rates: the best of three in `tune` (stages 5 to 3 and linear;
 # results/face_attributes/tuning.csv), the others by analogy. Steps: what two cores can do.
 READOUT, FULL = dict(lr=4e-3, steps=4_000), dict(lr=5e-4, steps=600)
-SCHEDULE = {
+SCHEDULE: dict[str, dict[str, Any]] = {
     **{f"probe{k}": READOUT for k in range(1, STAGES + 1)}, "linear": READOUT, "random": READOUT,
     "mlp": dict(lr=1e-3, steps=4_000), "joint": FULL, "scratch": FULL,
     **{f"{kind}{k}": schedule for kind in ("stage", "only") for k, schedule in {
@@ -121,7 +122,7 @@ PRESETS = {
     "demo": Config(preset="demo", **DEMO),
 }
 TRUNK = dict(steps=260, lr=3e-3, averaging=0.0, views=0, cache_from=99)  # the demo's identity network
-BY_ROW = {
+BY_ROW: dict[str, dict[str, Any]] = {
     "random": dict(trunk="random", cache_from=STAGES + 1),  # only this row reads what its trunk computes: store no maps
     "scratch": dict(statistics="batch"),
 }
@@ -149,7 +150,7 @@ def preset(name: str, row: str = "stage3", data: str | None = None) -> Config:
     for value, known, what in ((name, PRESETS, "preset"), (row, ROWS, "row")):
         if value not in known:
             raise UserError(f"unknown {what} {value!r}: known are {', '.join(known)}")
-    own = dict(BY_ROW.get(row, {}))
+    own: dict[str, Any] = dict(BY_ROW.get(row, {}))
     if name in ("short", "few"):
         own |= SCHEDULE.get(row, {})
     if name == "few" and "steps" in own:
@@ -186,7 +187,7 @@ def start_of(row: str, stages: int = STAGES) -> int:
         return stages + 1
     if row == "scratch":
         return 1
-    number = int(re.search(r"\d+$", row)[0])
+    number = int(row[-1])
     if number > stages:
         raise UserError(f"--row {row}: this trunk is cut into {stages} stages")
     return number + 1 if row.startswith("probe") else number

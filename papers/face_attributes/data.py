@@ -23,6 +23,7 @@ from facepapers.common.cli import MissingData, UserError
 from facepapers.common.data import duplicates, sets
 from facepapers.common.faces import drawing, sampling, shape
 from facepapers.common.vision import alignment, images
+from facepapers.papers.face_attributes.config import Config
 
 SPLITS = Path(__file__).parent / "splits"
 OLDEST = 100  # years; the last class holds everybody older
@@ -52,7 +53,7 @@ class Attribute:
     years: bool = False
 
     @property
-    def scores(self):
+    def scores(self) -> int:
         return OLDEST + 1 if self.years else len(self.classes)
 
 
@@ -68,7 +69,7 @@ class Dataset:
     frame: torch.Tensor  # (2, 3), pixels of the 112 px template to pixels of `images`
     fingerprint: str
 
-    def index(self, split):
+    def index(self, split: str) -> torch.Tensor:
         """Indices (n,) of "train", "val" or "test" that carry at least one label."""
         some = np.any([label.numpy() >= 0 for label in self.labels.values()], axis=0)
         return torch.from_numpy(np.flatnonzero((self.split == ("train", "val", "test").index(split)) & some))
@@ -78,7 +79,7 @@ class Dataset:
 
 
 @functools.lru_cache(maxsize=1)
-def load(name):
+def load(name: str) -> list[Dataset]:
     """List of the Parts of "a+b". MissingData (with the steps to obtain it) when one is not on this machine.
 
     Raises UserError for an attribute that two sets label by different classes, or that has one class in training.
@@ -88,9 +89,9 @@ def load(name):
     return datasets
 
 
-def attributes_of(datasets):
+def attributes_of(datasets: list[Dataset]) -> dict[str, Attribute]:
     """name -> Attribute over all sets, in the order age, gender, ethnicity, emotion, others."""
-    found = {}
+    found: dict[str, Attribute] = {}
     for dataset in datasets:
         for key, attribute in dataset.attributes.items():
             if found.setdefault(key, attribute) != attribute:
@@ -173,7 +174,7 @@ def _celeba(name, pack):
 READERS = {"utkface": _utkface, "ferplus": _ferplus, "fairface": _fairface, "rafdb": _rafdb, "celeba": _celeba}
 
 
-def frame_of(name, side):
+def frame_of(name: str, side: int) -> torch.Tensor:
     """(2, 3) map from template pixels (112) to pixels of a set's crops of `side` px; the whole crop without points."""
     if name not in FRAMES:
         scale = side / 112
@@ -186,7 +187,7 @@ def frame_of(name, side):
 
 
 @functools.lru_cache(maxsize=1)
-def embedded_dataset():
+def embedded_dataset() -> Dataset:
     """Faces of different synthetic people, aligned by their exact points, with all four labels."""
     e = EMBEDDED
     counts = [e["train"], e["val"], e["test"]]
@@ -203,7 +204,7 @@ def embedded_dataset():
     return Dataset("embedded", crops, labels, split, known, frame_of("embedded", e["size"]), fingerprint)
 
 
-def embedded_people(split):
+def embedded_people(split: str) -> tuple[torch.Tensor, torch.Tensor]:
     """(aligned faces (N, 3, S, S), identity (N,)) of synthetic people: "train" for the trunk, or others for "test"."""
     e = EMBEDDED
     n, seed = (e["trunk_train"], 1) if split == "train" else (e["identity_test"], 2)
@@ -216,12 +217,12 @@ def embedded_people(split):
 # ---- Splits
 
 
-def hashes(names):
+def hashes(names: Sequence[str]) -> np.ndarray:
     """(N,) uint64: the first eight bytes of the sha256 of each file name."""
     return np.array([int.from_bytes(hashlib.sha256(str(n).encode()).digest()[:8], "big") for n in names], np.uint64)
 
 
-def held_out(names, test):
+def held_out(names: Sequence[str], test: np.ndarray) -> np.ndarray:
     """Split numbers with a tenth of what is not `test` (N,) held out for validation, by the hash of its file name."""
     return np.where(test, 2, np.where(hashes(names) % np.uint64(10) == 0, 1, 0)).astype(np.uint8)
 
@@ -236,7 +237,7 @@ def _stored(name):
         return {key: archive[key] for key in archive.files}
 
 
-def stored_split(name, names):
+def stored_split(name: str, names: Sequence[str]) -> np.ndarray:
     """Split numbers (N,) from the committed hashes of file names. UserError when the set is another one."""
     stored, own = _stored(name), hashes(names)
     split = np.where(np.isin(own, stored["test"]), 2, np.where(np.isin(own, stored["val"]), 1, 0)).astype(np.uint8)
@@ -246,13 +247,13 @@ def stored_split(name, names):
     return split
 
 
-def without_doubles(name, names, split):
+def without_doubles(name: str, names: Sequence[str], split: np.ndarray) -> np.ndarray:
     """An official split (N,) without training faces whose near-duplicate is held out (number 3: used nowhere)."""
     doubles = np.isin(hashes(names), _stored(name)["left_out"])
     return np.where(doubles & (split == 0), 3, split).astype(np.uint8)
 
 
-def new_split(names, groups, val=0.1, test=0.2):
+def new_split(names: Sequence[str], groups: np.ndarray, val: float = 0.1, test: float = 0.2) -> dict[str, np.ndarray]:
     """{"val", "test"}: sorted hashes of file names; faces of one group (N,) of near-duplicates stay together.
 
     Groups are taken in the order of their smallest hash until the shares are full, so the split depends on names alone.
@@ -269,14 +270,19 @@ def new_split(names, groups, val=0.1, test=0.2):
 
 # ---- Pictures in the trunk's frame
 
+ViewParameters = dict[str, torch.Tensor]  # random numbers of one augmented version of faces
 
-def view_parameters(cfg, count, view, number):
+
+def view_parameters(cfg: Config, count: int, view: int, number: int) -> ViewParameters:
     """Random numbers of augmented version `view` of all `count` faces of set `number`; a function of these alone.
 
     Returns (count, ...) tensors: centre and side of the crop as shares, angle, mirroring, gain, offset, saturation.
     """
     gen = seeding.generator(1609, cfg.seed if not cfg.views else 0, view, number)
-    spread = lambda amount, *shape: images.uniform(-amount, amount, (count, *shape), gen)
+
+    def spread(amount, *shape):
+        return images.uniform(-amount, amount, (count, *shape), gen)
+
     return {
         "shift": spread(cfg.shift, 2), "log_size": spread(cfg.log_size), "angle": spread(np.radians(cfg.rotation_deg)),
         "flip": torch.rand(count, generator=gen) < 0.5, "gain": 1 + spread(cfg.colour, 1, 1, 1),
@@ -284,7 +290,9 @@ def view_parameters(cfg, count, view, number):
     }  # fmt: skip
 
 
-def pictures(dataset, index, cfg, device, parameters=None):
+def pictures(
+    dataset: Dataset, index: torch.Tensor, cfg: Config, device: torch.device, parameters: ViewParameters | None = None
+) -> torch.Tensor:
     """Faces `index` (b,) of a Dataset as RGB pixels 0..255 (b, 3, px, px), plain or by `parameters` of a view."""
     px, n = cfg.input_px, len(index)
     some = dataset.images[index].to(device).expand(-1, 3, -1, -1)
@@ -300,7 +308,7 @@ def pictures(dataset, index, cfg, device, parameters=None):
     return (((grey + (x - grey) * saturation) - 128) * gain + 128 + offset).clamp_(0, 255)
 
 
-def after(frame, where):
+def after(frame: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
     """Affine maps (b, 2, 3): `where` (b, 2, 3) first, then `frame` (2, 3)."""
     linear = frame[:, :2] @ where[:, :, :2]
     offset = frame[:, :2] @ where[:, :, 2:] + frame[:, 2:]

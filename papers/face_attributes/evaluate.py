@@ -34,7 +34,7 @@ class Scores(NamedTuple):
     probability: torch.Tensor  # (n, classes)
     label: torch.Tensor  # (n,)
     dataset: torch.Tensor  # (n,) number of a face's set
-    index: torch.Tensor  # (n,) its place there
+    place: torch.Tensor  # (n,) where it is in that set
 
 
 @torch.no_grad()
@@ -94,7 +94,7 @@ def group_table(datasets: list[data.Dataset], scored: Scores, hit: torch.Tensor)
     for k, dataset in enumerate(datasets):
         here = scored.dataset == k
         for name, attribute in dataset.attributes.items() if here.any() else ():
-            label = dataset.labels[name][scored.index[here]]
+            label = dataset.labels[name][scored.place[here]]
             if attribute.years:
                 label = torch.where(
                     label < 0, label, torch.bucketize(label, torch.tensor(data.AGE_EDGES[1:]), right=True)

@@ -17,6 +17,8 @@ how copies are prepared, stands at the end.
 import copy
 import itertools
 import math
+from collections.abc import Sequence
+from typing import Self, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -38,7 +40,20 @@ class Branch(nn.Module):
     copied stages from random weights.
     """
 
-    def __init__(self, stages, start, classes, features, only=0, hidden=0, grid=0, scratch=False):
+    mean: torch.Tensor  # buffers, made below
+    deviation: torch.Tensor
+
+    def __init__(
+        self,
+        stages: Sequence[nn.Module],
+        start: int,
+        classes: int,
+        features: int,
+        only: int = 0,
+        hidden: int = 0,
+        grid: int = 0,
+        scratch: bool = False,
+    ):
         super().__init__()
         self.start, self.only, self.keep_statistics = start, only, False
         self.stages = nn.ModuleList(copy.deepcopy(stage) for stage in ([] if grid else stages[start - 1 :]))
@@ -54,20 +69,20 @@ class Branch(nn.Module):
         for number, stage in enumerate(self.stages, start):
             stage.requires_grad_(only in (0, number))
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         for stage in self.stages:
             x = stage(x)
         x = self.pool(x) if x.dim() == 4 else x
         return self.head((x.float() - self.mean) / self.deviation)
 
     @torch.no_grad()
-    def standardise(self, x):
+    def standardise(self, x: torch.Tensor) -> None:
         """Take mean and deviation of what the readout will see from activations (n, ...) of the trunk."""
         x = self.pool(x).float() if x.dim() == 4 else x.float()
         self.mean.copy_(x.mean(0))
         self.deviation.copy_(x.std(0).clamp_min(1e-3))
 
-    def train(self, mode=True):
+    def train(self, mode: bool = True) -> Self:
         super().train(mode)
         for number, stage in enumerate(self.stages, self.start):
             if self.only not in (0, number):
@@ -85,28 +100,31 @@ class SharedNet(nn.Module):
     `moving` (joint training) lets the trunk learn as well; the identity output then changes.
     """
 
-    def __init__(self, stages, branches, moving=False):
+    def __init__(self, stages: Sequence[nn.Module], branches: dict[str, Branch], moving: bool = False):
         super().__init__()
         self.trunk = nn.ModuleList(stages).requires_grad_(moving)
         self.branches = nn.ModuleDict(branches)
+        self.starts = {name: branch.start for name, branch in branches.items()}
         self.moving, self.keep_statistics = moving, False
 
-    def train(self, mode=True):
+    def train(self, mode: bool = True) -> Self:
         super().train(mode)
         if not self.moving or self.keep_statistics:
             self.trunk.eval()  # stored statistics, whatever the branches do
         return self
 
-    def forward(self, x, rows=None, first=1, identity=False):
+    def forward(
+        self, x: torch.Tensor, rows: dict[str, torch.Tensor] | None = None, first: int = 1, identity: bool = False
+    ) -> dict[str, torch.Tensor]:
         """Name -> scores (b, classes). `x` (B, ...) is the input of stage `first` (1: an image, scaled for the trunk).
 
         `rows`: name -> (B,) bool, the images that a branch is asked for (default: all). `identity` adds the embedding.
         """
-        last = len(self.trunk) + 1 if identity else max(b.start for b in self.branches.values())
+        last = len(self.trunk) + 1 if identity else max(self.starts.values())
         found = {}
         for number in range(first, last + 1):
             for name, branch in self.branches.items():
-                if branch.start == number:
+                if self.starts[name] == number:
                     found[name] = branch(x if rows is None else x[rows[name]])
             if number < last:
                 with torch.set_grad_enabled(self.moving and torch.is_grad_enabled()):
@@ -119,7 +137,12 @@ class SharedNet(nn.Module):
 # ---- Loss
 
 
-def joint_loss(scores, targets, counts=None, processes=1):
+def joint_loss(
+    scores: dict[str, torch.Tensor],
+    targets: dict[str, torch.Tensor],
+    counts: dict[str, int] | None = None,
+    processes: int = 1,
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """(loss, name -> loss): cross-entropy over the labelled images of each attribute, averaged over the attributes.
 
     `scores`: name -> (n, classes) of the n labelled images of this process. `targets`: (n,) class numbers or (n,
@@ -134,7 +157,7 @@ def joint_loss(scores, targets, counts=None, processes=1):
     return sum(each.values()) / len(each), each
 
 
-def soft_years(years, oldest, sigma):
+def soft_years(years: torch.Tensor, oldest: int, sigma: float) -> torch.Tensor:
     """(n, oldest + 1) probabilities of whole years: a normal bump around `years` (n,), or one-hot with sigma = 0.
 
     One class per year with neighbours sharing the mass: our choice; the paper's age classes are not known.
@@ -146,7 +169,7 @@ def soft_years(years, oldest, sigma):
     return torch.softmax(-0.5 * (distance / sigma).square(), 1)
 
 
-def expected_median(probability):
+def expected_median(probability: torch.Tensor) -> torch.Tensor:
     """Median (n,) of a distribution over whole years (n, years): it minimises the expected absolute error."""
     mass = probability.cumsum(1)
     upper = (mass < 0.5).sum(1).clamp(max=probability.shape[1] - 1)
@@ -159,7 +182,7 @@ def expected_median(probability):
 
 
 @torch.no_grad()
-def macs(module, *inputs):
+def macs(module: nn.Module, *inputs: torch.Tensor) -> int:
     """Multiply-adds of convolutions and matrix products for `inputs`: half of torch's flop counter's flops."""
     from torch.utils.flop_counter import FlopCounterMode  # imported late: it loads the compiler triton
 
@@ -169,7 +192,7 @@ def macs(module, *inputs):
 
 
 @torch.no_grad()
-def stage_macs(stages, input_px):
+def stage_macs(stages: Sequence[nn.Module], input_px: int) -> list[int]:
     """Multiply-adds of each stage for one image of input_px x input_px."""
     x, found = torch.zeros(1, 3, input_px, input_px), []
     for stage in stages:
@@ -179,7 +202,9 @@ def stage_macs(stages, input_px):
     return found
 
 
-def pattern_macs(per_stage, starts, heads=None, identity=False):
+def pattern_macs(
+    per_stage: Sequence[int], starts: dict[str, int], heads: dict[str, int] | None = None, identity: bool = False
+) -> int:
     """Multiply-adds of one image through a sharing pattern (our accounting; the paper does not give its own).
 
     `per_stage`: cost of stages 1..L; `starts`: attribute -> stage where its own copy starts (L + 1: only a layer on
@@ -192,7 +217,13 @@ def pattern_macs(per_stage, starts, heads=None, identity=False):
     return sum(per_stage[:needed]) + own + sum((heads or {}).values())
 
 
-def choose(validation, per_stage, margin, heads=None, identity=False):
+def choose(
+    validation: dict[str, dict[int, float]],
+    per_stage: Sequence[int],
+    margin: float,
+    heads: dict[str, int] | None = None,
+    identity: bool = False,
+) -> dict[str, int]:
     """The cheapest pattern (attribute -> start) in which each attribute is within `margin` of its best start.
 
     `validation`: attribute -> {start: accuracy on the validation faces}. Ties go to the more accurate pattern.
@@ -213,7 +244,7 @@ def choose(validation, per_stage, margin, heads=None, identity=False):
 # ---- Invariance
 
 
-def identity_variance(features, identity):
+def identity_variance(features: torch.Tensor, identity: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(within (n,), between (n,)) squared distances of the n features of identities with two or more images.
 
     within: to the mean of the image's own identity; between: from that mean to the mean of all. The ratio of their
@@ -243,11 +274,11 @@ CUTS = {
 class Float(nn.Module):
     """To float32, which ends autocast's bfloat16 before the last normalisation."""
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x.float()
 
 
-def blocks(net):
+def blocks(net: nn.Module) -> dict[str, nn.Module]:
     """Name -> module, in order, whose composition is `net`. A residual block is one entry. UserError for other nets."""
     if isinstance(net, MobileFaceNetReLU):
         first = net.dw_conv
@@ -267,7 +298,7 @@ def blocks(net):
     raise UserError(f"{type(net).__name__}: no trunk that can be cut; use a MobileFaceNet or an IResNet")
 
 
-def split(net, cuts=()):
+def split(net: nn.Module, cuts: Sequence[str] = ()) -> list[nn.Sequential]:
     """The stages of `net`, a list of nn.Sequential that share its modules. `cuts`: blocks that begin stage 2, 3, ...
 
     Raises UserError for a cut that names no block, lies inside a residual block (its skip would cross the cut), or is
@@ -287,7 +318,7 @@ def split(net, cuts=()):
     return [nn.Sequential(*(known[n] for n in names[a:b])) for a, b in itertools.pairwise(places)]
 
 
-def reinitialise(module):
+def reinitialise(module: nn.Module) -> None:
     """New random weights (torch's defaults, convolutions by Kaiming's rule) and fresh statistics, in place."""
     for layer in module.modules():
         if hasattr(layer, "reset_parameters"):
@@ -296,7 +327,10 @@ def reinitialise(module):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
 
 
-def fold(learner):
+Learner = TypeVar("Learner", Branch, SharedNet)
+
+
+def fold(learner: Learner) -> Learner:
     """Merge each BatchNorm that follows a convolution in an nn.Sequential into it, and keep the others' statistics.
 
     `learner`: a Branch, or a SharedNet whose trunk moves. It computes the same up to rounding and relearns faster: a
@@ -314,6 +348,6 @@ def fold(learner):
     return learner
 
 
-def hidden_width(parameters, features, classes):
+def hidden_width(parameters: int, features: int, classes: int) -> int:
     """Width of one hidden layer that gives a head on the embedding about as many parameters as a branch has."""
     return max(1, math.floor((parameters - classes) / (features + 1 + classes)))

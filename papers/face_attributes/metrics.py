@@ -79,6 +79,6 @@ def _metrics():
 METRICS = {m.name: m for m in _metrics()}
 
 
-def measure(predictions):
+def measure(predictions: dict[str, np.ndarray]) -> dict[str, float]:
     """Every metric that the predictions allow, name -> value."""
     return {name: m.value(predictions) for name, m in METRICS.items() if m.available(predictions)}

@@ -121,7 +121,7 @@ def predict(
 def computation(net: method.SharedNet, cfg: Config) -> float:
     """GFLOP (2 per multiply-add) of all predictions of one face."""
     per_stage, heads = assemble.costs(net, cfg)
-    return 2 * method.pattern_macs(per_stage, {n: b.start for n, b in net.branches.items()}, heads) / 1e9
+    return 2 * method.pattern_macs(per_stage, net.starts, heads) / 1e9
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
@@ -13,7 +15,15 @@ from facepapers.papers.face_attributes import data, method
 from facepapers.papers.face_attributes.config import Config
 
 
-def save(cfg, run, rows, identity_net, stages, datasets, device):
+def save(
+    cfg: Config,
+    run: runs.Run,
+    rows: dict[str, dict],
+    identity_net: torch.nn.Module,
+    stages: Sequence[torch.nn.Module],
+    datasets: list[data.Dataset],
+    device: torch.device,
+) -> dict[str, str]:
     """Put trunk and chosen branches into one network, check it against the rows' own branches, write its weights.
 
     `rows`: attribute -> record of the row that its branch comes from.
@@ -28,7 +38,7 @@ def save(cfg, run, rows, identity_net, stages, datasets, device):
         torch.testing.assert_close(together[name], alone)
     path = run.folder / "model.safetensors"
     metadata = dict(
-        row=cfg.row, starts=json.dumps({n: b.start for n, b in branches.items()}),
+        row=cfg.row, starts=json.dumps(net.starts),
         config=json.dumps(runs.as_dict(cfg) | {"precision": run.precision}),
         attributes=json.dumps({n: dataclasses.asdict(a) for n, a in attributes.items()}),
         trunk=json.dumps(sizes_of(identity_net)),
@@ -37,7 +47,7 @@ def save(cfg, run, rows, identity_net, stages, datasets, device):
     return {"file": path.name, "sha256": checkpoint.save_weights(path, net, **metadata)}
 
 
-def sizes_of(net):
+def sizes_of(net: torch.nn.Module) -> dict[str, object]:
     """The options that make a network of this architecture again; empty for the given MobileFaceNet."""
     if isinstance(net, networks.MobileFaceNetReLU):
         return {}
@@ -46,7 +56,7 @@ def sizes_of(net):
             "features": net.fc.out_features, "input_px": net.input_px}  # fmt: skip
 
 
-def one_branch(row, name, stages, attribute):
+def one_branch(row: dict, name: str, stages: Sequence[torch.nn.Module], attribute: data.Attribute) -> method.Branch:
     """The trained branch of one attribute from a row's weights."""
     tensors, metadata = checkpoint.read_weights(row["folder"] / "model.safetensors")
     mine = {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")}
@@ -58,7 +68,9 @@ def one_branch(row, name, stages, attribute):
     return branch
 
 
-def load_shared(path, device):
+def load_shared(
+    path: Path | str, device: torch.device
+) -> tuple[method.SharedNet, Config, dict[str, data.Attribute], str]:
     """(SharedNet, its Config, name -> Attribute, pixel rule) of a `chosen` row's weights. UserError for other files."""
     tensors, metadata = checkpoint.read_weights(path)
     if metadata.get("row") != "chosen":

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from facepapers.common.progress import progress
 from facepapers.common.training import parallel
 from facepapers.common.vision import networks
 from facepapers.papers.face_attributes import data, method
+from facepapers.papers.face_attributes.config import Config
 
 CHUNK = 64
 # Settings that decide what a stored view shows; with the trunk, the set and the stage they name its file.
@@ -37,7 +39,16 @@ class Source:
     changed: what is frozen runs on a copy with folded normalisation, equal up to rounding and faster.
     """
 
-    def __init__(self, cfg, datasets, stages, pixels, first, device, pooled=False):
+    def __init__(
+        self,
+        cfg: Config,
+        datasets: list[data.Dataset],
+        stages: Sequence[nn.Module],
+        pixels: str,
+        first: int,
+        device: torch.device,
+        pooled: bool = False,
+    ):
         self.cfg, self.datasets, self.first, self.device, self.pooled = cfg, datasets, first, device, pooled
         self.stages, self.pixels = [s.to(device).eval() for s in stages], pixels
         self.fast = [method.fold(copy.deepcopy(s)).to(memory_format=torch.channels_last).eval() for s in self.stages]
@@ -49,7 +60,7 @@ class Source:
                 raise UserError(f"--batch {cfg.batch}: {dataset.name} has only {len(pool)} training faces; use fewer")
         self.digest, self._views = fingerprint(stages), {}
 
-    def prepare(self):
+    def prepare(self) -> None:
         """Store what training and tests will read; the other processes wait for the first one."""
         views = [("train", view) for view in range(self.cfg.views)] + [("val", None), ("test", None)]
         for number in range(len(self.datasets)) if self.stored and parallel.is_main() else ():
@@ -57,7 +68,7 @@ class Source:
                 self._stored(number, split, view)
         parallel.barrier()
 
-    def batch(self, step, share):
+    def batch(self, step: int, share: slice) -> tuple[torch.Tensor, dict[str, torch.Tensor], dict[str, int]]:
         """(x (b, ...), name -> labels (b,) of this process, name -> labelled faces over all processes) of a step.
 
         `batch` faces of every set; `x` is what stage `first` takes. A set is passed over in a new order each time.
@@ -81,7 +92,7 @@ class Source:
         view = turn % cfg.views if cfg.views else turn
         return fixed[order[place * cfg.batch : (place + 1) * cfg.batch]], view
 
-    def inputs(self, number, rows, view=None, split="train"):
+    def inputs(self, number: int, rows: torch.Tensor, view: int | None = None, split: str = "train") -> torch.Tensor:
         """Input of stage `first` (b, ...), float32, of faces at places `rows` of a set's split; view None is plain."""
         if self.stored:
             stored = self._stored(number, split, view)
@@ -178,12 +189,12 @@ class Source:
                 array.flush()
 
 
-def channels_last(x):
+def channels_last(x: torch.Tensor) -> torch.Tensor:
     """The layout that convolutions are fastest in."""
     return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
 
 
-def refuse_full_disk(path, size):
+def refuse_full_disk(path: Path, size: int) -> None:
     """UserError when `size` bytes, with a tenth to spare, do not fit the disk of `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(path.parent).free
@@ -194,12 +205,12 @@ def refuse_full_disk(path, size):
         )
 
 
-def label_of(dataset, name, index):
+def label_of(dataset: data.Dataset, name: str, index: torch.Tensor) -> torch.Tensor:
     """Labels (b,) of an attribute for faces of a dataset; -1 where the dataset does not have it."""
     return dataset.labels[name][index] if name in dataset.labels else torch.full((len(index),), -1)
 
 
-def fingerprint(stages):
+def fingerprint(stages: Sequence[nn.Module]) -> str:
     """Hex digest over the tensors of a trunk."""
     digest = hashlib.sha256()
     for stage in stages:

@@ -191,14 +191,13 @@ def record(
     datasets, depth = source.datasets, source.first - 1 if source.pooled else len(stages)
     found = evaluate.scores(net, source, "test", device)
     arrays, groups = evaluate.results(found, datasets)
-    starts = {name: branch.start for name, branch in net.branches.items()}
     if not source.pooled:
-        arrays |= assemble.cost_arrays(net, cfg, starts, len(next(iter(arrays.values()))))
+        arrays |= assemble.cost_arrays(net, cfg, len(next(iter(arrays.values()))))
     if cfg.row in ("linear", "joint") or source.pooled:
         trunk = list(net.trunk)
         arrays |= evaluate.identity_arrays(cfg, trunk, source.pixels, device, depth, cfg.data, verify=not source.pooled)
     weights = run.folder / "model.safetensors"
-    metadata = dict(row=cfg.row, data=cfg.data, config=runs.fingerprint(cfg), starts=json.dumps(starts))
+    metadata = dict(row=cfg.row, data=cfg.data, config=runs.fingerprint(cfg), starts=json.dumps(net.starts))
     digest = checkpoint.save_weights(weights, net if net.moving else net.branches, **metadata)
     return run.finish(
         metrics=evaluate.measure(arrays),
@@ -285,11 +284,11 @@ def fit_trunk(job: jobs.Job, net: networks.IResNet, faces: torch.Tensor, identit
 class Cosines(torch.nn.Module):
     """Scaled cosines between embeddings and one centre per person."""
 
-    def __init__(self, both):
+    def __init__(self, both: torch.nn.ModuleDict):
         super().__init__()
         self.both = both
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         embedding = F.normalize(self.both["net"](x), dim=1)
         return IDENTITY_SCALE * F.linear(embedding, F.normalize(self.both["classes"].weight, dim=1))
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ from facepapers.common.faces import people
 from facepapers.common.progress import progress
 from facepapers.common.protocols import pair_lists
 from facepapers.common.vision import images
+from facepapers.papers.hybrid_order_distillation.config import Config
 from facepapers.papers.hybrid_order_distillation.degrade import degrade, resize
 
 # Pictures of `people` persons train, pictures of `test_people` others test. Synthetic: see common/faces/drawing.py.
@@ -46,7 +48,7 @@ class Training:
     classes: int
     fingerprint: str
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.images)
 
 
@@ -54,7 +56,7 @@ class Training:
 
 
 @functools.lru_cache(maxsize=2)
-def load(name, held_out=False):
+def load(name: str, held_out: bool = False) -> ImageSet:
     """An ImageSet: embedded, lfw, cifar100, cub200, cars196. MissingData when it is not on this machine.
 
     `held_out` (faces): a fifth of the training people is the test, and the test's people are left out.
@@ -86,7 +88,7 @@ def _held_out(whole):
     return ImageSet(pictures, label, test.astype(np.uint8), {"pairs_devtest": pairs}, whole.fingerprint + "+held_out")
 
 
-def training_of(cfg, whole):
+def training_of(cfg: Config, whole: ImageSet) -> Training:
     """The Training of a configuration: split 0, and behind it the unlabelled images of the set `extra`.
 
     Raises UserError when the images are smaller than the teacher's input, or labels are wanted of unlabelled images.
@@ -107,7 +109,7 @@ def training_of(cfg, whole):
     return Training(pictures, torch.from_numpy(labels), classes, fingerprint)
 
 
-def shared_pairs_excluded(whole):
+def shared_pairs_excluded(whole: ImageSet) -> np.ndarray:
     """LFW's 6,000 pairs without those in which a person of DevTrain occurs, rows (left, right, same, fold)."""
     pairs = whole.pairs["pairs"]
     return pairs[(whole.split[pairs[:, :2]] == 1).all(1)]
@@ -116,14 +118,14 @@ def shared_pairs_excluded(whole):
 # ------------------------------------------------------------------------------------------------ views
 
 
-def view_numbers(views, count):
+def view_numbers(views: int, count: int) -> torch.Tensor:
     """(views, count, 5) uniform numbers that fix the views of all images; view 0 changes nothing."""
     numbers = torch.rand(views, count, 5, generator=seeding.generator(VIEWS_SEED, count))
     numbers[0] = torch.tensor(IDENTITY)
     return numbers
 
 
-def augmented(pictures, numbers, kind, size):
+def augmented(pictures: torch.Tensor, numbers: torch.Tensor, kind: str, size: int) -> torch.Tensor:
     """uint8 views (B, 3, size, size) of uint8 pictures (B, 3, S, S); numbers (B, 5) in [0, 1).
 
     The five are mirror, x, y, scale, turn. "face": mirror, shift by up to 4 % of the side, scale 0.93 to 1.07, turn by
@@ -150,7 +152,7 @@ def augmented(pictures, numbers, kind, size):
     return picked.permute(0, 3, 1, 2).contiguous()
 
 
-def plain(pictures, cfg):
+def plain(pictures: torch.Tensor, cfg: Config) -> torch.Tensor:
     """The view of the test: unchanged, the middle crop, or the whole picture; uint8 (B, 3, teacher_px, teacher_px)."""
     if cfg.augment == "face" and pictures.shape[-1] != cfg.teacher_px:
         return resize(pictures, cfg.teacher_px)
@@ -175,7 +177,7 @@ class Batch(NamedTuple):
 class Feed:
     """Batches of one stage: the student sees `resolution` px enlarged to `px`; views are fixed (cfg.views) or fresh."""
 
-    def __init__(self, training, cfg, resolution, px, steps, device):
+    def __init__(self, training: Training, cfg: Config, resolution: int, px: int, steps: int, device: torch.device):
         self.training, self.cfg, self.resolution, self.px, self.device = training, cfg, resolution, px, device
         self.pick = picker(training.labels.numpy(), cfg)
         self.numbers = view_numbers(cfg.views, len(training)) if cfg.views else None
@@ -196,7 +198,7 @@ class Feed:
         pictures = self.training.images[index].to(self.device)
         return augmented(pictures, numbers, self.cfg.augment, self.cfg.teacher_px)
 
-    def batch(self, step, share, high=True):
+    def batch(self, step: int, share: slice, high: bool = True) -> Batch:
         """The Batch of a step. `high`: whether the teacher's picture is needed too."""
         cfg, gen = self.cfg, seeding.generator(self.cfg.seed, 2, step)
         index = self.pick(step)
@@ -212,7 +214,7 @@ class Feed:
         return Batch(index, view, seen, pictures, labels)
 
 
-def picker(labels, cfg):
+def picker(labels: np.ndarray, cfg: Config) -> Callable[[int], torch.Tensor]:
     """A function step -> indices (batch,): shuffled passes one after another, or classes with several images each."""
     n = len(labels)
     if n < cfg.batch:
@@ -228,7 +230,7 @@ def _by_class(labels):
     return torch.from_numpy(np.argsort(labels, kind="stable")), torch.from_numpy(np.cumsum(count) - count), count
 
 
-def class_batch(order, start, count, cfg, step):
+def class_batch(order: torch.Tensor, start: torch.Tensor, count: np.ndarray, cfg: Config, step: int) -> torch.Tensor:
     """Indices (batch,) of batch / K random classes with K of their images each. UserError with too few classes."""
     gen, k = seeding.generator(cfg.seed, 1, step), cfg.per_class
     able = torch.from_numpy(np.flatnonzero(count >= k))
@@ -245,7 +247,14 @@ def class_batch(order, start, count, cfg, step):
 
 
 @torch.no_grad()
-def view_outputs(network, training, cfg, folder, device, chunk=128):
+def view_outputs(
+    network: Callable[[torch.Tensor], torch.Tensor] | None,
+    training: Training,
+    cfg: Config,
+    folder: Path | str | None,
+    device: torch.device,
+    chunk: int = 128,
+) -> torch.Tensor:
     """(views, N, d) float32 embeddings of all fixed views by `network` (uint8 pictures -> (B, d)).
 
     One file per view in `folder` (None: nothing is kept), so that an interrupted computation continues.

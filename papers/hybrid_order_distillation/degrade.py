@@ -16,7 +16,7 @@ from facepapers.common.cli import UserError
 BITS = 22  # Pillow's PRECISION_BITS: 32 - 8 - 2
 
 
-def cubic(x, a=-0.5):
+def cubic(x: float, a: float = -0.5) -> float:
     """Keys' kernel with Pillow's a."""
     x = abs(x)
     if x < 1:
@@ -24,7 +24,7 @@ def cubic(x, a=-0.5):
     return (((x - 5) * x + 8) * x - 4) * a if x < 2 else 0.0
 
 
-def triangle(x):
+def triangle(x: float) -> float:
     return max(0.0, 1 - abs(x))
 
 
@@ -32,7 +32,9 @@ FILTERS = {"bicubic": (cubic, 2.0), "bilinear": (triangle, 1.0)}  # (kernel, rad
 OPERATORS = ("pil_bicubic", "pil_bilinear", "plain_bicubic")
 
 
-def degrade(images, resolution, size=None, operator="pil_bicubic"):
+def degrade(
+    images: torch.Tensor, resolution: int, size: int | None = None, operator: str = "pil_bicubic"
+) -> torch.Tensor:
     """uint8 images (B, C, S, S) reduced to `resolution` pixels, rounded to uint8, and brought to `size` (default S).
 
     Operators: pil_bicubic and pil_bilinear are Pillow's (antialiased down, plain up); plain_bicubic is torch's bicubic
@@ -47,7 +49,7 @@ def degrade(images, resolution, size=None, operator="pil_bicubic"):
     return resize(resize(images, resolution, operator), size or side, operator)
 
 
-def resize(images, size, operator="pil_bicubic"):
+def resize(images: torch.Tensor, size: int, operator: str = "pil_bicubic") -> torch.Tensor:
     """uint8 images (B, C, H, H) as uint8 (B, C, size, size); the same tensor when they have that size already."""
     if images.dtype != torch.uint8:
         raise UserError(f"images of type {images.dtype}: degradation is defined on uint8 pixels")
@@ -69,7 +71,7 @@ def _pass(images, matrix, left=False):
 
 
 @functools.lru_cache(maxsize=64)
-def coefficients(size_in, size_out, filter_name):
+def coefficients(size_in: int, size_out: int, filter_name: str) -> torch.Tensor:
     """(size_out, size_in) float64 matrix of Pillow's integer coefficients (ImagingResample's precompute_coeffs)."""
     kernel, radius = FILTERS[filter_name]
     scale = size_in / size_out

@@ -14,6 +14,7 @@ same from the Gram matrix of the batch, by far less work; see `_squared_distance
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +31,7 @@ GRAM_ROWS = 64  # rows of a Gram matrix that are computed at a time, right of th
 # ---- Order 1
 
 
-def point_loss(student, source, normalise=True):
+def point_loss(student: torch.Tensor, source: torch.Tensor, normalise: bool = True) -> torch.Tensor:
     """Mean over i of ||s_i - t_i||^2, a scalar; with `normalise` both are scaled to unit length first (our choice).
 
     An embedding of no length, compared with the batch's, has no direction: it stays 0, without gradient.
@@ -93,12 +94,12 @@ def _pull(weight, y):
 # ---- Order 2
 
 
-def distance_loss_by_definition(student, source):
+def distance_loss_by_definition(student: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
     """Order 2 as it reads (RKD, distance-wise): mean over i, j of h(d^s_ij - d^t_ij), d of `relative_distances`."""
     return F.huber_loss(relative_distances(student), relative_distances(source))
 
 
-def relative_distances(x):
+def relative_distances(x: torch.Tensor) -> torch.Tensor:
     """(N, N) Euclidean distances over the mean of those that are not zero; all zero when all samples coincide.
 
     Differences are taken directly: ||a||^2 + ||b||^2 - 2ab loses small distances even in float32.
@@ -108,7 +109,7 @@ def relative_distances(x):
     return distance / torch.where(mean > 0, mean, 1.0)
 
 
-def distance_loss(student, source):
+def distance_loss(student: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
     """The value and gradient of `distance_loss_by_definition`, faster.
 
     student (N, d), source (N, e): widths may differ. Coinciding samples have distance 0 and get no gradient.
@@ -163,7 +164,7 @@ def _dot(x, y):
     return torch.dot(x.view(-1), y.view(-1))
 
 
-def centre_loss(student, source):
+def centre_loss(student: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
     """Mean over i of h on the distance to the batch's mean embedding, over its mean. Ours and off by default.
 
     Third parties mention a term with a centre; what the paper's is, is unknown.
@@ -182,7 +183,7 @@ def _to_centre(x):
 # ---- Order 3
 
 
-def angle_loss_by_definition(student, source):
+def angle_loss_by_definition(student: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
     """Order 3 as it reads (RKD, angle-wise): mean over i, j, k of h(cos^s_ijk - cos^t_ijk), all N^3 cosines at once.
 
     cos_ijk = <e_ij, e_ik> with e_ij = (x_j - x_i) / ||x_j - x_i||, and e_ij = 0 without gradient where both coincide.
@@ -196,7 +197,7 @@ def angle_loss_by_definition(student, source):
     return F.huber_loss(*cosines)
 
 
-def angle_loss(student, source, chunk=None):
+def angle_loss(student: torch.Tensor, source: torch.Tensor, chunk: int | None = None) -> torch.Tensor:
     """The value and gradient of `angle_loss_by_definition`, faster and without its memory.
 
     student (N, d), source (N, e). `chunk` vertices i are held at a time (None: as many as keep TRIPLES_AT_ONCE), so
@@ -276,14 +277,14 @@ def _lengths(p):
 # ---- Baselines
 
 
-def kd_loss(student_logits, source_logits, temperature=4.0):
+def kd_loss(student_logits: torch.Tensor, source_logits: torch.Tensor, temperature: float = 4.0) -> torch.Tensor:
     """Hinton et al. 2015: T^2 KL(softmax(z_t / T) || softmax(z_s / T)), mean over the batch; logits (N, C)."""
     student, source = _checked(student_logits, source_logits, same_width=True)
     log_s, log_t = (F.log_softmax(z / temperature, dim=1) for z in (student, source))
     return temperature**2 * F.kl_div(log_s, log_t, reduction="batchmean", log_target=True)
 
 
-def hint_loss(student_map, source_map):
+def hint_loss(student_map: torch.Tensor, source_map: torch.Tensor) -> torch.Tensor:
     """FitNets (Romero et al. 2015): mean squared difference of feature maps (N, C, H, W) of equal C.
 
     The larger map is averaged down to the smaller one's size.
@@ -301,7 +302,14 @@ def hint_loss(student_map, source_map):
 ORDERS = {1: point_loss, 2: distance_loss, 3: angle_loss}
 
 
-def relational_losses(student, source, orders, projected=None, normalise_source=True, normalise_point=True):
+def relational_losses(
+    student: torch.Tensor,
+    source: torch.Tensor,
+    orders: Sequence[int],
+    projected: torch.Tensor | None = None,
+    normalise_source: bool = True,
+    normalise_point: bool = True,
+) -> dict[int, torch.Tensor]:
     """{order: loss} of a batch. The source is L2-normalised for orders 2 and 3, the student is not (RKD's practice).
 
     student (N, d), source (N, e). `projected` (N, e) is the student mapped to the source's width, for order 1.

@@ -1,5 +1,7 @@
 """What is measured, computed from what a record holds: verification, retrieval, classification (see evaluate.py)."""
 
+import numpy as np
+
 from facepapers.common.protocols.metrics import Metric, area_metric
 from facepapers.common.protocols.verification import accuracy_metric
 
@@ -50,6 +52,6 @@ def _metrics():
 METRICS = {m.name: m for m in _metrics()}
 
 
-def measure(predictions):
+def measure(predictions: dict[str, np.ndarray]) -> dict[str, float]:
     """Every metric that the predictions allow, name -> value."""
     return {name: m.value(predictions) for name, m in METRICS.items() if m.available(predictions)}

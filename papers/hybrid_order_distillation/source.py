@@ -4,6 +4,7 @@ The source is the teacher, at high resolution, or in the second stage the assist
 """
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -26,7 +27,12 @@ class Source:
         self.sha256, self.seconds, self.targets = sha256, seconds, None
 
     @torch.no_grad()
-    def __call__(self, pictures, operator="pil_bicubic", network=None):
+    def __call__(
+        self,
+        pictures: torch.Tensor,
+        operator: str = "pil_bicubic",
+        network: Callable[[torch.Tensor], Outputs] | None = None,
+    ) -> Outputs:
         """Outputs for uint8 pictures (B, 3, S, S) at high resolution; `network`: another form of the learner."""
         x = networks.to_input(resize(pictures, self.px, operator), self.learner.net.pixels)
         return (network or self.learner)(x.contiguous(memory_format=torch.channels_last))

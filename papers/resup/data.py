@@ -18,6 +18,7 @@ from facepapers.common.data import expressions, sets
 from facepapers.common.faces import drawing, sampling, shape
 from facepapers.common.vision import images
 from facepapers.papers.resup import noise
+from facepapers.papers.resup.config import Config
 
 # Synthetic: see faces/drawing.py. Stronger and more frontal than its defaults: a network of minutes must learn them.
 EMBEDDED = dict(train=2000, valid=200, test=600, size=32, seed=2305)
@@ -42,7 +43,7 @@ class FaceSet:
     fingerprint: str
     other: np.ndarray | None = None
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.label)
 
 
@@ -54,11 +55,11 @@ class Split:
     label: np.ndarray
     given: np.ndarray
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.label)
 
     @property
-    def flip(self):
+    def flip(self) -> np.ndarray:
         """Where the given label is wrong, (N,) bool."""
         return self.given != self.label
 
@@ -75,7 +76,7 @@ class Splits(NamedTuple):
 
 
 @functools.lru_cache(maxsize=1)
-def load(name, rule="majority"):
+def load(name: str, rule: str = "majority") -> FaceSet:
     """A FaceSet. MissingData (with the steps to obtain it) when it is not here, UserError for unfit content."""
     if name == "embedded":
         return _embedded_set()
@@ -110,7 +111,7 @@ def _labelled(name, arrays, rule):
     return np.ones(len(label), bool), label, None, classes
 
 
-def hold_out(split):
+def hold_out(split: np.ndarray) -> np.ndarray:
     """`split` (0 train, 2 test) with VALID_SHARE of the training faces moved to 1, the same ones for every seed."""
     train = np.flatnonzero(split == 0)
     chosen = torch.randperm(len(train), generator=seeding.generator(2305)).numpy()[: round(VALID_SHARE * len(train))]
@@ -132,26 +133,27 @@ def _embedded_set():
 # ---- Splits
 
 
-def splits(faces, cfg):
+def splits(faces: FaceSet, cfg: Config) -> Splits:
     """The Splits of a set; noise is in the `given` labels of the training faces alone.
 
     UserError for noise that the set does not have, or that leaves a class without training labels.
     """
-    if cfg.noise_kind == "fer2013" and faces.other is None:
+    other = faces.other
+    if cfg.noise_kind == "fer2013" and other is None:
         raise UserError(f"--noise-kind fer2013: {cfg.data} has no second labels; this noise is FERPlus's")
     train, valid, test = (one_split(faces, k) for k in range(3))
     for name, split in (("training", train), ("validation", valid), ("test", test)):
         if not len(split):
             raise UserError(f"{cfg.data}: holds no {name} faces; obtain the complete set")
-    if cfg.noise_kind == "fer2013":
+    if cfg.noise_kind == "fer2013" and other is not None:
         known = ordered(faces, 0)
-        known = known[faces.other[known] >= 0]
+        known = known[other[known] >= 0]
         if not len(known):
             raise UserError(
                 f"--noise-kind fer2013: {cfg.data} was prepared without fer2013_labels.csv; add the file to its folder "
                 "and prepare the set again (data/README.md)"
             )
-        train = Split(faces.images[torch.from_numpy(known)], faces.label[known], faces.other[known])
+        train = Split(faces.images[torch.from_numpy(known)], faces.label[known], other[known])
         noise.check_classes(train.given, faces.classes, allowed=CONTEMPT)
         return Splits(train, valid, test)
     given = noise.symmetric(train.label, cfg.noise, len(faces.classes), cfg.seed)
@@ -159,19 +161,19 @@ def splits(faces, cfg):
     return Splits(dataclasses.replace(train, given=given), valid, test)
 
 
-def ordered(faces, split):
+def ordered(faces: FaceSet, split: int) -> np.ndarray:
     """Indices of a split's faces, ordered by class and then as in the set."""
     index = np.flatnonzero(faces.split == split)
     return index[np.argsort(faces.label[index], kind="stable")]
 
 
-def one_split(faces, number):
+def one_split(faces: FaceSet, number: int) -> Split:
     """The Split of a number of `faces.split`, every label given as it is."""
     index = ordered(faces, number)
     return Split(faces.images[torch.from_numpy(index)], faces.label[index], faces.label[index])
 
 
-def repeated(test, training):
+def repeated(test: Split, training: Split) -> np.ndarray:
     """Which faces of a split are byte for byte a face of the training split too, (N,) bool. FER2013 has such copies."""
     flat = [split.images.reshape(len(split), -1).numpy() for split in (test, training)]
     return np.isin(*(rows.view(f"V{rows.shape[1]}")[:, 0] for rows in flat))
@@ -181,12 +183,12 @@ def repeated(test, training):
 
 
 @functools.lru_cache(maxsize=4)
-def order(n, seed, epoch, net):
+def order(n: int, seed: int, epoch: int, net: int) -> torch.Tensor:
     """Shuffled indices (n,) of an epoch; each network has its own."""
     return torch.randperm(n, generator=seeding.generator(seed, 1, epoch, net))
 
 
-def index(cfg, n, step):
+def index(cfg: Config, n: int, step: int) -> torch.Tensor:
     """Indices (M, batch) that each network sees in a step. One order once they weigh for each other."""
     per_epoch = steps_per_epoch(cfg, n)
     epoch, place = divmod(step, per_epoch)
@@ -195,16 +197,16 @@ def index(cfg, n, step):
     return torch.stack([o[place * cfg.batch : (place + 1) * cfg.batch] for o in orders])
 
 
-def steps_per_epoch(cfg, n):
+def steps_per_epoch(cfg: Config, n: int) -> int:
     """Full batches of an epoch. UserError when the set is smaller than one batch."""
     if n < cfg.batch:
         raise UserError(f"--batch {cfg.batch}: only {n} training faces; take a smaller batch")
     return n // cfg.batch
 
 
-def views(pictures, cfg, index, step, share):
+def views(pictures: torch.Tensor, cfg: Config, index: torch.Tensor, step: int, share: slice) -> list[torch.Tensor]:
     """Augmented pixels of this process's share of a step for each network: a list of (b, C, input_px, input_px)."""
-    made = []
+    made: list[torch.Tensor] = []
     for m in range(cfg.nets):
         if m and not cfg.apart:  # the released code: both networks see the same pixels
             made.append(made[0])
@@ -214,7 +216,7 @@ def views(pictures, cfg, index, step, share):
     return made
 
 
-def augment(pictures, cfg, gen):
+def augment(pictures: torch.Tensor, cfg: Config, gen: torch.Generator) -> torch.Tensor:
     """uint8 faces (B, C, S, S) as augmented float pixels 0..255 (B, C, input_px, input_px)."""
     n, side, device = len(pictures), pictures.shape[-1], pictures.device
     flip = torch.rand(n, generator=gen) < 0.5
@@ -235,7 +237,13 @@ def augment(pictures, cfg, gen):
     return images.erase(x, gen, 0.5, 0.15, 0.45)
 
 
-def erase_area(x, gen, probability=0.5, area=(0.02, 0.25), ratio=3.3):
+def erase_area(
+    x: torch.Tensor,
+    gen: torch.Generator,
+    probability: float = 0.5,
+    area: tuple[float, float] = (0.02, 0.25),
+    ratio: float = 3.3,
+) -> torch.Tensor:
     """RandomErasing as in the released code: a rectangle of a random area and shape; filled with mid-grey here."""
     n, _, height, width = x.shape
     size = images.uniform(*area, (n,), gen) * height * width
@@ -249,7 +257,7 @@ def erase_area(x, gen, probability=0.5, area=(0.02, 0.25), ratio=3.3):
     return torch.where(inside.unsqueeze(1).to(x.device), 120.0, x)
 
 
-def plain(pictures, cfg, scale=1.0):
+def plain(pictures: torch.Tensor, cfg: Config, scale: float = 1.0) -> torch.Tensor:
     """uint8 faces, or their central `scale` of width and height, as float pixels of the network's size: test views."""
     n, side = len(pictures), pictures.shape[-1]
     if side == cfg.input_px and scale == 1:

@@ -32,23 +32,23 @@ LEAST_VARIANCE, LEAST_SHARE, LEAST_SAMPLES = 1e-6, 1e-3, 10
 # ---- Agreement of prediction and label
 
 
-def similarity(logits, labels):
+def similarity(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Cosine (B,) in [0, 1] between softmax(logits (B, K)) and the one-hot labels (B,)."""
     return agreement(logits.float().softmax(-1), labels)
 
 
-def agreement(p, labels):
+def agreement(p: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Cosine (B,) between outputs p (B, K), which sum to one, and the one-hot labels (B,): p_y / ||p||."""
     return p.gather(-1, labels.unsqueeze(-1)).squeeze(-1) / p.norm(dim=-1)
 
 
-def loss_range(losses):
+def loss_range(losses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(low, high), the 5th and 95th percentile of the losses (N,): the range by which the ancestor normalises."""
     low, high = torch.quantile(losses.float(), torch.tensor(PERCENTILES, device=losses.device))
     return low, high
 
 
-def small_loss(losses, low, high):
+def small_loss(losses: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
     """Losses as evidence for a clean label: 1 at `low` and below, 0 at `high` and above, linear between."""
     return 1 - ((losses - low) / (high - low).clamp(min=1e-6)).clamp(0, 1)
 
@@ -65,43 +65,43 @@ class Mixture:
     share: torch.Tensor  # (2,), sums to one
 
     @property
-    def mean(self):
+    def mean(self) -> torch.Tensor:
         return self.alpha / (self.alpha + self.beta)
 
 
-def start():
+def start() -> Mixture:
     """The mixture before the first EM step: Beta(1, 2) and Beta(2, 1), equal shares."""
     alpha, beta, share = torch.tensor([[1, 2], [2, 1], [0.5, 0.5]], dtype=torch.float64)
     return Mixture(alpha, beta, share)
 
 
-def logs(values):
+def logs(values: torch.Tensor) -> torch.Tensor:
     """log x and log(1 - x), (2, N) float64, of values (N,) clipped as in the fit: all that a Beta's density needs."""
     x = values.double().clamp(CLIP, 1 - CLIP)
     return torch.stack([x.log(), (1 - x).log()])
 
 
-def log_joint(mixture, known):
+def log_joint(mixture: Mixture, known: torch.Tensor) -> torch.Tensor:
     """log(share_k Beta(x; alpha_k, beta_k)) (2, N) of the values with `logs` known (2, N), floored at log(TINY)."""
     powers = torch.stack([mixture.alpha, mixture.beta], 1)
     scale = powers.sum(1).lgamma() - powers.lgamma().sum(1)  # -log of the Beta function
     return torch.addmm((mixture.share.log() + scale).unsqueeze(1), powers - 1, known).clamp(min=math.log(TINY))
 
 
-def posterior(mixture, values):
+def posterior(mixture: Mixture, values: torch.Tensor) -> torch.Tensor:
     """P(clean | value) (N,)."""
     likelihood = log_joint(mixture, logs(values)).exp()
     return likelihood[1] / (likelihood.sum(0) + TINY)
 
 
-def moments(mean, variance):
+def moments(mean: torch.Tensor, variance: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(alpha, beta) of the components from their means (2,) and variances (2,) (method of moments)."""
     most = mean * (1 - mean)  # a Beta's variance lies below this
     t = most / torch.minimum(variance.clamp(min=LEAST_VARIANCE), 0.999 * most) - 1
     return mean * t, (1 - mean) * t
 
 
-def fit(values):
+def fit(values: torch.Tensor) -> Mixture | None:
     """The Mixture of values (N,) in [0, 1] by EM, or None where no two components can be told apart.
 
     None (the caller keeps its last good fit) stands for: too few or constant values, values that are not finite, a
@@ -131,7 +131,7 @@ def fit(values):
     return in_order(mixture)
 
 
-def in_order(mixture):
+def in_order(mixture: Mixture) -> Mixture | None:
     """The mixture with component 1 above component 0; None where its means are equal or a number is not finite."""
     if mixture.mean[1] < mixture.mean[0]:
         mixture = Mixture(mixture.alpha.flip(0), mixture.beta.flip(0), mixture.share.flip(0))
@@ -139,7 +139,7 @@ def in_order(mixture):
     return mixture if finite and mixture.mean[1] > mixture.mean[0] else None
 
 
-def table(mixture):
+def table(mixture: Mixture) -> torch.Tensor:
     """P(clean | value) at POINTS equally spaced values, (POINTS,) float32, monotone.
 
     The ratio of two Betas has at most one extremum. Right of a maximum the table stays at it, as in the released code;
@@ -155,7 +155,7 @@ def table(mixture):
     return torch.where(place < low, p[low], p).float()
 
 
-def look_up(table, values):
+def look_up(table: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     """Weights (B,) of values (B,) from a `table` (POINTS,): the point floor(100 value), clipped."""
     return table[(values * POINTS).long().clamp(0, POINTS - 1)].clamp(CLIP, 1 - CLIP)
 
@@ -169,7 +169,16 @@ class NoiseModel(nn.Module):
     `keep_labels`: hold the (samples, classes) table of distributions over the true labels, for a row that trains on it.
     """
 
-    def __init__(self, samples, classes, keep_labels=False):
+    table: torch.Tensor  # buffers, made below
+    range: torch.Tensor
+    shape: torch.Tensor
+    share: torch.Tensor
+    weight: torch.Tensor
+    belief: torch.Tensor
+    rate: torch.Tensor
+    labels: torch.Tensor | None
+
+    def __init__(self, samples: int, classes: int, keep_labels: bool = False):
         super().__init__()
         self.register_buffer("table", torch.ones(POINTS))
         self.register_buffer("range", torch.tensor([0.0, 1.0]))  # of losses, for the loss-based mixture
@@ -181,13 +190,13 @@ class NoiseModel(nn.Module):
         self.register_buffer("rate", torch.tensor(torch.nan))
         self.register_buffer("labels", torch.full((samples, classes), 1 / classes) if keep_labels else None)
 
-    def evidence(self, logits, labels, kind):
+    def evidence(self, logits: torch.Tensor, labels: torch.Tensor, kind: str) -> torch.Tensor:
         """(B,) in [0, 1]: similarity, or for kind "loss" the normalised loss turned round."""
         if kind == "similarity":
             return similarity(logits, labels)
         return small_loss(F.cross_entropy(logits.float(), labels, reduction="none"), *self.range)
 
-    def refit(self, logits, labels, kind):
+    def refit(self, logits: torch.Tensor, labels: torch.Tensor, kind: str) -> bool:
         """Fit to the whole training set's logits (N, K); True when it worked, else the last good fit stays.
 
         Kind "bayes" has nothing to fit but the rate of flips, once. Cross-entropies are computed for kind "loss" alone.
@@ -210,7 +219,7 @@ class NoiseModel(nn.Module):
         self.weight.copy_(look_up(self.table, values))
         return mixture is not None
 
-    def fit_losses(self, losses):
+    def fit_losses(self, losses: torch.Tensor) -> tuple[Mixture | None, torch.Tensor]:
         """(mixture or None, values (N,)) of losses (N,): fitted within their range, which is kept where that works."""
         low, high = loss_range(losses)
         mixture = fit(small_loss(losses, low, high)[(losses >= low) & (losses <= high)])
@@ -218,7 +227,7 @@ class NoiseModel(nn.Module):
             self.range.copy_(torch.stack([low, high]))
         return mixture, small_loss(losses, *self.range)
 
-    def believe(self, labels, distributions, rate):
+    def believe(self, labels: torch.Tensor, distributions: torch.Tensor, rate: torch.Tensor) -> None:
         """Keep the flips' rate and, where asked for, distributions (N, K) of the true labels.
 
         The weight of a given label (N,) is its part.
@@ -228,7 +237,7 @@ class NoiseModel(nn.Module):
             self.labels.copy_(distributions)
         self.weight.copy_(distributions.gather(1, labels.unsqueeze(1)).squeeze(1))
 
-    def weigh(self, logits, labels, kind):
+    def weigh(self, logits: torch.Tensor, labels: torch.Tensor, kind: str) -> torch.Tensor:
         """Weights (B,) of a batch from its present logits."""
         if kind == "bayes":
             p = logits.detach().float().softmax(-1)
@@ -239,7 +248,14 @@ class NoiseModel(nn.Module):
 # ---- The loss
 
 
-def weighted_loss(logits, labels, weights, consistency=0.0, targets=None, smoothing=0.0):
+def weighted_loss(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    weights: torch.Tensor,
+    consistency: float = 0.0,
+    targets: torch.Tensor | None = None,
+    smoothing: float = 0.0,
+) -> torch.Tensor:
     """The loss of one batch, a scalar: sum over the networks, mean over the batch (never divided by the weights' sum).
 
     logits (M, B, K), labels (B,); `weights` (M, B) is what network m's cross-entropy is multiplied with. `consistency`
@@ -254,7 +270,7 @@ def weighted_loss(logits, labels, weights, consistency=0.0, targets=None, smooth
     return distribution_loss(logits, goal, consistency)
 
 
-def distribution_loss(logits, goal, consistency=0.0):
+def distribution_loss(logits: torch.Tensor, goal: torch.Tensor, consistency: float = 0.0) -> torch.Tensor:
     """Cross-entropy of logits (M, B, K) to a mass (M, B, K) or (B, K) on the classes, and the consistency; a scalar."""
     log_p = logits.float().log_softmax(-1)
     loss = -(goal * log_p).sum(-1).mean(1).sum()
@@ -263,7 +279,7 @@ def distribution_loss(logits, goal, consistency=0.0):
     return loss
 
 
-def swap(weights):
+def swap(weights: torch.Tensor) -> torch.Tensor:
     """Each network's weights (M, B) handed to the other one."""
     return weights.flip(0)
 
@@ -271,7 +287,7 @@ def swap(weights):
 # ---- Bayes' rule in place of the mixture, ours: each label as a distribution over the true classes
 
 
-def flip_rate(p):
+def flip_rate(p: torch.Tensor) -> torch.Tensor:
     """Estimate (a scalar) of the rate r of symmetric flips, from outputs p (N, K) that imitate the given labels.
 
     A face that cannot be mistaken keeps its label with probability 1 - r, the highest output that such a network should
@@ -281,14 +297,14 @@ def flip_rate(p):
     return (1 - torch.quantile(p.max(1).values.float(), ANCHOR)).clamp(max=0.99 * (k - 1) / k)
 
 
-def without_flips(p, rate):
+def without_flips(p: torch.Tensor, rate: torch.Tensor) -> torch.Tensor:
     """P(true label | face) (N, K) from P(given label | face): undoes p = (1 - r - e) q + e, with e = r / (K - 1)."""
     e = rate / (p.shape[1] - 1)
     q = ((p - e) / (1 - rate - e)).clamp(min=CLIP)
     return q / q.sum(1, keepdim=True)
 
 
-def posterior_labels(q, labels, rate):
+def posterior_labels(q: torch.Tensor, labels: torch.Tensor, rate: torch.Tensor) -> torch.Tensor:
     """P(true label | face, given label) (N, K) by Bayes' rule, from q (N, K) = P(true label | face) and labels (N,).
 
     The likelihood of the given label is 1 - r if it is true, and r / (K - 1) under every other true label.
@@ -302,12 +318,12 @@ def posterior_labels(q, labels, rate):
 # ---- Co-teaching (Han et al., NeurIPS 2018), for comparison
 
 
-def forget_share(rate, epoch, ramp):
+def forget_share(rate: float, epoch: int, ramp: int) -> float:
     """Share of a batch that is dropped: grows linearly to the noise rate over `ramp` epochs."""
     return rate * min(1.0, epoch / max(1, ramp))
 
 
-def coteaching_weights(losses, dropped):
+def coteaching_weights(losses: torch.Tensor, dropped: float) -> torch.Tensor:
     """Weights (M, B) that leave each network the mean over the (1 - dropped) B samples of the other's smallest loss.
 
     `losses` (M, B) are of the whole batch.

@@ -55,7 +55,7 @@ def _weight_of(flipped):
     return ratio
 
 
-def reliability(weight, flip):
+def reliability(weight: np.ndarray, flip: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(mean weight, share of clean labels, count) of BINS equal bins of the weight; empty bins have count 0."""
     place = _bin(weight)
     count = np.bincount(place, minlength=BINS)
@@ -80,7 +80,7 @@ def _calibration_error_resampled(p, counts):
     return 100 * np.abs(surplus).sum(0) / counts.sum(0, dtype=np.int64)
 
 
-def class_weights(p):
+def class_weights(p: dict[str, np.ndarray]) -> np.ndarray:
     """Mean weight of the clean labels of each true class, NaN where a class has fewer than FEW of them."""
     clean = ~p["flip"].astype(bool)
     label, weight = p["train_label"][clean], p["weight"].astype(np.float64)[clean]
@@ -134,7 +134,7 @@ def _metrics():
 METRICS = {m.name: m for m in _metrics()}
 
 
-def measure(predictions):
+def measure(predictions: dict[str, np.ndarray]) -> dict[str, float]:
     """Every metric that the predictions allow, name -> value."""
     found = {name: m.value(predictions) for name, m in METRICS.items() if m.available(predictions)}
     return {name: value for name, value in found.items() if np.isfinite(value)}

@@ -3,6 +3,9 @@
 Names of the layers are torchvision's, so its files and those derived from it (MS-Celeb-1M) load.
 """
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import torch
 from torch import nn
 
@@ -15,7 +18,7 @@ STEMS = ("imagenet", "small", "small2")
 class Block(nn.Module):
     """Two 3x3 convolutions and the identity (He et al. 2016); a 1x1 convolution where shapes change."""
 
-    def __init__(self, width_in, width, stride):
+    def __init__(self, width_in: int, width: int, stride: int):
         super().__init__()
         self.conv1 = nn.Conv2d(width_in, width, 3, stride, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
@@ -25,7 +28,7 @@ class Block(nn.Module):
         if stride != 1 or width_in != width:
             self.downsample = nn.Sequential(nn.Conv2d(width_in, width, 1, stride, bias=False), nn.BatchNorm2d(width))
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         short = x if self.downsample is None else self.downsample(x)
         x = torch.relu(self.bn1(self.conv1(x)))
         return torch.relu(self.bn2(self.conv2(x)) + short)
@@ -38,7 +41,14 @@ class ResNet(nn.Module):
     and units 2 2 2 2); "small": 3x3, nothing lost, for 48 pixels; "small2": 3x3 of stride 2.
     """
 
-    def __init__(self, classes, stem="imagenet", width=64, units=(2, 2, 2, 2), dropout=0.0):
+    def __init__(
+        self,
+        classes: int,
+        stem: str = "imagenet",
+        width: int = 64,
+        units: Sequence[int] = (2, 2, 2, 2),
+        dropout: float = 0.0,
+    ):
         super().__init__()
         self.stem, self.pixels = stem, "imagenet" if stem == "imagenet" else "arcface"
         size, stride = {"imagenet": (7, 2), "small": (3, 1), "small2": (3, 2)}[stem]
@@ -57,7 +67,7 @@ class ResNet(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = networks.to_input(x.expand(-1, 3, -1, -1), self.pixels).contiguous(memory_format=torch.channels_last)
         x = torch.relu(self.bn1(self.conv1(x)))
         if self.stem == "imagenet":
@@ -73,15 +83,15 @@ class PeerNetworks(nn.Module):
     Forward: M inputs (B, C, S, S) to logits (M, B, K). "Peer" is Co-teaching's word (Han et al. 2018).
     """
 
-    def __init__(self, members):
+    def __init__(self, members: Sequence[ResNet]):
         super().__init__()
         self.members = nn.ModuleList(members)
 
-    def forward(self, views):
+    def forward(self, views: Sequence[torch.Tensor]) -> torch.Tensor:
         return torch.stack([net(view) for net, view in zip(self.members, views, strict=True)])
 
 
-def load_body(net, path):
+def load_body(net: ResNet, path: Path | str) -> ResNet:
     """Read every layer but the classifier from a weights file of a torchvision ResNet-18.
 
     Strict: UserError with the first keys that differ, or when nothing changed. Files older than batch normalisation's
@@ -99,7 +109,7 @@ def load_body(net, path):
     return net
 
 
-def imagenet_state():
+def imagenet_state() -> dict[str, torch.Tensor]:
     """torchvision's ImageNet weights of ResNet-18, from its cache or its server. MissingData where neither has them."""
     from torchvision.models import ResNet18_Weights
 
@@ -112,7 +122,7 @@ def imagenet_state():
         ) from None
 
 
-def load_imagenet(net):
+def load_imagenet(net: ResNet) -> ResNet:
     """Every layer but the classifier from torchvision's ImageNet weights."""
     own, given = net.state_dict(), imagenet_state()
     body = {k: v for k, v in given.items() if not k.startswith("fc.")}

@@ -1,5 +1,7 @@
 """Label noise: symmetric flips with known truth, and the real noise of FER2013's labels. Training labels only."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
@@ -9,7 +11,7 @@ from facepapers.common.cli import UserError
 KEY = 5  # keeps the draw apart from other uses of the run's seed
 
 
-def symmetric(labels, rate, classes, seed):
+def symmetric(labels: np.ndarray, rate: float, classes: int, seed: int) -> np.ndarray:
     """Labels (N,) of which each is, with probability `rate`, replaced by another class, all others equally likely.
 
     Independent draws, as in the authors' lists (whose realised rates are 10.0, 20.3, 29.4 and 40.0 %). UserError for a
@@ -24,16 +26,16 @@ def symmetric(labels, rate, classes, seed):
     return np.where(flip, (np.asarray(labels) + step) % classes, labels)
 
 
-def check_rate(rate):
+def check_rate(rate: float) -> None:
     """UserError for a rate outside [0, 1)."""
     if not 0 <= rate < 1:
         raise UserError(f"--noise {rate}: a share of flipped labels lies in [0, 1)")
 
 
-def check_classes(given, names, allowed=()):
+def check_classes(given: np.ndarray, names: Sequence[str], allowed: Sequence[str] = ()) -> list[str]:
     """UserError where a class that trained before the flipping has no training label left; `allowed` ones may."""
     count = np.bincount(given, minlength=len(names))
-    gone = [names[k] for k in np.flatnonzero(count == 0) if names[k] not in allowed]
+    gone = [name for name, n in zip(names, count, strict=True) if not n and name not in allowed]
     if gone:
         raise UserError(
             f"no training label {', '.join(gone)} is left after flipping; lower --noise or take another --seed"
