@@ -99,6 +99,19 @@ def test_a_record_gives_its_metrics_again_and_holds_no_picture(people, tmp_path,
     assert start(tmp_path) == storage.read_json(folder / "run.json"), "a finished run is read back"
 
 
+def test_the_command_tests_a_weights_file(people, tmp_path, capsys):
+    written = start(tmp_path, "alone")
+    words = ["--preset", "demo", "--row", "alone", *TINY]
+    (path,) = (tmp_path / config.PAPER).glob("*-alone-s*")
+    evaluate.main([*words, "--file", str(path / "model.safetensors")])
+    accuracy = f" {written['metrics']['accuracy_pct']:8.3f}"
+    said = capsys.readouterr().out
+    assert [line for line in said.splitlines() if "both images low" in line and line.endswith(accuracy)]
+    with pytest.raises(cli.UserError) as error:
+        evaluate.main(words)
+    one_line_error(error, "no such weights file")
+
+
 @pytest.mark.parametrize(
     "row", ["alone", "alone_assistant", "kd", "fitnet", "direct_2", "init_123", "assistant_123_random"]
 )
