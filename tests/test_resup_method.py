@@ -9,7 +9,6 @@ from scipy import stats as distributions
 
 from facepapers.common import cli
 from facepapers.common.training import checkpoint
-from facepapers.common.vision import networks
 from facepapers.papers.resup import method, nets, noise
 from tests.conftest import one_line_error
 
@@ -162,20 +161,20 @@ def test_components_are_named_by_their_means():
 )
 def test_a_mixture_that_collapses_leaves_the_last_good_fit(values):
     assert method.fit(values) is None
-    judge = method.Judge(500, 2)
+    model = method.NoiseModel(500, 2)
     logits, labels = separable(500)
-    assert judge.refit(logits, labels, "similarity")
-    before, shape = judge.table.clone(), judge.shape.clone()
-    assert not judge.refit(torch.zeros(500, 2), labels, "similarity")
-    assert torch.equal(judge.table, before) and torch.equal(judge.shape, shape)
-    assert torch.isfinite(judge.weight).all()
+    assert model.refit(logits, labels, "similarity")
+    before, shape = model.table.clone(), model.shape.clone()
+    assert not model.refit(torch.zeros(500, 2), labels, "similarity")
+    assert torch.equal(model.table, before) and torch.equal(model.shape, shape)
+    assert torch.isfinite(model.weight).all()
 
 
 def test_before_any_fit_every_weight_is_one():
-    judge = method.Judge(50, 3)
+    model = method.NoiseModel(50, 3)
     labels = torch.zeros(50, dtype=torch.long)
-    assert not judge.refit(torch.zeros(50, 3), labels, "similarity")
-    assert judge.weight.min() > 0.999 and judge.weigh(torch.randn(50, 3), labels, "similarity").min() > 0.999
+    assert not model.refit(torch.zeros(50, 3), labels, "similarity")
+    assert model.weight.min() > 0.999 and model.weigh(torch.randn(50, 3), labels, "similarity").min() > 0.999
 
 
 def test_no_spread_of_two_values_breaks_the_fit():
@@ -205,31 +204,31 @@ def separable(n, k=2, flipped=0.3, seed=0):
 
 def test_a_fit_that_fails_keeps_the_losses_range_too():
     logits, given = separable(500, 4)
-    judge = method.Judge(500, 4)
-    assert judge.refit(logits, given, "loss")
-    before = judge.range.clone(), judge.weight.clone()
-    assert not judge.refit(torch.zeros(500, 4), given, "loss")
-    assert torch.equal(judge.range, before[0])
-    assert judge.refit(logits, given, "loss") and torch.equal(judge.weight, before[1])
+    model = method.NoiseModel(500, 4)
+    assert model.refit(logits, given, "loss")
+    before = model.range.clone(), model.weight.clone()
+    assert not model.refit(torch.zeros(500, 4), given, "loss")
+    assert torch.equal(model.range, before[0])
+    assert model.refit(logits, given, "loss") and torch.equal(model.weight, before[1])
 
 
 @pytest.mark.parametrize("kind", ["similarity", "loss"])
-def test_a_judge_weighs_flipped_labels_down(kind):
+def test_a_noise_model_weighs_flipped_labels_down(kind):
     logits, given = separable(2000, 4)
     flip = given != logits.argmax(1)
-    judge = method.Judge(2000, 4)
-    assert judge.refit(logits, given, kind)
-    assert judge.weight[~flip].mean() > 0.8 and judge.weight[flip].mean() < 0.3
-    assert torch.equal(judge.weigh(logits, given, kind), judge.weight)
-    assert torch.allclose(judge.belief, logits.softmax(1))
+    model = method.NoiseModel(2000, 4)
+    assert model.refit(logits, given, kind)
+    assert model.weight[~flip].mean() > 0.8 and model.weight[flip].mean() < 0.3
+    assert torch.equal(model.weigh(logits, given, kind), model.weight)
+    assert torch.allclose(model.belief, logits.softmax(1))
 
 
 @pytest.mark.parametrize("kind", ["similarity", "loss"])
 def test_a_refit_keeps_what_its_parts_give(kind):
     """To the bit, by the plain definition: values, the mixture's table, weights and beliefs."""
     logits, given = separable(2000, 4)
-    judge = method.Judge(2000, 4)
-    assert judge.refit(logits, given, kind)
+    model = method.NoiseModel(2000, 4)
+    assert model.refit(logits, given, kind)
     values = method.similarity(logits, given)
     inside = torch.ones(2000, dtype=torch.bool)
     if kind == "loss":
@@ -238,11 +237,11 @@ def test_a_refit_keeps_what_its_parts_give(kind):
         values, inside = 1 - ((losses - low) / (high - low)).clamp(0, 1), (losses >= low) & (losses <= high)
     mixture = method.fit(values[inside])
     table = method.table(mixture)
-    assert torch.equal(judge.table, table) and torch.equal(
-        judge.shape, torch.stack([mixture.alpha, mixture.beta]).float()
+    assert torch.equal(model.table, table) and torch.equal(
+        model.shape, torch.stack([mixture.alpha, mixture.beta]).float()
     )
-    assert torch.equal(judge.weight, method.look_up(table, values))
-    assert torch.equal(judge.belief, logits.softmax(1))
+    assert torch.equal(model.weight, method.look_up(table, values))
+    assert torch.equal(model.belief, logits.softmax(1))
 
 
 def test_only_the_mixture_over_losses_computes_losses(monkeypatch):
@@ -250,8 +249,8 @@ def test_only_the_mixture_over_losses_computes_losses(monkeypatch):
     calls, real = [], torch.nn.functional.cross_entropy
     monkeypatch.setattr(method.F, "cross_entropy", lambda *a, **k: calls.append(1) or real(*a, **k))
     for kind, count in (("similarity", 0), ("bayes", 0), ("loss", 1)):
-        judge = method.Judge(500, 4)
-        assert judge.refit(logits, given, kind) and len(calls) == count, kind
+        model = method.NoiseModel(500, 4)
+        assert model.refit(logits, given, kind) and len(calls) == count, kind
 
 
 # ---- Loss
@@ -347,19 +346,19 @@ def test_labels_by_bayes_rule_are_the_slow_ones_and_calibrated():
     assert right(found.argmax(1)) > max(right(given), right(q.argmax(1))) + 0.02, "both together know more"
 
 
-def test_a_judge_by_bayes_rule_keeps_its_first_rate_and_weighs_each_batch():
+def test_a_noise_model_by_bayes_rule_keeps_its_first_rate_and_weighs_each_batch():
     """Kind "bayes": the rate is seen in networks that imitate the given labels; later ones are only asked for p."""
     q, truth, given, p = imitated()
-    judge = method.Judge(len(q), q.shape[1])
-    assert judge.refit(p.log(), given, "bayes") and float(judge.rate) == pytest.approx(0.3, abs=0.01)
-    assert judge.refit(q.clamp(min=1e-9).log(), given, "bayes") and torch.equal(judge.rate, method.flip_rate(p))
-    e = judge.rate / (q.shape[1] - 1)
+    model = method.NoiseModel(len(q), q.shape[1])
+    assert model.refit(p.log(), given, "bayes") and float(model.rate) == pytest.approx(0.3, abs=0.01)
+    assert model.refit(q.clamp(min=1e-9).log(), given, "bayes") and torch.equal(model.rate, method.flip_rate(p))
+    e = model.rate / (q.shape[1] - 1)
     own = q.gather(1, given.unsqueeze(1)).squeeze(1)
-    expected = (1 - judge.rate) * own / ((1 - judge.rate) * own + e * (1 - own))
-    torch.testing.assert_close(judge.weight, expected, atol=1e-4, rtol=0)
-    torch.testing.assert_close(judge.belief, q, atol=1e-4, rtol=0)
-    torch.testing.assert_close(judge.weigh(q[:7].clamp(min=1e-9).log(), given[:7], "bayes"), judge.weight[:7])
-    assert judge.weight[given == truth].mean() > 0.85 and judge.weight[given != truth].mean() < 0.4
+    expected = (1 - model.rate) * own / ((1 - model.rate) * own + e * (1 - own))
+    torch.testing.assert_close(model.weight, expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(model.belief, q, atol=1e-4, rtol=0)
+    torch.testing.assert_close(model.weigh(q[:7].clamp(min=1e-9).log(), given[:7], "bayes"), model.weight[:7])
+    assert model.weight[given == truth].mean() > 0.85 and model.weight[given != truth].mean() < 0.4
 
 
 def test_a_loss_to_distributions_is_torchs():
@@ -406,7 +405,7 @@ def test_the_224_pixel_network_is_torchvisions():
     theirs, ours = resnet18(num_classes=7).eval(), nets.ResNet(7).eval()
     ours.load_state_dict(theirs.state_dict(), strict=True)
     x = torch.rand(1, 3, 64, 64) * 255
-    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in networks.PIXELS["imagenet"])
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in nets.networks.PIXELS["imagenet"])
     torch.testing.assert_close(ours(x), theirs((x - mean) / std), rtol=1e-4, atol=1e-4)
 
 
@@ -464,8 +463,8 @@ def test_imagenet_weights_that_cannot_be_had_are_one_line(monkeypatch, tmp_path)
     one_line_error(error, "ImageNet", "--weights1")
 
 
-def test_saved_twins_come_back_bit_by_bit(tmp_path):
-    twins, other = (nets.Twins([nets.ResNet(3, "small", 8, (1,)) for _ in range(2)]) for _ in range(2))
-    checkpoint.save_weights(tmp_path / "w.safetensors", twins)
+def test_saved_peers_come_back_bit_by_bit(tmp_path):
+    peers, other = (nets.PeerNetworks([nets.ResNet(3, "small", 8, (1,)) for _ in range(2)]) for _ in range(2))
+    checkpoint.save_weights(tmp_path / "w.safetensors", peers)
     checkpoint.load_weights(tmp_path / "w.safetensors", other)
-    assert all(torch.equal(a, b) for a, b in zip(twins.state_dict().values(), other.state_dict().values(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(peers.state_dict().values(), other.state_dict().values(), strict=True))
