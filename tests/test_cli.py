@@ -1,5 +1,6 @@
 """The command line: settings from a dataclass, one line for every mistake, the right exit code."""
 
+import ast
 import importlib.util
 import os
 import signal
@@ -125,6 +126,25 @@ def test_an_experiment_has_its_own_options_beside_its_settings():
     assert checked == [settings] and cli.experiment([], preset, checked.append, "1", prog="prog") == (Settings(1, 1.0),)
     with pytest.raises(cli.UserError, match="did you mean --device"):
         cli.experiment(["--devise", "x"], preset, checked.append, "1", Machine(), prog="prog")
+
+
+def commands():
+    """(class, lines of its file) of every dataclass that a command line is made of."""
+    for path in sorted([*REPOSITORY.glob("common/**/*.py"), *REPOSITORY.glob("papers/*/*.py")]):
+        lines, made = path.read_text().splitlines(), set()
+        for node in ast.walk(ast.parse("\n".join(lines))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("cli.command", "cli.command_and_rest"):
+                made |= {name.id for name in ast.walk(node.args[0]) if isinstance(name, ast.Name)}
+        for node in ast.walk(ast.parse("\n".join(lines))):
+            if isinstance(node, ast.ClassDef) and (node.name in made | {"Config", "Files"} or path.stem == "jobs"):
+                yield pytest.param(node, lines, id=f"{path.relative_to(REPOSITORY)}:{node.name}")
+
+
+@pytest.mark.parametrize(("node", "lines"), commands())
+def test_every_option_has_a_line_of_help(node, lines):
+    assert ast.get_docstring(node)
+    bare = [n.target.id for n in node.body if isinstance(n, ast.AnnAssign) and "  # " not in lines[n.end_lineno - 1]]
+    assert not bare, f"{node.name}: no comment tells what {', '.join(bare)} is"
 
 
 def test_take_option():

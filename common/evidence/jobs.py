@@ -41,7 +41,7 @@ class Job:
     run: runs.Run  # its name, its folder, and `finish`, which writes its record
     cfg: Any  # the paper's settings, with the precision that is computed in
     asked: Any  # the settings as asked for: their precision may be "auto"
-    device: torch.device
+    device: torch.device  # that it computes on
     share: slice  # of every global batch: the samples of this process
 
     def steps(
