@@ -32,15 +32,9 @@ class Interrupted(Exception):
     """Ctrl-C or SIGTERM, raised after the state was saved; the same command continues."""
 
 
-def entry(main: Callable[[list[str]], object], argv: list[str] | None = None, about: str | None = None) -> None:
-    """Run `main(argv)` as a program: errors become one line on stderr and the right exit code.
-
-    `about` is the answer to --help, for commands whose settings are no dataclass.
-    """
+def entry(main: Callable[[list[str]], object], argv: list[str] | None = None) -> None:
+    """Run `main(argv)` as a program: errors become one line on stderr and the right exit code."""
     argv = sys.argv[1:] if argv is None else argv
-    if about and {"-h", "--help"} & set(argv):
-        print(about.strip())
-        return
     try:
         # A supervisor's SIGTERM (a batch system's time limit) gets the same care as Ctrl-C.
         if threading.current_thread() is threading.main_thread():

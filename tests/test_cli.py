@@ -317,11 +317,3 @@ def test_help_lists_every_setting_with_its_source(capsys):
     assert not stop.value.code
     for word in ("--batch", "--rotation-deg", "released solver", "our choice"):
         assert word in said
-
-
-def test_help_prints_what_a_command_is_about_and_does_nothing(capsys):
-    called = []
-    cli.entry(called.append, ["FILE", "--help"], about="One line.\n")
-    assert capsys.readouterr().out == "One line.\n" and not called
-    cli.entry(called.append, ["FILE"], about="One line.\n")
-    assert called == [["FILE"]] and not capsys.readouterr().out
