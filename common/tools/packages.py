@@ -103,6 +103,9 @@ def lacking(requirements: Iterable[str]) -> list[str]:
 
 def main(argv: list[str]) -> None:
     """See the module."""
+    if {"-h", "--help"} & set(argv):  # by hand, because this runs before anything is installed
+        print(__doc__.strip())
+        return
     if not argv:
         raise cli.UserError(f"usage: python -m {MODULE} FOLDER [EXTRA ...]")
     folder, extras = Path(argv[0]), argv[1:]
@@ -121,4 +124,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.entry(main, about=__doc__)
+    cli.entry(main)
