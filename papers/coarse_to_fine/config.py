@@ -97,8 +97,8 @@ HEATMAP = dict(
 HEATMAP_DEMO = HEATMAP | dict(colour=False, erase=0.0, rotation_deg=10.0, shift=0.06, log_size=0.06)
 
 
-# What `make reproduce-coarse-to-fine` runs of a preset when nothing else is asked for. The demo's seconds are measured,
-# the short preset's follow from it: its two networks need 36 times the demo's multiply-adds.
+# What `make reproduce-coarse-to-fine` runs of a preset when nothing else is asked for. The demo's seconds are
+# scaled from a longer one's by their arithmetic; the short preset's two networks need 36 times the longer one's.
 PLAN = {
     "demo": Plan(("embedded",), ("mean-shape", "cft"), (0,), reference_s=135.0),
     "short": Plan(("cofw", "lfpw"), ("mean-shape", "cft", "heatmap"), (0,), reference_s=13_900.0),
