@@ -1,5 +1,6 @@
 """Every notebook runs from its first cell to its last, and the committed one shows its outputs."""
 
+import re
 from pathlib import Path
 
 import nbformat
@@ -14,9 +15,18 @@ NOTEBOOKS = sorted(ROOT.glob("papers/*/explain.ipynb"))
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.parent.name)
-def test_notebook_executes(path):
-    executed = notebooks.execute(path, timeout_s=300)
-    assert all(cell.get("outputs") is not None for cell in executed.cells if cell.cell_type == "code")
+def test_notebook_executes(path, tmp_path):
+    """Every cell, with trainings cut short: `STEPS = 200  # 16 in tests` becomes `STEPS = 16`."""
+    book, cut = nbformat.read(path, as_version=4), 0
+    for cell in book.cells:
+        if cell.cell_type == "code":
+            cell.source, found = re.subn(r"^(\w[\w, ]* = ).+  # (.+) in tests$", r"\1\2", cell.source, flags=re.M)
+            cell.outputs, cut = [], cut + found
+    assert cut == 1, "one line of a notebook says how long its trainings are, and how long in tests"
+    nbformat.write(book, tmp_path / path.name)
+    executed = notebooks.execute(tmp_path / path.name, timeout_s=600)
+    code = [cell for cell in executed.cells if cell.cell_type == "code"]
+    assert all(cell.execution_count for cell in code) and any(cell.outputs for cell in code)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.parent.name)

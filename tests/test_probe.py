@@ -5,6 +5,7 @@ import torch
 
 from facepapers.common.plan import Plan
 from facepapers.common.tools import probe, reproduce
+from facepapers.common.training import precision
 
 
 def test_the_probe_counts_two_operations_a_multiply_add_and_keeps_the_threads(monkeypatch):
@@ -43,6 +44,7 @@ def test_expected_seconds_scale_with_the_machine(fp32, bf16, seconds):
 def test_the_expected_time_is_said_in_words(monkeypatch):
     rates = {torch.float32: 74.0, torch.bfloat16: 200.0}
     monkeypatch.setattr(probe, "gflops", rates.get)
+    monkeypatch.setattr(precision, "native", lambda device: True)
     plan, threads = Plan((), (), (), reference_s=384.0), torch.get_num_threads()
     assert reproduce.expected(plan, "fp32") == f"about 6 minutes on this machine ({threads} threads, 74 GFLOP/s)"
     assert reproduce.expected(plan, "bf16").startswith("about 3 minutes")
