@@ -28,7 +28,8 @@ def main(argv: Sequence[str]) -> None:
     options = cli.command(Command, argv, "python -m facepapers.common.tools.align", __doc__)
     if options.mtcnn is None:
         raise cli.UserError("--mtcnn FOLDER: name the folder of the detector's weights")
-    detector, found = Mtcnn(options.mtcnn), {}
+    detector = Mtcnn(options.mtcnn)
+    found: dict[str, tuple[float, np.ndarray | None]] = {}
     for path, name, _ in identity_files(options.photos):
         photo = torch.from_numpy(np.array(open_image(path).convert("RGB"))).permute(2, 0, 1)
         boxes, probability, points = detector.detect(photo)

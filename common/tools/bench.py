@@ -37,7 +37,9 @@ def measure(paper: str, rates: dict[str, float], until: float = math.inf) -> lis
     of the paper's comparisons is left out, which is said.
     """
     module = import_module(f"facepapers.papers.{paper}.bench")
-    rows = [row for network in getattr(module, "trained_networks", tuple)() for row in shares(*network, rates)]
+    rows: list[tuple] = []
+    for what, net, x in getattr(module, "trained_networks", tuple)():
+        rows += shares(what, net, x, rates)
     for what, name, run, other_name, other in module.comparisons():
         if time.monotonic() > until:
             print(f"  {what}, and what follows it: left out, no time is left (make bench PAPER={paper})")

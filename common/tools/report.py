@@ -106,7 +106,7 @@ def summary(cells: dict[str, list[claims.Cell]], values: dict[str, int]) -> str:
     """
     counts = {paper: Counter(cell.status for cell in found) for paper, found in cells.items()}
     every = sorted((c for found in cells.values() for c in found), key=lambda c: list(HEADS).index(c.kind))
-    lines = [("cells", *(paper.replace("_", "-") for paper in cells), "all")]
+    lines: list[tuple] = [("cells", *(paper.replace("_", "-") for paper in cells), "all")]
     for status in dict.fromkeys(cell.status for cell in every):
         numbers = [counts[paper][status] for paper in cells]
         lines.append((status, *numbers, sum(numbers)))

@@ -74,7 +74,7 @@ def duration(seconds: float) -> str:
 
 def against(mine: claims.Cell, recorded: claims.Cell) -> str:
     """The status of a cell; where nothing is published, whether the two intervals of record and rerun meet."""
-    if mine.kind != "measured" or recorded.interval is None:
+    if mine.kind != "measured" or mine.interval is None or recorded.interval is None:
         return mine.status
     meet = mine.interval.low <= recorded.interval.high and recorded.interval.low <= mine.interval.high
     return "agrees with the record" if meet else "differs from the record"

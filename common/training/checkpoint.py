@@ -66,7 +66,8 @@ def rng_state() -> dict:
     import torch  # here and below: hashes and JSON are read without it
 
     state = {"torch": torch.get_rng_state(), "python": repr(random.getstate())}
-    kind, keys, position, has_gauss, cached = np.random.get_state()
+    numpy_state: Any = np.random.get_state()  # this tuple, though its stub names a dict as well
+    kind, keys, position, has_gauss, cached = numpy_state
     state["numpy"] = [kind, keys.tolist(), int(position), int(has_gauss), float(cached)]
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state_all()

@@ -30,6 +30,10 @@ SAVE_EVERY = 500  # steps between checkpoints to which every process adds parts 
 class Best:
     """The weights with the lowest (or highest) validation value so far: validation-chosen selection."""
 
+    value: float | None  # None before the first offer, and -1 and None below
+    step: int
+    weights: dict[str, Any] | None
+
     def __init__(self, model: torch.nn.Module, lower_is_better: bool = True) -> None:
         self.model, self.sign = model, 1 if lower_is_better else -1
         self.value, self.step, self.weights = None, -1, None
@@ -90,6 +94,8 @@ class Steps:
     checkpoint is of another origin.
     """
 
+    history: list[dict[str, Any]]  # rows of logged means and notes
+
     def __init__(
         self,
         folder: Path,
@@ -104,7 +110,8 @@ class Steps:
         self.path, self.parts, self.total = Path(folder) / "checkpoint.pt", parts, total
         self.batch, self.unit, self.origin, self.own, self.describe = batch, unit, origin, own, describe
         self.history, self.seconds, self.first, self.step = [], 0.0, 0, -1
-        self._pending, self._stop = [], False
+        self._pending: list[Any] = []
+        self._stop = False
         if self.path.exists():
             if self.resume(self.path, parts) != origin.identity:
                 raise UserError(f"{self.path}: was written under other settings; delete it to start again")

@@ -214,6 +214,11 @@ class SyncedBatchNorm(nn.modules.batchnorm._BatchNorm):
     processes compute what one process does. It takes the parameters and buffers of `norm`.
     """
 
+    num_batches_tracked: torch.Tensor  # torch's stub allows None for all four, which we never train with
+    running_mean: torch.Tensor
+    running_var: torch.Tensor
+    momentum: float
+
     def __init__(self, norm: nn.modules.batchnorm._BatchNorm) -> None:
         super().__init__(norm.num_features, norm.eps, norm.momentum, affine=False, track_running_stats=False)
         self.affine, self.track_running_stats = norm.affine, norm.track_running_stats
