@@ -15,7 +15,7 @@ import torch
 
 from facepapers.common.evidence.timing import LIMITS, available, peak_mib, seconds_alone
 from facepapers.common.faces import drawing
-from facepapers.common.vision import alignment
+from facepapers.common.vision import alignment, networks
 from facepapers.papers.arcface import data, readers
 from facepapers.papers.arcface.config import build_net, preset
 from facepapers.papers.arcface.method import MARGINS, MarginHead
@@ -33,7 +33,7 @@ def trained_networks() -> Iterator[tuple]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     cfg = preset("short")
     x = torch.randn(BATCH, 3, cfg.input_px, cfg.input_px, device=device).contiguous(memory_format=torch.channels_last)
-    yield f"the short preset's network, {BATCH} faces", build_net(cfg).to(device, memory_format=torch.channels_last), x
+    yield f"the short preset's network, {BATCH} faces", networks.channels_last(build_net(cfg), device), x
 
 
 def comparisons() -> Iterator[tuple]:

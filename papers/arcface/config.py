@@ -11,7 +11,7 @@ from facepapers.common.plan import Plan
 from facepapers.common.training import parallel, precision
 from facepapers.common.vision.networks import GIVEN_SHA256
 from facepapers.papers.arcface import method
-from facepapers.papers.arcface.nets import NETS, IResNet, make_net
+from facepapers.papers.arcface.nets import NETS, IResNet, Net, make_net
 from facepapers.papers.arcface.partial import ShardedHead
 
 PAPER = "arcface"
@@ -183,8 +183,9 @@ def check(cfg: Config) -> None:
         raise UserError("--images-per-person: the triplet loss needs at least 2 images of a person in a batch")
 
 
-def build_net(cfg: Config) -> torch.nn.Module:
+def build_net(cfg: Config) -> Net:
     """The embedding network of a configuration."""
+    net: Net
     if cfg.net == "iresnet":
         net = IResNet(cfg.units, cfg.widths, cfg.features, cfg.dropout, cfg.input_px, cfg.strided_stem)
     elif cfg.net.startswith("iresnet"):

@@ -111,8 +111,8 @@ def load(name: str) -> FaceSet:
     pairs = {key: value for key, value in pack.arrays.items() if key.startswith("pairs")}
     if "identity" not in pack.arrays or not pairs:
         raise UserError(f"{name}: no set of aligned faces with pairs; this paper reads embedded, lfw, casia, ms1mv2")
-    columns = (pack.arrays[key] for key in ("identity", "split", "people_set"))
-    return FaceSet(pack.decode(), *columns, pairs, pack.meta["fingerprint"])
+    identity, split, people_set = (pack.arrays[key] for key in ("identity", "split", "people_set"))
+    return FaceSet(pack.decode(), identity, split, people_set, pairs, pack.meta["fingerprint"])
 
 
 def _embedded_set():
@@ -205,6 +205,7 @@ def folder_of(name: str, source: Path | None = None) -> Path:
 def large_training(cfg: Config, source: Path | None) -> tuple[Training, str]:
     """(Training, fingerprint) from RecordIO (train.rec, train.idx, property) or from <identity>/<image> folders."""
     folder = folder_of(cfg.data, source)
+    dataset: readers.RecordIO | readers.FolderSet
     if (folder / "train.rec").exists() or (folder / "property").exists():
         dataset = readers.RecordIO(folder)
         what = f"{(folder / 'train.rec').stat().st_size} bytes of RecordIO"
@@ -260,6 +261,7 @@ def batches(
             index = pick(step)[whole].to(device)
             yield pictures[index], labels[index]
         return
+    assert training.dataset is not None  # one of the two is there
     loader = torch.utils.data.DataLoader(
         training.dataset, batch_sampler=_Plan(pick, whole, first, cfg.steps), num_workers=cfg.workers,
         pin_memory=device.type == "cuda",
@@ -284,7 +286,8 @@ class _Plan:
 def picker(training: Training, cfg: Config) -> Callable[[int], torch.Tensor]:
     """A function step -> indices (batch,): shuffled passes one after another, or people with several images each."""
     if cfg.images_per_person:
-        return functools.partial(people_batch, *_by_person(training.labels), cfg)
+        order, start, count = _by_person(training.labels)
+        return functools.partial(people_batch, order, start, count, cfg)
     return seeding.shuffled(len(training), cfg.batch, cfg.seed)
 
 

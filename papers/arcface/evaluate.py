@@ -49,6 +49,7 @@ def embed(
 
 def joint_bayes(net: torch.nn.Module, training: data.Training, share: float, device: torch.device) -> JointBayes:
     """The JointBayes of the training people's embeddings."""
+    assert training.images is not None  # config.check allows this for sets in memory only
     return JointBayes(embed(net, training.images, device, unit=False), training.labels, share)
 
 
@@ -112,6 +113,7 @@ def embed_training(
     """Unit embeddings (N, d) float32 tensor of the training faces, without mirror images; `workers` read a dataset."""
     if training.images is not None:
         return torch.from_numpy(embed(net, training.images, device, flip=False)).float()
+    assert training.dataset is not None  # one of the two is there
     parts = torch.utils.data.DataLoader(training.dataset, 1024, num_workers=workers)
     return torch.cat([torch.from_numpy(embed(net, pictures, device, flip=False)).float() for pictures, _ in parts])
 
@@ -263,7 +265,7 @@ def mean_distances(parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarr
     if not all(np.array_equal(part[key], parts[0][key]) for part in parts for key in same):
         raise UserError("--row together: these runs were tested on different pairs")
     means = {
-        key: np.mean([part[key] for part in parts], 0, np.float64).astype(np.float32)
+        key: np.array([part[key] for part in parts]).mean(0, np.float64).astype(np.float32)
         for key in parts[0]
         if key.startswith("distance")
     }

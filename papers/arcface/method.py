@@ -170,7 +170,7 @@ class MarginHead(nn.Module):
         if inter and centers > 1:
             raise UserError(f"inter {inter} with {centers} centers: that loss is defined for one centre a class")
         self.weight = nn.Parameter(torch.randn(classes * centers, features) * 0.01)  # insightface's init
-        self.margins, self.scale, self.past_pi, self.gradient = tuple(margins), scale, past_pi, gradient
+        self.margins, self.scale, self.past_pi, self.gradient = margins, scale, past_pi, gradient
         self.classes, self.centers, self.intra, self.inter, self.check = classes, centers, intra, inter, check
 
     def forward(self, embeddings: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -6,6 +6,7 @@ strictly. All take (B, 3, H, W) float images, RGB, aligned to the 112x112 templa
 loss and by the evaluation. Published parameter and multiply-add counts are held by tests/test_arcface_nets.py.
 """
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,10 +77,12 @@ class MobileFaceNet(nn.Module):
 
     pixels = "arcface"
     input_px = 112
+    features: Any  # a bare nn.Module with `layers`, as insightface names them
 
-    def __init__(self, features: int = 128, blocks: tuple[int, int, int, int] = (1, 4, 6, 2), scale: int = 1) -> None:
+    def __init__(self, features: int = 128, blocks: Sequence[int] = (1, 4, 6, 2), scale: int = 1) -> None:
         super().__init__()
         narrow, wide = 64 * scale, 128 * scale
+        second: nn.Module
         if blocks[0] == 1:
             second = _Conv(narrow, narrow, 3, groups=64)  # depthwise for scale 1, grouped in insightface's nets
         else:
@@ -113,26 +116,28 @@ class MobileFaceNet(nn.Module):
         return self.features.layers[3](x.float())
 
 
-NETS = {
+Net = IResNet | MobileFaceNet | MobileFaceNetReLU
+MBF_LARGE: dict[str, Any] = {"features": 512, "scale": 4, "blocks": (2, 8, 12, 4)}
+NETS: dict[str, Callable[..., Net]] = {
     "iresnet18": lambda **options: IResNet(UNITS[18], **options),
     "iresnet34": lambda **options: IResNet(UNITS[34], **options),
     "iresnet50": lambda **options: IResNet(UNITS[50], **options),
     "iresnet100": lambda **options: IResNet(UNITS[100], **options),
     "mobilefacenet": MobileFaceNet,
     "mbf": lambda **options: MobileFaceNet(**{"features": 512, "scale": 2} | options),
-    "mbf_large": lambda **options: MobileFaceNet(**{"features": 512, "scale": 4, "blocks": (2, 8, 12, 4)} | options),
+    "mbf_large": lambda **options: MobileFaceNet(**MBF_LARGE | options),
     "mobilefacenet_relu": MobileFaceNetReLU,
 }
 
 
-def make_net(name: str, **options: Any) -> nn.Module:
+def make_net(name: str, **options: Any) -> Net:
     """The network of a key of NETS. UserError for an unknown name."""
     if name not in NETS:
         raise UserError(f"network {name!r} is unknown; choose from {', '.join(NETS)}")
     return NETS[name](**options)
 
 
-def load_net(path: Path | str) -> nn.Module:
+def load_net(path: Path | str) -> Net:
     """The network in a weights file, in eval mode: .safetensors, or a .pt/.pth state dict without pickled code.
 
     The architecture (family, depth, widths, embedding size, input size) is read off the names and shapes. Raises
@@ -149,7 +154,7 @@ def load_net(path: Path | str) -> nn.Module:
     return load_strictly(net, state, path)
 
 
-def net_like(state: dict[str, torch.Tensor]) -> nn.Module:
+def net_like(state: dict[str, torch.Tensor]) -> Net:
     """An untrained network with the sizes that a state dict's names and shapes tell. KeyError if it tells none."""
     if "fc.weight" in state:
         return iresnet_like(state)

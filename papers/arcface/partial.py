@@ -44,6 +44,12 @@ class ShardedHead(nn.Module):
     0..classes-1, zero embeddings, and more ranks than classes.
     """
 
+    weight: torch.Tensor  # buffers, made below
+    momentum: torch.Tensor
+    steps: torch.Tensor
+    sampled: torch.Tensor | None  # rows of this step (n,), and their values (n, features) with a gradient
+    active: torch.Tensor | None
+
     def __init__(
         self,
         classes: int,
@@ -65,21 +71,22 @@ class ShardedHead(nn.Module):
         self.register_buffer("momentum", torch.zeros_like(self.weight))
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))  # saved: a resumed run draws on
         self.classes, self.rate, self.seed = classes, rate, seed
-        self.margins, self.scale, self.past_pi, self.gradient = tuple(margins), scale, past_pi, gradient
+        self.margins, self.scale, self.past_pi, self.gradient = margins, scale, past_pi, gradient
         self.conflict_cosine = conflict_cosine
-        self.sampled = self.active = None  # rows of this step (n,), and their values (n, features) with a gradient
+        self.sampled = self.active = None
 
     def forward(self, embeddings: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Mean loss over the images of all ranks, equal on all ranks. embeddings (b, features), labels (b,)."""
         embeddings, labels = parallel.gather(embeddings), parallel.gather(labels)
         check_batch(embeddings, labels, self.classes)  # on the gathered batch, so that all ranks stop together
         mine = (labels >= self.first) & (labels < self.last)
-        self.sampled = self._sample(labels[mine] - self.first)
-        self.active = self.weight[self.sampled].requires_grad_()
+        sampled = self._sample(labels[mine] - self.first)
+        active = self.weight[sampled].requires_grad_()
+        self.sampled, self.active = sampled, active
         self.steps += 1
-        cosine = cosines(embeddings, self.active)
+        cosine = cosines(embeddings, active)
         rows = mine.nonzero().squeeze(1)
-        columns = torch.searchsorted(self.sampled, labels[mine] - self.first)
+        columns = torch.searchsorted(sampled, labels[mine] - self.first)
         return _ShardedCrossEntropy.apply(self._logits(cosine, rows, columns), rows, columns)
 
     def _logits(self, cosine, rows, columns):

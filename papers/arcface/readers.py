@@ -293,6 +293,7 @@ class FolderSet(torch.utils.data.Dataset):
     """
 
     def __init__(self, folder: Path | str) -> None:
+        folder = Path(folder)
         self.files, self.names, labels = zip(*identity_files(folder), strict=True)
         self.labels = np.array(labels)
         self.classes = int(self.labels.max()) + 1

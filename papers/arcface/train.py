@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -71,11 +72,12 @@ def train(cfg: Config, device: torch.device, out: Path = paths.LOCAL, source: Pa
 def one_task(job: jobs.Job, task: data.Task) -> torch.nn.Module:
     """Train one network and write its predictions and history into the run's folder; returns the network."""
     cfg, run, training = job.cfg, job.run, task.training
-    folder, extra, seconds = run.folder / task.name, {}, 0.0
+    folder, seconds = run.folder / task.name, 0.0
+    extra: dict[str, np.ndarray] = {}
     print(f"{run.name} {task.name}: {len(training)} faces of {training.classes} people", file=sys.stderr)
     if cfg.row == "cleaned":
         training, extra, seconds = cleaned(job, training, folder)
-    elif cfg.noise:
+    elif training.wrong is not None:
         extra = {"noise_flag": training.wrong}
     label = f"{run.name} {task.name}".strip()
     net, head, steps = fit(job, training, folder, label)
@@ -117,7 +119,7 @@ def fit(
     """The loop. Returns the network with its last (or averaged) weights, the head, and the finished Steps."""
     cfg, device = job.cfg, job.device
     torch.manual_seed(cfg.seed)
-    net = build_net(cfg).to(device, memory_format=torch.channels_last)
+    net = networks.channels_last(build_net(cfg), device)
     head = build_head(cfg, training.classes).to(device)
     sharded = isinstance(head, ShardedHead)
     both = torch.nn.ModuleList([net] if sharded else [net, head])
@@ -134,7 +136,7 @@ def fit(
         y = labels if cfg.augment == "flip" else labels[job.share]
         rate = rate_at(cfg, step)
         schedules.set_rate(optimizer, rate)
-        if hasattr(head, "margins"):
+        if isinstance(head, method.MarginHead | ShardedHead):
             head.margins = margins_at(cfg, step)
         both.train()
         with precision.autocast(device, cfg.precision):
@@ -145,7 +147,7 @@ def fit(
         share_gradients(head)
         norm = torch.nn.utils.clip_grad_norm_(net.parameters(), cfg.clip)
         optimizer.step()
-        if sharded:
+        if isinstance(head, ShardedHead):
             head.step(rate, cfg.momentum, cfg.weight_decay)
         if average:
             average.update_parameters(both)
@@ -157,7 +159,7 @@ def fit(
 
 def make_optimizer(cfg: Config, both: torch.nn.Module) -> torch.optim.Optimizer:
     """SGD (or AdamW) over the network and, unless it is sharded, W; weight decay on everything, as in insightface."""
-    options = dict(betas=(cfg.momentum, 0.999), nesterov=cfg.nesterov, fused=True)
+    options: dict[str, Any] = dict(betas=(cfg.momentum, 0.999), nesterov=cfg.nesterov, fused=True)
     learned = optimizers.trained(both)
     return optimizers.make(cfg.optimizer, learned, cfg.lr, cfg.weight_decay, cfg.momentum, **options)
 
@@ -170,7 +172,8 @@ def rate_at(cfg: Config, step: int) -> float:
 def share_gradients(head: torch.nn.Module) -> None:
     """Average the head's gradients over the processes; the network's are averaged by DistributedDataParallel."""
     for parameter in head.parameters() if parallel.world() > 1 else ():
-        parameter.grad = parallel.mean_over_ranks(parameter.grad)
+        if parameter.grad is not None:
+            parameter.grad = parallel.mean_over_ranks(parameter.grad)
 
 
 @torch.no_grad()
@@ -201,10 +204,8 @@ def cleaned(job: jobs.Job, training: data.Training, folder: Path) -> tuple[data.
     return training.only(keep), arrays, steps.seconds
 
 
-def subcenter_cleaning(
-    job: jobs.Job, net: torch.nn.Module, head: torch.nn.Module, training: data.Training
-) -> method.Cleaning:
-    """The Cleaning of the training faces by a head with three centres."""
+def subcenter_cleaning(job: jobs.Job, net: torch.nn.Module, head: Any, training: data.Training) -> method.Cleaning:
+    """The Cleaning of the training faces by a head with three centres, a method.MarginHead."""
     embeddings = evaluate.embed_training(net, training, job.device, job.cfg.workers)
     labels = torch.from_numpy(training.labels)
     with phase("cleaning by sub-centres"):
@@ -237,7 +238,7 @@ def record(job: jobs.Job, net: torch.nn.Module | None, tasks: Sequence[data.Task
         device=job.device,
         seconds=sum(log["seconds"] for log in logs),
         samples=cfg.steps * cfg.batch * len(tasks) * (2 if cfg.row == "cleaned" else 1),
-        weights=save(job, net) if len(tasks) == 1 else None,
+        weights=save(job, net) if net is not None and len(tasks) == 1 else None,
     )  # fmt: skip
     for stem in stems:  # the record holds all of it now
         (run.folder / f"{stem}.npz").unlink()

@@ -12,7 +12,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -64,10 +64,10 @@ def line(options: Command, row: str, value: float, device: torch.device) -> dict
     """A line of the table: what a row reaches on the held-out people with one value of its setting."""
     base, setting = preset(options.preset, row), GRID[row][0]
     steps = max(1, round(options.share * base.steps))
-    own = {setting: value, "steps": steps, "warmup": min(base.warmup, max(1, steps // 20))}
+    own: dict[str, Any] = {setting: value, "steps": steps, "warmup": min(base.warmup, max(1, steps // 20))}
     cfg = dataclasses.replace(base, protocol="tune", seed=SEED, **own)
     check(cfg)
-    record = train.train(cfg, device, options.out)
+    record: Any = train.train(cfg, device, options.out)
     found = {key: round(record["metrics"][key], 3) for key in ("accuracy_pct", "auc_pct")}
     commit = (record["source"]["commit"] or "")[:7]
     return {"row": row, "setting": setting, "value": value, "steps": steps, "seed": SEED, **found, "commit": commit}
