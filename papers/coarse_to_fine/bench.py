@@ -14,6 +14,7 @@ from facepapers.common.data.markups import Markup
 from facepapers.common.faces import drawing as embedded
 from facepapers.common.protocols import metrics
 from facepapers.common.training import precision
+from facepapers.common.vision import networks
 from facepapers.papers.coarse_to_fine import data, method, train
 from facepapers.papers.coarse_to_fine.config import Config, Model, preset
 from facepapers.papers.coarse_to_fine.crops import Crops, FaceCrops, Offsets, landmark_boxes
@@ -25,7 +26,7 @@ def trained_networks() -> Iterator[tuple]:
     """(what, network, input) for the step's share of the machine's rate."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     cfg = preset("short", "cft", "embedded")
-    net = method.CFTNet(29, markups.COFW29.principal, cfg.crop).to(device, memory_format=torch.channels_last)
+    net = networks.channels_last(method.CFTNet(29, markups.COFW29.principal, cfg.crop), device)
     x = 255 * torch.rand(BATCH, 3, cfg.crop, cfg.crop, device=device)
     yield f"CFT, {BATCH} crops", net, x.contiguous(memory_format=torch.channels_last)
 
@@ -61,7 +62,7 @@ def comparisons() -> Iterator[tuple]:
 
 def stepper(cfg: Config, markup: Markup, batch: Crops, device: torch.device) -> Callable[[], None]:
     """One training step as train.py does it, on a fixed batch."""
-    model = Model(cfg, markup).to(device, memory_format=torch.channels_last).train()
+    model = networks.channels_last(Model(cfg, markup), device).train()
     optimizer = train.make_optimizer(cfg, model)
 
     def step():

@@ -137,6 +137,8 @@ def check(cfg: Config) -> None:
 class Model(torch.nn.Module):
     """A row's network with its loss and its way to points, so that one loop serves every row."""
 
+    net: "MeanShape | variant.HeatmapNet | method.CFTNet"
+
     def __init__(self, cfg: Config, markup: Markup) -> None:
         super().__init__()
         self.row, self.principal, self.elaborate = cfg.row, markup.principal, markup.elaborate
@@ -165,16 +167,18 @@ class Model(torch.nn.Module):
     @torch.no_grad()
     def look_at(self, crops: Any) -> None:
         """Take from a crops.Crops what is not learned: the mean image (CFT), the mean points (floor)."""
-        if hasattr(self.net, "mean_image"):
+        if isinstance(self.net, method.CFTNet):
             self.net.mean_image.copy_(crops.images.mean(0))
             if self.start_at_mean:
                 self.net.start_at(crops.points.mean(0))
-        if hasattr(self.net, "mean_points"):
+        if isinstance(self.net, MeanShape):
             self.net.mean_points.copy_(crops.points.mean(0))
 
 
 class MeanShape(torch.nn.Module):
     """The same points for every face: what a method must beat."""
+
+    mean_points: torch.Tensor  # a buffer
 
     def __init__(self, n_points: int) -> None:
         super().__init__()

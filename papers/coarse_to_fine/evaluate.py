@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -124,7 +125,7 @@ def load(path: Path | str, device: torch.device) -> tuple[Model, Config, Markup]
         raise cli.UserError(f"{path}: no weights of this paper (its metadata names no row); train or fetch one")
     try:
         markup = markups.markup_for(int(metadata["points"]))
-        view = {key: float(metadata[key]) for key in ("margin", "test_shift", "test_log_size")}
+        view: dict[str, Any] = {key: float(metadata[key]) for key in ("margin", "test_shift", "test_log_size")}
         view["crop"] = int(metadata["crop"])
     except (KeyError, ValueError) as error:
         raise cli.UserError(f"{path}: its metadata does not describe a model of this paper ({error})") from None

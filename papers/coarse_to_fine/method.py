@@ -11,6 +11,7 @@ closer together, until both are equal.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -45,6 +46,11 @@ class CFTNet(nn.Module):
     Feature sides 50 -> 25 -> 13 -> 7 -> 4. fc5 has no activation, so fc5 -> fc6 is a linear bottleneck of rank 256.
     While training, a pair of linear heads also reads each of the three first pooled maps (deep supervision).
     """
+
+    order: torch.Tensor  # buffers, made below
+    mean_image: torch.Tensor
+    heads: Any  # nn.ModuleList of nn.Linear, and of such pairs: torch types their entries as nn.Module only
+    auxiliary: Any
 
     def __init__(self, n_points: int, principal: Sequence[int], crop: int = 50) -> None:
         super().__init__()
@@ -125,9 +131,12 @@ def coarse_to_fine_loss(
     The auxiliary pairs follow the same weights (inferred: the released file has one value everywhere).
     """
     return sum(
-        weights[0] * squared_error(points, truth, distance_px, principal)
-        + weights[1] * squared_error(points, truth, distance_px, elaborate)
-        for points in outputs
+        (
+            weights[0] * squared_error(points, truth, distance_px, principal)
+            + weights[1] * squared_error(points, truth, distance_px, elaborate)
+            for points in outputs
+        ),
+        start=truth.new_zeros(()),
     )
 
 
@@ -154,8 +163,8 @@ def schedule(
     trains the principal subset alone (1, 0).
     """
     fixed = {"cft": None, "direct": (0.5, 0.5), "principal": (1.0, 0.0)}[control]
-    ends = torch.tensor([stage.share for stage in stages], dtype=torch.float64).cumsum(0)
-    ends = [round(float(end / ends[-1]) * total_steps) for end in ends]
+    shares = torch.tensor([stage.share for stage in stages], dtype=torch.float64).cumsum(0)
+    ends = [round(float(share / shares[-1]) * total_steps) for share in shares]
     rows = []
     for stage, start, end in zip(stages, [0, *ends[:-1]], ends, strict=True):
         weights = fixed or (stage.weight_principal, stage.weight_elaborate)

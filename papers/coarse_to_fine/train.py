@@ -15,6 +15,7 @@ from facepapers.common import cli, paths
 from facepapers.common.evidence import jobs, runs
 from facepapers.common.progress import phase
 from facepapers.common.training import checkpoint, loop, optimizers, parallel, precision, schedules
+from facepapers.common.vision import networks
 from facepapers.papers.coarse_to_fine import data, evaluate, figures, method
 from facepapers.papers.coarse_to_fine.config import PAPER, Config, Model, check, preset
 from facepapers.papers.coarse_to_fine.crops import Crops, Feed
@@ -44,11 +45,11 @@ def train(cfg: Config, device: torch.device, out: Path = paths.LOCAL) -> dict | 
     job = jobs.begin(run, cfg, device)
     feed = Feed.of(job.cfg, device)
     torch.manual_seed(cfg.seed)
-    model = Model(job.cfg, feed.faces.markup).to(device, memory_format=torch.channels_last)
-    watched = feed.val if len(feed.val) else feed.fit[:WATCHED]
+    model = networks.channels_last(Model(job.cfg, feed.faces.markup), device)
+    index = feed.val if len(feed.val) else feed.fit[:WATCHED]
     with phase(f"{run.name}: cutting crops"):
         model.look_at(feed.augmented(resample(feed.fit, MEAN_FACES), 3))
-        watched, test = feed.plain(watched), feed.plain(feed.test)
+        watched, test = feed.plain(index), feed.plain(feed.test)
     counts = f"{len(feed.fit)} training, {len(feed.val)} validation, {len(feed.test)} test faces"
     print(f"{run.name}: {counts} on {device}", file=sys.stderr)
     steps, best = None, loop.Best(model)
