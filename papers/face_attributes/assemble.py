@@ -19,8 +19,9 @@ from facepapers.papers.face_attributes.config import DEPTHS, PAPER, Config
 
 def trunk(
     cfg: Config, datasets: list[data.Dataset], out: Path | str, weights: Path | None = None
-) -> tuple[torch.nn.Module, list[torch.nn.Sequential]]:
+) -> tuple[networks.IResNet | networks.MobileFaceNetReLU, list[torch.nn.Sequential]]:
     """(identity network that cfg.trunk names, in eval mode; its stages, which share its modules)."""
+    net: networks.IResNet | networks.MobileFaceNetReLU
     if cfg.trunk == "random":
         net = untrained(cfg, datasets)
     elif cfg.trunk == "demo":
@@ -40,9 +41,10 @@ def digest_of(path: Path | str) -> str:
 
 
 @torch.no_grad()
-def untrained(cfg: Config, datasets: list[data.Dataset]) -> torch.nn.Module:
+def untrained(cfg: Config, datasets: list[data.Dataset]) -> networks.IResNet | networks.MobileFaceNetReLU:
     """A trunk of random weights (control) whose statistics fit the training faces, so that activations keep a scale."""
     torch.manual_seed(cfg.seed + 7)
+    net: networks.IResNet | networks.MobileFaceNetReLU
     if cfg.data == "embedded":
         net = networks.IResNet(cfg.units, cfg.widths, cfg.features, input_px=cfg.input_px)
     else:
@@ -108,7 +110,7 @@ def record(cfg: Config, run: runs.Run, device: torch.device, out: Path | str, we
     net, stages = trunk(cfg, datasets, out, weights)
     accuracy = {a: {row: r["validation"][a] for row, r in rows.items()} for a in data.attributes_of(datasets)}
     chosen, flop = choose_rows(cfg, accuracy, *costs_of(stages, cfg, datasets))
-    arrays = {}
+    arrays: dict[str, np.ndarray] = {}
     for name, row in chosen.items():
         found = runs.read_predictions(rows[row]["folder"] / "predictions.npz")
         arrays |= {k: v for k, v in found.items() if k.startswith(f"{name}_")}
@@ -133,7 +135,7 @@ def choose_rows(
     `per_stage` and `heads` are the costs of `costs_of`.
     """
     if cfg.row == "best":
-        chosen = {name: max(found, key=found.get) for name, found in accuracy.items()}
+        chosen = {name: max(found, key=found.__getitem__) for name, found in accuracy.items()}
         return chosen, 2 * (len(chosen) * sum(per_stage) + sum(heads.values()))
     by_start = {name: {DEPTHS[row]: v for row, v in found.items() if row in DEPTHS} for name, found in accuracy.items()}
     starts, row_of = method.choose(by_start, per_stage, cfg.margin, heads), {k: row for row, k in DEPTHS.items()}

@@ -17,16 +17,16 @@ def trained_networks():
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     branch = method.fold(method.Branch(method.split(networks.MobileFaceNetReLU().eval()), 3, 8, 128))
     x = torch.randn(BATCH, 64, 28, 28, device=device).contiguous(memory_format=torch.channels_last)
-    yield f"a branch from stage 3, {BATCH} faces", branch.to(device, memory_format=torch.channels_last), x
+    yield f"a branch from stage 3, {BATCH} faces", networks.channels_last(branch, device), x
 
 
 def comparisons():
     """(what, name, run, other name, other run) for tools.bench; a None other is a plain time."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    net = networks.MobileFaceNetReLU().to(device, memory_format=torch.channels_last).eval()
+    net = networks.channels_last(networks.MobileFaceNetReLU(), device).eval()
     stages = method.split(net)
     branches = {n: method.Branch(stages, k, classes, 128) for n, (k, classes) in PATTERN.items()}
-    shared = method.SharedNet(stages, branches).to(device, memory_format=torch.channels_last).eval()
+    shared = networks.channels_last(method.SharedNet(stages, branches), device).eval()
     whole = {n: torch.nn.Sequential(*stages[: b.start - 1], b) for n, b in branches.items()}
     x = torch.randn(BATCH, 3, 112, 112, device=device).contiguous(memory_format=torch.channels_last)
     together, apart = no_grad(lambda: shared(x)), no_grad(lambda: {n: w(x) for n, w in whole.items()})
@@ -49,7 +49,7 @@ def no_grad(function):
 
 def stepper(stages, folded, device):
     """Forward and backward of one branch from stage 3 on given activations."""
-    branch = method.Branch(stages, 3, 8, 128).to(device, memory_format=torch.channels_last)
+    branch = networks.channels_last(method.Branch(stages, 3, 8, 128), device)
     branch = (method.fold(branch) if folded else branch).train()
     x = torch.randn(BATCH, 64, 28, 28, device=device).contiguous(memory_format=torch.channels_last)
     return lambda: branch(x).square().mean().backward()

@@ -13,7 +13,7 @@ import hashlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -217,7 +217,7 @@ def embedded_people(split: str) -> tuple[torch.Tensor, torch.Tensor]:
 # ---- Splits
 
 
-def hashes(names: Sequence[str]) -> np.ndarray:
+def hashes(names: Sequence[str] | np.ndarray) -> np.ndarray:
     """(N,) uint64: the first eight bytes of the sha256 of each file name."""
     return np.array([int.from_bytes(hashlib.sha256(str(n).encode()).digest()[:8], "big") for n in names], np.uint64)
 
@@ -253,7 +253,9 @@ def without_doubles(name: str, names: Sequence[str], split: np.ndarray) -> np.nd
     return np.where(doubles & (split == 0), 3, split).astype(np.uint8)
 
 
-def new_split(names: Sequence[str], groups: np.ndarray, val: float = 0.1, test: float = 0.2) -> dict[str, np.ndarray]:
+def new_split(
+    names: Sequence[str] | np.ndarray, groups: np.ndarray, val: float = 0.1, test: float = 0.2
+) -> dict[str, np.ndarray]:
     """{"val", "test"}: sorted hashes of file names; faces of one group (N,) of near-duplicates stay together.
 
     Groups are taken in the order of their smallest hash until the shares are full, so the split depends on names alone.
@@ -332,6 +334,7 @@ def main(argv: Sequence[str]) -> None:
     groups = duplicates.groups(pack.decode())
     names, several = pack.arrays["name"], np.bincount(groups)[groups] > 1
     print(f"{name}: {len(names)} faces, {several.sum()} of them in {len(np.unique(groups[several]))} groups")
+    made: dict[str, Any]
     if name == "utkface":
         made = new_split(names, groups)
     else:

@@ -40,7 +40,7 @@ class Scores(NamedTuple):
 @torch.no_grad()
 def scores(net: method.SharedNet, source: Source, split: str, device: torch.device) -> dict[str, Scores]:
     """Attribute -> Scores of the "val" or "test" faces."""
-    found = {}
+    found: dict[str, list[Scores]] = {}
     net.eval()
     for number, dataset in enumerate(source.datasets):
         whole = dataset.index(split)
@@ -90,7 +90,7 @@ def results(found: dict[str, Scores], datasets: list[data.Dataset]) -> tuple[dic
 
 def group_table(datasets: list[data.Dataset], scored: Scores, hit: torch.Tensor) -> Groups:
     """Accuracy by every attribute that the tested faces carry: group -> value -> {n, accuracy_pct}."""
-    table = {}
+    table: Groups = {}
     for k, dataset in enumerate(datasets):
         here = scored.dataset == k
         for name, attribute in dataset.attributes.items() if here.any() else ():
@@ -159,14 +159,14 @@ def identity_arrays(
     if people is None:
         return {}
     faces, identity, pairs = people
-    features = []
+    parts = []
     for some in faces.split(64):
         x = networks.to_input(resized(some, cfg.input_px).to(device), pixels)
         for stage in stages[:depth]:
             x = stage(x)
         x = torch.nn.functional.adaptive_avg_pool2d(x, cfg.grid).flatten(1) if x.dim() == 4 else x
-        features.append(x.float().cpu())
-    features = torch.cat(features)
+        parts.append(x.float().cpu())
+    features = torch.cat(parts)
     within, between = method.identity_variance(features, identity)
     arrays = {"identity_within": within.numpy(), "identity_between": between.numpy()}
     if verify:

@@ -18,7 +18,7 @@ import copy
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -100,6 +100,8 @@ class SharedNet(nn.Module):
     `moving` (joint training) lets the trunk learn as well; the identity output then changes.
     """
 
+    branches: Any  # nn.ModuleDict of Branch: torch types its entries as nn.Module only
+
     def __init__(self, stages: Sequence[nn.Module], branches: dict[str, Branch], moving: bool = False):
         super().__init__()
         self.trunk = nn.ModuleList(stages).requires_grad_(moving)
@@ -154,7 +156,7 @@ def joint_loss(
         count = max(1, len(score) if counts is None else counts[name])
         total = F.cross_entropy(score, targets[name], reduction="sum")  # 0 of no images
         each[name] = processes * total / count
-    return sum(each.values()) / len(each), each
+    return sum(each.values(), start=torch.zeros(())) / len(each), each
 
 
 def soft_years(years: torch.Tensor, oldest: int, sigma: float) -> torch.Tensor:
@@ -282,13 +284,13 @@ def blocks(net: nn.Module) -> dict[str, nn.Module]:
     """Name -> module, in order, whose composition is `net`. A residual block is one entry. UserError for other nets."""
     if isinstance(net, MobileFaceNetReLU):
         first = net.dw_conv
-        opening = [first.depthwise, first.bn1, nn.ReLU(), first.pointwise, first.bn2, nn.ReLU()]
+        opening = [first["depthwise"], first["bn1"], nn.ReLU(), first["pointwise"], first["bn2"], nn.ReLU()]
         return {
             "conv1": net.conv1,
             "dw_conv": nn.Sequential(*opening),
             **{f"features.{i}": block for i, block in enumerate(net.features)},
             "conv2": net.conv2,
-            "gdconv": nn.Sequential(net.gdconv.depthwise, net.gdconv.bn),
+            "gdconv": nn.Sequential(net.gdconv["depthwise"], net.gdconv["bn"]),
             "embedding": nn.Sequential(net.conv3, nn.Flatten(), Float(), net.bn),
         }
     if isinstance(net, IResNet):
@@ -321,22 +323,24 @@ def split(net: nn.Module, cuts: Sequence[str] = ()) -> list[nn.Sequential]:
 def reinitialise(module: nn.Module) -> None:
     """New random weights (torch's defaults, convolutions by Kaiming's rule) and fresh statistics, in place."""
     for layer in module.modules():
-        if hasattr(layer, "reset_parameters"):
-            layer.reset_parameters()
+        reset: Any = getattr(layer, "reset_parameters", None)
+        if reset is not None:
+            reset()
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
 
 
-Learner = TypeVar("Learner", Branch, SharedNet)
+Learner = TypeVar("Learner", bound=nn.Module)
 
 
 def fold(learner: Learner) -> Learner:
     """Merge each BatchNorm that follows a convolution in an nn.Sequential into it, and keep the others' statistics.
 
-    `learner`: a Branch, or a SharedNet whose trunk moves. It computes the same up to rounding and relearns faster: a
-    quarter to a half less time a step on a CPU. In place; returns it.
+    `learner`: a Branch, a SharedNet whose trunk moves, or a stage of a frozen trunk. It computes the same up to
+    rounding and relearns faster: a quarter to a half less time a step on a CPU. In place; returns it.
     """
-    learner.keep_statistics = True
+    if isinstance(learner, Branch | SharedNet):
+        learner.keep_statistics = True
     for block in list(learner.modules()):
         if isinstance(block, nn.Sequential):
             for (name, conv), (after, norm) in itertools.pairwise(list(block.named_children())):

@@ -4,6 +4,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,7 +20,7 @@ def save(
     cfg: Config,
     run: runs.Run,
     rows: dict[str, dict],
-    identity_net: torch.nn.Module,
+    identity_net: networks.IResNet | networks.MobileFaceNetReLU,
     stages: Sequence[torch.nn.Module],
     datasets: list[data.Dataset],
     device: torch.device,
@@ -47,7 +48,7 @@ def save(
     return {"file": path.name, "sha256": checkpoint.save_weights(path, net, **metadata)}
 
 
-def sizes_of(net: torch.nn.Module) -> dict[str, object]:
+def sizes_of(net: networks.IResNet | networks.MobileFaceNetReLU) -> dict[str, object]:
     """The options that make a network of this architecture again; empty for the given MobileFaceNet."""
     if isinstance(net, networks.MobileFaceNetReLU):
         return {}
@@ -75,8 +76,9 @@ def load_shared(
     tensors, metadata = checkpoint.read_weights(path)
     if metadata.get("row") != "chosen":
         raise UserError(f"{path}: no shared attribute network (its metadata names no chosen pattern); train one")
-    settings = json.loads(metadata["config"])
-    cfg = Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()})
+    settings: dict[str, Any] = json.loads(metadata["config"])
+    settings = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
+    cfg = Config(**settings)
     attributes = {
         n: data.Attribute(a["name"], tuple(a["classes"]), a["years"])
         for n, a in json.loads(metadata["attributes"]).items()

@@ -13,6 +13,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,14 +52,15 @@ class Source:
     ):
         self.cfg, self.datasets, self.first, self.device, self.pooled = cfg, datasets, first, device, pooled
         self.stages, self.pixels = [s.to(device).eval() for s in stages], pixels
-        self.fast = [method.fold(copy.deepcopy(s)).to(memory_format=torch.channels_last).eval() for s in self.stages]
+        self.fast = [networks.channels_last(method.fold(copy.deepcopy(s))).eval() for s in self.stages]
         top = first > len(stages)
         self.stored = cfg.views > 0 and (pooled or top or first >= cfg.cache_from)
         self.pools = [dataset.index("train") for dataset in datasets]
         for dataset, pool in zip(datasets, self.pools, strict=True):
             if len(pool) < cfg.batch:
                 raise UserError(f"--batch {cfg.batch}: {dataset.name} has only {len(pool)} training faces; use fewer")
-        self.digest, self._views = fingerprint(stages), {}
+        self.digest = fingerprint(stages)
+        self._views: dict[tuple, Any] = {}  # drawn views of a set, and stored activations
 
     def prepare(self) -> None:
         """Store what training and tests will read; the other processes wait for the first one."""

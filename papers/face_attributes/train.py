@@ -9,6 +9,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -70,7 +71,7 @@ def train(cfg: Config, device: torch.device, out: Path = paths.LOCAL, weights: P
 
 
 def build(
-    cfg: Config, datasets: list[data.Dataset], stages: list[torch.nn.Module], pixels: str, device: torch.device
+    cfg: Config, datasets: list[data.Dataset], stages: Sequence[torch.nn.Module], pixels: str, device: torch.device
 ) -> tuple[method.SharedNet, Source]:
     """(SharedNet with a branch per attribute as the row says, the Source of its inputs)."""
     torch.manual_seed(cfg.seed)
@@ -79,12 +80,14 @@ def build(
     source = Source(cfg, datasets, stages, pixels, 1 if joint else start, device, pooled=probe)
     source.prepare()
     known = data.attributes_of(datasets)
-    sizes = sizes_of(stages, cfg, probe, start)
+    sizes: dict[str, Any] = sizes_of(stages, cfg, probe, start)
     hidden = 0
     if cfg.row == "mlp":
         like = sum(p.numel() for stage in stages[3:] for p in stage.parameters())
         hidden = method.hidden_width(like, sizes["features"], 2)
-    control = dict(only=start if cfg.row.startswith("only") else 0, hidden=hidden, scratch=cfg.row == "scratch")
+    control: dict[str, Any] = dict(
+        only=start if cfg.row.startswith("only") else 0, hidden=hidden, scratch=cfg.row == "scratch"
+    )
     branches = {n: method.Branch(stages, start, a.scores, **sizes, **control) for n, a in known.items()}
     net = method.SharedNet(assemble.copies(stages) if joint else stages, branches, moving=joint).to(device)
     if cfg.row != "scratch":
@@ -92,11 +95,11 @@ def build(
     if cfg.statistics == "frozen":
         for learner in [net] if joint else net.branches.values():
             method.fold(learner)
-    return net.to(memory_format=torch.channels_last), source
+    return networks.channels_last(net), source
 
 
 @torch.no_grad()
-def sizes_of(stages: list[torch.nn.Module], cfg: Config, probe: bool, start: int) -> dict[str, int]:
+def sizes_of(stages: Sequence[torch.nn.Module], cfg: Config, probe: bool, start: int) -> dict[str, int]:
     """Channels below the readout, and the raster of a probe."""
     x, device = torch.zeros(1, 3, cfg.input_px, cfg.input_px), next(stages[0].parameters()).device
     x = x.to(device)
@@ -179,7 +182,7 @@ def record(
     job: jobs.Job,
     net: method.SharedNet,
     source: Source,
-    stages: list[torch.nn.Module],
+    stages: Sequence[torch.nn.Module],
     before: str,
     steps: loop.Steps,
 ) -> dict:
@@ -259,7 +262,7 @@ def fit_trunk(job: jobs.Job, net: networks.IResNet, faces: torch.Tensor, identit
     """Train `net` and a centre per person on aligned uint8 faces (N, 3, S, S) of people (N,); returns the Steps."""
     cfg, device = job.cfg, job.device
     both = torch.nn.ModuleDict({"net": net, "classes": torch.nn.Linear(cfg.features, int(identity.max()) + 1, False)})
-    both = both.to(device, memory_format=torch.channels_last)
+    networks.channels_last(both, device)
     optimizer = optimizers.make("adamw", both.parameters(), cfg.lr, cfg.weight_decay, fused=True)
     network = parallel.wrap(Cosines(both), device)
     steps = job.steps({"model": both, "optimizer": optimizer}, cfg.steps, cfg.batch, "faces")
@@ -286,7 +289,7 @@ class Cosines(torch.nn.Module):
 
     def __init__(self, both: torch.nn.ModuleDict):
         super().__init__()
-        self.both = both
+        self.both: Any = both  # torch types its entries as nn.Module only
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         embedding = F.normalize(self.both["net"](x), dim=1)

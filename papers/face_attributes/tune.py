@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -55,7 +56,7 @@ def trial(options: Command, row: str, rate: float, device: torch.device) -> dict
     steps = max(1, round(options.share * base.steps))
     cfg = dataclasses.replace(base, lr=rate, steps=steps, warmup=min(base.warmup, steps // 5), seed=SEED)
     check(cfg)
-    record = train.train(cfg, device, options.out, options.weights)
+    record: Any = train.train(cfg, device, options.out, options.weights)
     found = {name: round(value, 2) for name, value in record["validation"].items()}
     mean = round(sum(record["validation"].values()) / len(found), 2)
     commit = (record["source"]["commit"] or "")[:7]
