@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from facepapers.common.evidence.timing import peak_mib
+from facepapers.common.vision import networks
 from facepapers.papers.hybrid_order_distillation import method
 from facepapers.papers.hybrid_order_distillation.config import preset
 from facepapers.papers.hybrid_order_distillation.degrade import degrade
@@ -18,7 +19,7 @@ def trained_networks():
     """(what, network, input) for the step's share of the machine's rate."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     cfg = preset("short")
-    net = make_net(cfg.net, cfg.features, cfg.input_px).to(device, memory_format=torch.channels_last)
+    net = networks.channels_last(make_net(cfg.net, cfg.features, cfg.input_px), device)
     x = torch.randn(BATCH, 3, cfg.input_px, cfg.input_px, device=device)
     yield f"the short preset's student, {BATCH} faces", net, x.contiguous(memory_format=torch.channels_last)
 

@@ -203,7 +203,7 @@ class Feed:
         cfg, gen = self.cfg, seeding.generator(self.cfg.seed, 2, step)
         index = self.pick(step)
         view = torch.randint(max(1, cfg.views), (cfg.batch,), generator=gen)
-        numbers = self.numbers[view, index] if cfg.views else torch.rand(cfg.batch, 5, generator=gen)
+        numbers = self.numbers[view, index] if self.numbers is not None else torch.rand(cfg.batch, 5, generator=gen)
         index, view, numbers = index[share], view[share], numbers[share]
         labels = self.training.labels[index].to(self.device)
         if self.small is not None and not high:
@@ -220,7 +220,8 @@ def picker(labels: np.ndarray, cfg: Config) -> Callable[[int], torch.Tensor]:
     if n < cfg.batch:
         raise UserError(f"--batch {cfg.batch}: {cfg.data} has only {n} training images")
     if cfg.per_class:
-        return functools.partial(class_batch, *_by_class(labels), cfg)
+        order, start, count = _by_class(labels)
+        return functools.partial(class_batch, order, start, count, cfg)
     return seeding.shuffled(n, cfg.batch, cfg.seed)
 
 
@@ -263,6 +264,7 @@ def view_outputs(
     for v in range(cfg.views):
         path = Path(folder) / f"view{v}.npy" if folder else None
         if path is None or not path.exists():
+            assert network is not None  # None only reads what is complete
             parts = progress(torch.arange(len(training)).split(chunk), f"teacher, view {v}", "batches")
             made = torch.cat([
                 network(augmented(training.images[i].to(device), numbers[v, i], cfg.augment, cfg.teacher_px)).cpu()

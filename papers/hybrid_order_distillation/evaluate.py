@@ -25,15 +25,15 @@ from facepapers.papers.hybrid_order_distillation import data
 from facepapers.papers.hybrid_order_distillation.config import PAPER, Config, check, preset
 from facepapers.papers.hybrid_order_distillation.degrade import degrade
 from facepapers.papers.hybrid_order_distillation.metrics import METRICS, measure
-from facepapers.papers.hybrid_order_distillation.nets import Learner, embedding_width, make_net
+from facepapers.papers.hybrid_order_distillation.nets import Learner, Net, embedding_width, make_net
 
 # ---- From networks to predictions
 
 
 def predictions(
     cfg: Config,
-    teacher: torch.nn.Module,
-    net: torch.nn.Module | None,
+    teacher: Net,
+    net: Net | None,
     learner: Learner | None,
     images: data.ImageSet,
     device: torch.device,
@@ -60,7 +60,7 @@ def predictions(
 class View:
     """A network with its input side: unit embeddings, or raw outputs, of images at a resolution."""
 
-    def __init__(self, cfg: Config, net: torch.nn.Module, px: int, device: torch.device):
+    def __init__(self, cfg: Config, net: Net, px: int, device: torch.device):
         self.cfg, self.net, self.px, self.device = cfg, net.eval().to(device), px, device
 
     def pictures(self, images: torch.Tensor, resolution: int, operator: str | None = None) -> torch.Tensor:

@@ -5,7 +5,7 @@ A network maps float input (B, 3, P, P) to an embedding (B, `embedding_width`); 
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -180,9 +180,9 @@ class Outputs(NamedTuple):
     """What a network says about B images; None where nobody asked."""
 
     embedding: torch.Tensor  # (B, d)
-    logits: torch.Tensor | None = None  # (B, C)
-    projected: torch.Tensor | None = None  # (B, e): the embedding mapped to the source's width
-    maps: torch.Tensor | None = None  # (B, K, H, W) of the hint layer
+    logits: Any = None  # (B, C); these three are tensors for whoever asked
+    projected: Any = None  # (B, e): the embedding mapped to the source's width
+    maps: Any = None  # (B, K, H, W) of the hint layer
 
 
 class Learner(nn.Module):

@@ -6,6 +6,7 @@ The source is the teacher, at high resolution, or in the second stage the assist
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,16 +25,17 @@ class Source:
 
     def __init__(self, learner: Learner, px: int, device: torch.device, sha256: str = "", seconds: float = 0.0):
         self.learner, self.px, self.device = learner.eval().requires_grad_(False).to(device), px, device
-        self.sha256, self.seconds, self.targets = sha256, seconds, None
+        self.sha256, self.seconds = sha256, seconds
+        self.targets: torch.Tensor | None = None  # the embeddings of all fixed views, where `prepare` keeps them
 
     @torch.no_grad()
     def __call__(
         self,
         pictures: torch.Tensor,
         operator: str = "pil_bicubic",
-        network: Callable[[torch.Tensor], Outputs] | None = None,
-    ) -> Outputs:
-        """Outputs for uint8 pictures (B, 3, S, S) at high resolution; `network`: another form of the learner."""
+        network: Callable[[torch.Tensor], Any] | None = None,
+    ) -> Any:
+        """Outputs for uint8 pictures (B, 3, S, S) at high resolution, or what `network` gives in its place."""
         x = networks.to_input(resize(pictures, self.px, operator), self.learner.net.pixels)
         return (network or self.learner)(x.contiguous(memory_format=torch.channels_last))
 
@@ -50,6 +52,7 @@ class Source:
     def outputs(self, batch: data.Batch, operator: str) -> Outputs:
         """Outputs for a Batch: the kept embeddings, or a forward pass."""
         if self.targets is None:
+            assert batch.high is not None  # train.fit asks for it where no targets are kept
             return self(batch.high, operator)
         return Outputs(self.targets[batch.view, batch.index].to(self.device))
 

@@ -10,6 +10,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +23,9 @@ from facepapers.common.vision import networks
 from facepapers.papers.hybrid_order_distillation import data, evaluate, method
 from facepapers.papers.hybrid_order_distillation.config import PAPER, UNTRAINED, Config, Files, check, preset
 from facepapers.papers.hybrid_order_distillation.nets import (
+    ImageNetResNet,
     Learner,
+    Net,
     Outputs,
     embedding_width,
     macs,
@@ -78,6 +81,7 @@ def teacher_of(job: jobs.Job, training: data.Training, path: Path | None = None)
     own.
     """
     cfg = job.asked
+    net: Net
     if cfg.teacher_sha256:
         net = networks.load_mobilefacenet(networks.given_weights(path, cfg.teacher_sha256, "--teacher"))
         return Source(Learner(net), cfg.teacher_px, job.device, cfg.teacher_sha256)
@@ -111,10 +115,10 @@ def train_teacher(job: jobs.Job, learner: Learner, training: data.Training, fold
     parallel.barrier()
 
 
-def student_net(cfg: Config, name: str, features: int, px: int) -> torch.nn.Module:
+def student_net(cfg: Config, name: str, features: int, px: int) -> Net:
     """A network, with the ImageNet weights of cfg.pretrained under it where it is one of torchvision's."""
     net = make_net(name, features, px)
-    if cfg.pretrained and name.startswith("imagenet"):
+    if cfg.pretrained and isinstance(net, ImageNetResNet):
         path = cfg.pretrained.replace("{net}", name.removeprefix("imagenet_"))
         state = {k: v for k, v in networks.read_state(path).items() if not k.startswith("fc.")}
         missing = net.body.load_state_dict(state, strict=False)
@@ -179,7 +183,7 @@ def new_learner(cfg: Config, source: Source, training: data.Training, start: tor
     if cfg.start == "source" and not networks.difference(net.state_dict(), start.state_dict()):
         net.load_state_dict(start.state_dict())
     width = embedding_width(source.learner.net)
-    options = dict(source_width=width if 1 in cfg.orders or cfg.kd else 0)
+    options: dict[str, Any] = dict(source_width=width if 1 in cfg.orders or cfg.kd else 0)
     if cfg.hint:
         options["hint_width"] = source.hint_width()
     if cfg.kd and cfg.kind != "classification":
@@ -199,24 +203,26 @@ def new_learner(cfg: Config, source: Source, training: data.Training, start: tor
 def fit(job: jobs.Job, learner: Learner, source: Source | None, training: data.Training, stage: Stage) -> loop.Steps:
     """Train `learner` as a Stage says; it ends with its last (or averaged) weights. Returns the finished Steps."""
     cfg, device, total = job.cfg, job.device, stage.steps
-    learner.to(device, memory_format=torch.channels_last)
+    networks.channels_last(learner, device)
     average = loop.averaged(learner, cfg.averaging) if cfg.averaging else None
     optimizer = make_optimizer(cfg, learner)
     parts = {"model": learner, "optimizer": optimizer} | ({"average": average} if average else {})
     steps = job.steps(parts, total, cfg.batch, "images", folder=stage.folder, label=stage.label)
-    unfinished, taught = steps.first < total, source is not None and cfg.has_source
+    guide = source if cfg.has_source else None
+    unfinished = steps.first < total
     feed = data.Feed(training, cfg, stage.resolution, stage.px, total, device) if unfinished else None
     network = parallel.wrap(learner, device)
     for step in steps:
-        batch = feed.batch(step, job.share, high=taught and source.targets is None)
-        target = source.outputs(batch, cfg.operator) if taught else None
+        assert feed is not None  # made where a step is left
+        batch = feed.batch(step, job.share, high=guide is not None and guide.targets is None)
+        target = guide.outputs(batch, cfg.operator) if guide is not None else None
         schedules.set_rate(optimizer, rate_at(cfg, step, total))
         learner.train()
         x = networks.to_input(batch.seen, learner.net.pixels).contiguous(memory_format=torch.channels_last)
         with precision.autocast(device, cfg.precision):
             output = network(x)
         losses = losses_of(cfg, learner, output, target, source, batch)
-        loss = sum(losses.values())
+        loss = sum(losses.values(), start=torch.zeros(()))
         norms = gradient_norms(losses, output.embedding)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -242,11 +248,13 @@ def losses_of(
     """{name: weighted loss} of this process's share."""
     losses = relations(cfg, output, target) if target is not None and (cfg.orders or cfg.centre) else {}
     if cfg.kd:
+        assert target is not None  # config.has_source
         logits = target.logits
         if learner.centres is not None:
             logits = cfg.scale * F.linear(F.normalize(target.embedding, dim=1), learner.centres)
         losses["kd"] = cfg.kd * method.kd_loss(output.logits, logits, cfg.temperature)
     if cfg.hint:
+        assert source is not None and batch.high is not None  # config.has_source, and no fixed views
         losses["hint"] = cfg.hint * method.hint_loss(output.maps, source.hint_maps(batch.high))
     if cfg.task:
         losses["task"] = cfg.task * F.cross_entropy(output.logits, batch.labels)
@@ -284,7 +292,7 @@ def gradient_norms(losses: dict[str, torch.Tensor], embedding: torch.Tensor) -> 
 def make_optimizer(cfg: Config, learner: Learner) -> torch.optim.Optimizer:
     """SGD or AdamW over everything that is trained."""
     learned = optimizers.trained(learner)
-    options = dict(nesterov=cfg.nesterov, fused=True)
+    options: dict[str, Any] = dict(nesterov=cfg.nesterov, fused=True)
     return optimizers.make(cfg.optimizer, learned, cfg.lr, cfg.weight_decay, cfg.momentum, **options)
 
 
@@ -311,7 +319,7 @@ def record(
     weights = None
     if student is not None:
         path = run.folder / "model.safetensors"
-        kept = student if cfg.kind == "classification" else net
+        kept = student if cfg.kind == "classification" else student.net
         metadata = dict(row=cfg.row, net=cfg.net, trained_on=cfg.data, config=runs.fingerprint(cfg))
         weights = {"file": path.name, "sha256": checkpoint.save_weights(path, kept, **metadata)}
     history = [{"stage": k, **row} for k, steps in enumerate(logs, start=3 - len(logs)) for row in steps.history]
