@@ -5,6 +5,7 @@ import dataclasses
 import torch
 
 from facepapers.common.training import precision
+from facepapers.common.vision import networks
 from facepapers.papers.resup import data, fitting, method, train
 from facepapers.papers.resup.config import build_peers, preset
 
@@ -16,7 +17,7 @@ def trained_networks():
     """(what, network, input) for the step's share of the machine's rate."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     cfg = preset("strong", "ce_two")
-    net = build_peers(cfg, CLASSES).members[0].to(device, memory_format=torch.channels_last)
+    net = networks.channels_last(build_peers(cfg, CLASSES).members[0], device)
     x = torch.randn(BATCH, 3, cfg.input_px, cfg.input_px, device=device)
     yield f"one of two networks, {BATCH} faces", net, x.contiguous(memory_format=torch.channels_last)
 
@@ -44,7 +45,7 @@ def comparisons():
 def training(row, device):
     """Two functions: one step of a row after its warm-up, data path included; an epoch, with the noise model's pass."""
     cfg = dataclasses.replace(preset("strong", row), batch=BATCH, warmup=1)
-    peers = build_peers(cfg, CLASSES).to(device, memory_format=torch.channels_last).train()
+    peers = networks.channels_last(build_peers(cfg, CLASSES), device).train()
     pictures = torch.randint(0, 256, (STEPS * cfg.batch, 1, 48, 48), dtype=torch.uint8, device=device)
     given = torch.randint(CLASSES, (len(pictures),), device=device)
     labels = given.cpu().numpy()

@@ -176,7 +176,8 @@ def one_split(faces: FaceSet, number: int) -> Split:
 def repeated(test: Split, training: Split) -> np.ndarray:
     """Which faces of a split are byte for byte a face of the training split too, (N,) bool. FER2013 has such copies."""
     flat = [split.images.reshape(len(split), -1).numpy() for split in (test, training)]
-    return np.isin(*(rows.view(f"V{rows.shape[1]}")[:, 0] for rows in flat))
+    tested, trained = (rows.view(f"V{rows.shape[1]}")[:, 0] for rows in flat)
+    return np.isin(tested, trained)
 
 
 # ---- Batches

@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from facepapers.common import cli, seeding
 from facepapers.common.evidence import runs
 from facepapers.common.protocols.metrics import show
 from facepapers.common.training import checkpoint, parallel, precision
-from facepapers.papers.resup import data
+from facepapers.papers.resup import data, method
 from facepapers.papers.resup.config import PAPER, ROWS, Config, build_net, preset
 from facepapers.papers.resup.metrics import METRICS, measure
 from facepapers.papers.resup.nets import PeerNetworks
@@ -34,7 +35,7 @@ def accuracy_pct(probabilities: torch.Tensor, label: np.ndarray) -> float:
 
 
 @torch.no_grad()
-def forward(peers: torch.nn.Module, pixels: torch.Tensor, cfg: Config) -> torch.Tensor:
+def forward(peers: PeerNetworks, pixels: torch.Tensor, cfg: Config) -> torch.Tensor:
     """Logits (M, B, K) float32 in eval mode."""
     peers.eval()
     n = len(pixels)
@@ -44,7 +45,7 @@ def forward(peers: torch.nn.Module, pixels: torch.Tensor, cfg: Config) -> torch.
         return peers([pixels] * len(peers.members)).float()[:, :n]
 
 
-def probabilities(peers: torch.nn.Module, pictures: torch.Tensor, cfg: Config, device: torch.device) -> torch.Tensor:
+def probabilities(peers: PeerNetworks, pictures: torch.Tensor, cfg: Config, device: torch.device) -> torch.Tensor:
     """Softmax outputs (M, N, K) for uint8 faces without augmentation, means over cfg's test views."""
     found = []
     for part in pictures.split(CHUNK):
@@ -55,7 +56,7 @@ def probabilities(peers: torch.nn.Module, pictures: torch.Tensor, cfg: Config, d
 
 
 def training_logits(
-    peers: torch.nn.Module, pictures: torch.Tensor, cfg: Config, epoch: int, device: torch.device
+    peers: PeerNetworks, pictures: torch.Tensor, cfg: Config, epoch: int, device: torch.device
 ) -> torch.Tensor:
     """Logits (M, N, K) of the training faces for the noise model: augmented or clean views, one for all networks."""
     found = []
@@ -68,7 +69,7 @@ def training_logits(
 
 
 def predictions(
-    peers: torch.nn.Module, test: data.Split, cfg: Config, device: torch.device, end: str = ""
+    peers: PeerNetworks, test: data.Split, cfg: Config, device: torch.device, end: str = ""
 ) -> dict[str, np.ndarray]:
     """Arrays of the test faces, ordered by class (see data.py): computed numbers and no image. `end`s their names."""
     p = probabilities(peers, test.images, cfg, device)
@@ -83,7 +84,7 @@ def most_probable(probabilities: torch.Tensor) -> np.ndarray:
     return probabilities.argmax(-1).cpu().numpy().astype(np.uint8)
 
 
-def noise_arrays(noise_models: torch.nn.ModuleList, training: data.Split) -> dict[str, np.ndarray]:
+def noise_arrays(noise_models: method.NoiseModels, training: data.Split) -> dict[str, np.ndarray]:
     """Arrays of the training faces, ordered by true class: flip list, weights and similarity.
 
     Means over the networks, and for two of them the second one's weight.
@@ -92,14 +93,16 @@ def noise_arrays(noise_models: torch.nn.ModuleList, training: data.Split) -> dic
     belief = torch.stack([one.belief.cpu() for one in noise_models])
     own = torch.stack([b.gather(1, given).squeeze(1) / b.norm(dim=1) for b in belief])
     weight = torch.stack([one.weight.cpu() for one in noise_models])
-    arrays = {
+    arrays: dict[str, np.ndarray] = {
         "train_label": training.label.astype(np.uint8),
         "weight": weight.mean(0).numpy().astype(np.float16),
         "similarity": own.mean(0).numpy().astype(np.float16),
     }
     if len(noise_models) == 2:
         arrays["weight_second"] = weight[1].numpy().astype(np.float16)
-    return arrays | ({"given": training.given.astype(np.uint8), "flip": training.flip} if training.flip.any() else {})
+    if training.flip.any():
+        arrays |= {"given": training.given.astype(np.uint8), "flip": training.flip}
+    return arrays
 
 
 # ---- The command
@@ -132,12 +135,13 @@ def load(path: Path | str, device: torch.device) -> tuple[PeerNetworks, Config, 
     """(networks, configuration, classes) of a weights file. UserError when it holds no weights of this paper."""
     _, metadata = checkpoint.read_weights(path)
     try:
-        sizes = {key: int(metadata[key]) for key in ("nets", "width", "input_px")}
+        sizes: dict[str, Any] = {key: int(metadata[key]) for key in ("nets", "width", "input_px")}
+        words: dict[str, Any] = {key: metadata[key] for key in ("stem", "rule", "precision")}
         scales = tuple(map(float, metadata["test_scales"].split()))
         cfg = dataclasses.replace(
             preset(metadata["preset"], metadata["row"], metadata["trained_on"]),
             units=tuple(map(int, metadata["units"].split())), flip_test=metadata["flip_test"] == "True",
-            test_scales=scales, **{key: metadata[key] for key in ("stem", "rule", "precision")}, **sizes,
+            test_scales=scales, **words, **sizes,
         )  # fmt: skip
     except (KeyError, ValueError, cli.UserError) as error:
         raise cli.UserError(

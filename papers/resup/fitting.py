@@ -1,19 +1,21 @@
 """New noise models after an epoch, from one pass over the training set."""
 
 import math
+from typing import Any
 
 import torch
 
 from facepapers.common.protocols.metrics import area_under_roc
 from facepapers.papers.resup import data, evaluate, method
 from facepapers.papers.resup.config import Config
+from facepapers.papers.resup.nets import PeerNetworks
 
 
 @torch.no_grad()
 def update_noise_models(
     cfg: Config,
-    noise_models: torch.nn.ModuleList,
-    peers: torch.nn.Module,
+    noise_models: method.NoiseModels,
+    peers: PeerNetworks,
     training: data.Split,
     epoch: int,
     device: torch.device,
@@ -21,6 +23,7 @@ def update_noise_models(
     """One pass over the training set in eval mode, then a new fit for each network. Returns numbers for the history."""
     given = torch.from_numpy(training.given).to(device)
     logits = evaluate.training_logits(peers, training.images, cfg, epoch, device)
+    noted: dict[str, Any]
     if cfg.weighting == "bayes":
         noted = update_by_bayes(cfg, noise_models, logits, given, epoch)
     else:
@@ -40,7 +43,7 @@ def update_noise_models(
 
 
 def update_by_bayes(
-    cfg: Config, noise_models: torch.nn.ModuleList, logits: torch.Tensor, given: torch.Tensor, epoch: int
+    cfg: Config, noise_models: method.NoiseModels, logits: torch.Tensor, given: torch.Tensor, epoch: int
 ) -> dict[str, torch.Tensor]:
     """Row "bayes" (ours): P(true label) of each sample from the networks' mean output; numbers for the history.
 

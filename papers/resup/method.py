@@ -13,6 +13,7 @@ Shapes: B samples of a batch, N of the training set, K classes, M networks (1 or
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -243,6 +244,9 @@ class NoiseModel(nn.Module):
             p = logits.detach().float().softmax(-1)
             return posterior_labels(p, labels, self.rate).gather(1, labels.unsqueeze(1)).squeeze(1)
         return look_up(self.table, self.evidence(logits.detach(), labels, kind))
+
+
+NoiseModels = Any  # an nn.ModuleList of NoiseModel: torch types its entries as nn.Module only
 
 
 # ---- The loss

@@ -5,6 +5,7 @@ Names of the layers are torchvision's, so its files and those derived from it (M
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -82,6 +83,8 @@ class PeerNetworks(nn.Module):
 
     Forward: M inputs (B, C, S, S) to logits (M, B, K). "Peer" is Co-teaching's word (Han et al. 2018).
     """
+
+    members: Any  # nn.ModuleList of ResNet: torch types its entries as nn.Module only
 
     def __init__(self, members: Sequence[ResNet]):
         super().__init__()

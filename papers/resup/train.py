@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from facepapers.common import cli, paths, storage
 from facepapers.common.evidence import environment, jobs, runs
 from facepapers.common.progress import phase
 from facepapers.common.training import checkpoint, loop, optimizers, parallel, precision, schedules
+from facepapers.common.vision import networks
 from facepapers.papers.resup import data, evaluate, fitting, method
 from facepapers.papers.resup.config import NO_FILES, PAPER, Config, Files, build_peers, check, preset
 from facepapers.papers.resup.nets import PeerNetworks
@@ -51,7 +53,7 @@ def train(cfg: Config, device: torch.device, out: Path = paths.LOCAL, files: Fil
         f"{len(valid)} validation, {len(test)} test faces on {device}",
         file=sys.stderr,
     )
-    peers = build_peers(cfg, len(faces.classes), files).to(device, memory_format=torch.channels_last)
+    peers = networks.channels_last(build_peers(cfg, len(faces.classes), files), device)
     warm_up = warm_up_file(job, faces.fingerprint, files)
     state, steps = fit(job, peers, splits, warm_up)
     if not parallel.is_main():
@@ -89,7 +91,7 @@ def warm_up_file(job: jobs.Job, fingerprint: str, files: Files) -> Path | None:
 
 # ---- The loop
 
-Watch = Callable[[int, torch.nn.ModuleList], None]  # looks at an epoch's noise models
+Watch = Callable[[int, method.NoiseModels], None]  # looks at an epoch's noise models
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,12 +99,12 @@ class State:
     """What a run learns, and how its networks are called."""
 
     peers: PeerNetworks
-    noise_models: torch.nn.ModuleList  # one for each network
+    noise_models: method.NoiseModels  # one for each network
     optimizer: torch.optim.Optimizer
     best: loop.Best  # weights of the best validation epoch
-    average: torch.nn.Module | None  # running average of the networks' weights (ours)
+    average: Any  # AveragedModel of the networks (ours), or None
     network: Callable  # `peers` as the training calls them: over all processes, or compiled
-    evaluator: torch.nn.Module  # what looks at faces between the epochs: the averaged networks where there are any
+    evaluator: Any  # what looks at faces between the epochs: the averaged networks where there are any
 
     @property
     def evaluated(self) -> PeerNetworks:
@@ -215,8 +217,8 @@ def refit(
     cfg = job.cfg
     if not cfg.has_noise_model or epoch + 1 < cfg.warmup:
         return
-    networks = state.evaluator.eval()
-    steps.note(**fitting.update_noise_models(cfg, state.noise_models, networks, training, epoch, job.device))
+    evaluator = state.evaluator.eval()
+    steps.note(**fitting.update_noise_models(cfg, state.noise_models, evaluator, training, epoch, job.device))
     if watch:
         watch(epoch, state.noise_models)
 
@@ -229,7 +231,7 @@ def row_loss(
     logits: torch.Tensor,
     labels: torch.Tensor,
     index: torch.Tensor,
-    noise_models: torch.nn.ModuleList,
+    noise_models: method.NoiseModels,
     epoch: int,
     flip: torch.Tensor,
 ) -> torch.Tensor:
@@ -252,7 +254,7 @@ def row_weights(
     logits: torch.Tensor,
     labels: torch.Tensor,
     index: torch.Tensor,
-    noise_models: torch.nn.ModuleList,
+    noise_models: method.NoiseModels,
     epoch: int,
     flip: torch.Tensor,
 ) -> torch.Tensor:
