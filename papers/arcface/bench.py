@@ -13,12 +13,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from facepapers.common.evidence import statistics
 from facepapers.common.evidence.timing import LIMITS, available, peak_mib, seconds_alone
 from facepapers.common.faces import drawing
+from facepapers.common.protocols import pair_lists
 from facepapers.common.vision import alignment, networks
 from facepapers.papers.arcface import data, readers
 from facepapers.papers.arcface.config import build_net, preset
 from facepapers.papers.arcface.method import MARGINS, MarginHead
+from facepapers.papers.arcface.metrics import METRICS
 from facepapers.papers.arcface.partial import ShardedHead
 from facepapers.papers.arcface.readers import MAGIC
 
@@ -26,6 +29,28 @@ BATCH, FEATURES = 64, 512
 CLASSES = (10_000, 100_000, 1_000_000)
 RATE = 0.1
 RECORDS = 30_000
+PAIRS = 1_000
+
+
+def intervals() -> tuple[str, Callable, str, Callable]:
+    """Both 400 resamples' values of accuracy and area: counted in pairs ranked once, and each resample anew."""
+    rng = np.random.default_rng(0)
+    same = np.arange(PAIRS) % 2 == 0
+    distance = np.where(same, 0.9, 1.6) + 0.3 * rng.standard_normal(PAIRS)
+    fold = pair_lists.balanced_folds(same)
+    run = {"distance": distance.clip(0, 3.99), "same": same, "fold": fold}
+    both = [METRICS["accuracy_pct"], METRICS["auc_pct"]]
+
+    def counted() -> list[np.ndarray]:
+        return [statistics.Bootstrap().values(metric, run) for metric in both]
+
+    def anew() -> list[np.ndarray]:
+        draws = np.random.default_rng(0)
+        picks = [draws.integers(0, PAIRS, PAIRS) for _ in range(statistics.DRAWS)]
+        return [np.array([m.value({k: v[i] for k, v in run.items()}) for i in picks]) for m in both]
+
+    np.testing.assert_allclose(counted(), anew(), rtol=1e-9)
+    return "ranked once", counted, "each resample anew", anew
 
 
 def trained_networks() -> Iterator[tuple]:
@@ -67,6 +92,7 @@ def comparisons() -> Iterator[tuple]:
     if importlib.util.find_spec("pytorch_metric_learning"):
         ours, theirs = ours_and_theirs(10_000, x, y, device)
         yield "ArcFace loss and gradient, 10,000 people", "ours", ours, "pytorch-metric-learning", theirs
+    yield f"intervals of accuracy and area, {PAIRS} pairs", *intervals()
     drawn = drawing.generate(BATCH, 1, size=112)
     one = lambda: [alignment.align(drawn.images[i : i + 1], drawn.five[i : i + 1].numpy()) for i in range(BATCH)]
     yield (
