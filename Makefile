@@ -21,6 +21,7 @@ help: ## this list
 # Whether $(VENV) holds the packages: ours is made, or renewed when the lock has changed; a foreign one is only judged.
 $(VENV)/.ready: FORCE
 	@python=$(PY); [ -x $$python ] || python="$(PYTHON)"; \
+	command -v $$python >/dev/null || { echo "error: PYTHON=$$python is not there; name an interpreter: make PYTHON=python3.12 ..." >&2; exit 2; }; \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $$python is older than 3.11; name a newer one: make PYTHON=python3.12 ..." >&2; exit 2; }; \
 	$$python -m facepapers.common.tools.packages $(VENV) reproduce $(EXTRAS)
 

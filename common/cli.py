@@ -9,6 +9,7 @@ import difflib
 import importlib.util
 import io
 import os
+import re
 import signal
 import sys
 import threading
@@ -179,7 +180,9 @@ def _options(kind):
 def _flatten(panel: str) -> str:
     """tyro's framed message as one line."""
     words = " ".join(line.strip("│╭╰╮╯─ \n") for line in panel.splitlines())
-    return " ".join(words.partition("For full helptext")[0].split())
+    said = " ".join(words.partition("For full helptext")[0].split())
+    found = re.search(r"Error parsing (--[\w-]+): .*?('[^']*')", said)
+    return f"{found[1]} {found[2]}: not a value that it takes" if found else said
 
 
 def take_option(argv: Sequence[str], name: str, default: Any = None) -> tuple[Any, list[str]]:

@@ -317,3 +317,19 @@ def test_help_lists_every_setting_with_its_source(capsys):
     assert not stop.value.code
     for word in ("--batch", "--rotation-deg", "released solver", "our choice"):
         assert word in said
+
+
+def test_a_folder_that_cannot_be_written_is_found_before_the_work(tmp_path):
+    """Also where the user may write everything: a plain file in the way, a file system that refuses."""
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "file", "/proc/none"):
+        with pytest.raises(cli.UserError) as error:
+            train.main(["--preset", "demo", "--out", str(place)])
+        one_line_error(error, place, "cannot be written", "choose another folder")
+
+
+def test_a_value_of_the_wrong_kind_is_named_without_the_parsers_words():
+    with pytest.raises(cli.UserError) as error:
+        train.parse(["--steps", "x"])
+    one_line_error(error, "--steps 'x'", "not a value that it takes", "--help")
+    assert "helptext" not in str(error.value)

@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import pytest
 from PIL import Image
 
-from facepapers.common.evidence import cards, chain, claims, page, plot, statistics, statuses
+from facepapers.common.evidence import captions, cards, chain, claims, page, plot, statistics, statuses
 from facepapers.common.evidence.html import Html, join, tag
 from facepapers.common.protocols.metrics import Metric
 from tests import browser
@@ -205,9 +205,9 @@ def test_captions_are_read_from_the_papers_figures(tmp_path, monkeypatch):
     path = tmp_path / "papers" / "arcface" / "figures.py"
     path.parent.mkdir(parents=True)
     monkeypatch.setattr(page.paths, "ROOT", tmp_path)
-    assert page.captions("arcface") == {"CAPTIONS": {}, "ALTERNATIVES": {}}
+    assert captions.captions("arcface") == {"CAPTIONS": {}, "ALTERNATIVES": {}}
     path.write_text('import torch\nCAPTIONS = {"roc": ("Look at " "this.")}\nOTHER = f(1)\n')
-    assert page.captions("arcface") == {"CAPTIONS": {"roc": "Look at this."}, "ALTERNATIVES": {}}
+    assert captions.captions("arcface") == {"CAPTIONS": {"roc": "Look at this."}, "ALTERNATIVES": {}}
 
 
 def test_the_page_is_small_and_the_same_each_time(cells, text):

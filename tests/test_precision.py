@@ -260,3 +260,16 @@ def test_of_one_seed_one_run_answers():
     assert runs.of_presets([newer, forced]) == [newer], "in whatever order they come"
     assert runs.of_presets([record(lr=1.0), record(lr=1.0, precision="fp32")]) == []
     assert runs.precision_of(plain, forced) == "bf16+fp32" and runs.precision_of(plain, newer) == "bf16"
+
+
+def test_forcing_another_precision_beside_a_begun_run_says_so(tmp_path, monkeypatch, capsys):
+    config, begun = Settings("fp32"), tmp_path / "embedded-demo-cft-s0"
+    monkeypatch.setattr(precision, "of_checkpoint", lambda folder: "bf16" if folder == begun else None)
+    assert precision.settle(config, tmp_path / "embedded-demo-cft-s0-fp32", CPU).precision == "fp32"
+    one_line_error(capsys.readouterr().err, begun, "begun in bf16", "--precision fp32 starts a run beside it")
+    assert precision.settle(config, tmp_path / "another", CPU).precision == "fp32" and not capsys.readouterr().err
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    precision: str

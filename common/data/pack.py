@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 # What readers yield: an encoded or a plain image with its labels, or None with arrays of the whole set (see `gather`).
 Sample = tuple[bytes | np.ndarray | None, dict[str, Any]]
 Result = TypeVar("Result")
-REMEDY = "delete it and prepare the set again (`python -m facepapers.common.data get NAME`)"
 FORMAT = 1  # raised when the file's layout changes; older packs are then rebuilt
 BATCH = 64  # images that a thread decodes before it takes the next ones
 MAGIC = ((b"\xff\xd8\xff", "JPEG"), (b"\x89PNG\r\n\x1a\n", "PNG"), (b"RIFF", "WEBP"))  # how these formats begin
@@ -70,11 +69,11 @@ class Pack:
         except FileNotFoundError:
             raise UserError(f"{path}: no such file; prepare it (`python -m facepapers.common.data get NAME`)") from None
         except _DAMAGE as error:
-            raise UserError(f"{path}: truncated or corrupt pack ({_short(error)}); {REMEDY}") from None
+            raise UserError(f"{path}: truncated or corrupt pack ({_short(error)}); {_remedy(path)}") from None
         if meta.get("format") != FORMAT:
-            raise UserError(f"{path}: made by another version of this code; {REMEDY}")
+            raise UserError(f"{path}: made by another version of this code; {_remedy(path)}")
         if (np.diff(offsets) <= 0).any() or offsets[0] != 0 or offsets[-1] != len(blob):
-            raise UserError(f"{path}: truncated or corrupt pack (image offsets do not fit); {REMEDY}")
+            raise UserError(f"{path}: truncated or corrupt pack (image offsets do not fit); {_remedy(path)}")
         return cls(path, meta, arrays, offsets, blob)
 
     def __len__(self) -> int:
@@ -154,11 +153,11 @@ class Pack:
         try:
             found = fingerprint([self.encoded(i) for i in range(len(self))], self.arrays, threads)
         except UserError as error:
-            raise UserError(f"{self.path}: corrupt pack ({str(error).split(';')[0]}); {REMEDY}") from None
+            raise UserError(f"{self.path}: corrupt pack ({str(error).split(';')[0]}); {_remedy(self.path)}") from None
         if found != self.meta["fingerprint"]:
             now, then, said = decoder(), self.meta["decoder"], self.meta["fingerprint"]
             cause = "the file is damaged" if now == then else f"decoder now {now}, then {then}"
-            raise UserError(f"{self.path}: content {found[:12]}, recorded {said[:12]} ({cause}); {REMEDY}")
+            raise UserError(f"{self.path}: content {found[:12]}, recorded {said[:12]} ({cause}); {_remedy(self.path)}")
 
 
 def gather(
@@ -324,6 +323,10 @@ def _in_threads(work: Callable[[int], Result], jobs: Sequence[int], threads: int
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
         done = pool.map(lambda batch: [work(job) for job in batch], batches)
         return list(progress(itertools.chain.from_iterable(done), title, "images", len(jobs)))
+
+
+def _remedy(path: Path) -> str:
+    return f"delete it and prepare the set again (`python -m facepapers.common.data get {Path(path).stem}`)"
 
 
 def _short(error: Exception) -> str:

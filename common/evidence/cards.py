@@ -6,6 +6,7 @@ from pathlib import Path
 
 from facepapers.common import cli, paths
 from facepapers.common.evidence import claims, tables
+from facepapers.common.evidence.captions import captions
 
 VERDICTS = ("replicated", "better", "worse")  # of a published number; a contrast's are supported and refuted
 FRONT = ("paper", "what", "published", "ours", "unit", "seeds", "status", "finding")
@@ -96,10 +97,16 @@ def card_block(paper, cells):
 
 
 def picture(paper, cells):
-    """[Markdown] of the picture of the data and preset that the first answered headline is about, if there is one."""
-    for cell in sorted((c for c in cells if c.interval), key=lambda c: not c.claim.get("headline")):
+    """[Markdown] of the picture of the data and preset that the first answered headline is about, if there is one.
+
+    Contrasts come first: they are about networks that were trained here.
+    """
+    for cell in sorted(
+        (c for c in cells if c.interval), key=lambda c: (not c.claim.get("headline"), c.kind == "level")
+    ):
         data, preset = cell.claim["data"], cell.claim["preset"]
-        name = f"{data.replace('+', '-')}-{preset}.png"
-        if Path(paths.RECORDED, paper, "figures", name).exists():
-            return [f"![Recorded runs on {data}, preset {preset}](../../results/{paper}/figures/{name})\n"]
+        stem = f"{data.replace('+', '-')}-{preset}"
+        if Path(paths.RECORDED, paper, "figures", f"{stem}.png").exists():
+            words = captions(paper)["ALTERNATIVES"].get(stem, f"Recorded runs on {data}, preset {preset}")
+            return [f"![{words}](../../results/{paper}/figures/{stem}.png)\n"]
     return []

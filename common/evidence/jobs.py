@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from facepapers.common import paths
+from facepapers.common import paths, storage
 from facepapers.common.evidence import runs
 from facepapers.common.training import loop, parallel
 
@@ -64,6 +64,8 @@ class Job:
 def begin(run: runs.Run, cfg: Any, device: torch.device, begun: str | None = None) -> Job:
     """The Job of a run that is not finished, in the precision that it was begun in (`begun`, or its checkpoint's).
 
-    Raises UserError for an unknown precision and a batch that cannot be split evenly over the processes.
+    Raises UserError for an unknown precision, a batch that cannot be split evenly over the processes, and a folder that
+    cannot be written.
     """
+    storage.writable(run.folder)
     return Job(run, run.settle(cfg, device, begun), cfg, device, parallel.my_slice(cfg.batch))

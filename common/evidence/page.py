@@ -1,12 +1,12 @@
 """results/index.html: every number of ours on one page that needs no network, each with the chain behind it."""
 
-import ast
 import re
 from pathlib import Path
 from string import Template
 
 from facepapers.common import paths
 from facepapers.common.evidence import cards, chain, claims, runs, statistics, statuses
+from facepapers.common.evidence.captions import captions
 from facepapers.common.evidence.claims import Cell
 from facepapers.common.evidence.html import Html, join, link, tag
 from facepapers.common.evidence.page_tables import TITLES, of_kind, record_path, scrolls, shown
@@ -116,21 +116,6 @@ def pictures(paper: str) -> Html:
         caption = tag("figcaption", words["CAPTIONS"].get(file.stem, plain))
         parts.append(tag("figure", link(f"{paper}/figures/{file.name}", image), caption))
     return tag("div", tag("h3", "Pictures"), *parts, class_="extra") if parts else Html()
-
-
-def captions(paper: str) -> dict[str, dict[str, str]]:
-    """{"CAPTIONS", "ALTERNATIVES"} -> {stem of a picture: sentence} of the paper's figures.py.
-
-    The file is read, not imported: its settings load PyTorch, which writing and comparing this page does without.
-    """
-    found: dict[str, dict[str, str]] = {"CAPTIONS": {}, "ALTERNATIVES": {}}
-    path = Path(paths.ROOT, "papers", paper, "figures.py")
-    tree = ast.parse(path.read_text() if path.exists() else "")
-    for node in (node for node in tree.body if isinstance(node, ast.Assign)):
-        target = node.targets[0]
-        if isinstance(target, ast.Name) and target.id in found:
-            found[target.id] = ast.literal_eval(node.value)
-    return found
 
 
 def size(path: Path) -> tuple[int, int]:

@@ -15,7 +15,10 @@ from facepapers.common import cli, paths, storage
 
 SKELETON = Path(__file__).with_name("skeleton")
 LONGEST = 30  # characters of a name, so that no line of the skeleton grows beyond the limit
-TAKEN = {"all": "make reproduce-all runs every paper", "local": "results/local holds a user's own runs"}
+TAKEN = {
+    "all": "make reproduce-all runs every paper", "local": "results/local holds a user's own runs",
+    "common": "a folder of this repository", "facepapers": "this package's name",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -143,10 +143,10 @@ def named(name: str) -> list[str]:
     if not name.strip():
         raise cli.UserError(f"usage: make why CELL=<paper>.<claim>, for example CELL={known[0]}")
     paper, dot, claim_id = name.partition(".")
-    name = f"{paper.replace('-', '_')}{dot}{claim_id}"
-    if name not in known:
-        raise cli.UserError(f"no cell {name!r}; the nearest names are {', '.join(nearest(name, known))}")
-    return name.split(".", 1)
+    cell = f"{paper.replace('-', '_')}{dot}{claim_id}"
+    if cell not in known:
+        raise cli.UserError(f"no cell {name!r}; the nearest names are {', '.join(nearest(cell, known))}")
+    return cell.split(".", 1)
 
 
 def nearest(name: str, known: Sequence[str], count: int = 3) -> list[str]:
@@ -174,7 +174,7 @@ def why(name: str) -> None:
 def explain(record: dict, metric: Metric, side: str) -> None:
     """Print where one run's number comes from."""
     predictions = runs.read_predictions(record["folder"] / "predictions.npz")
-    print(f"\n  run {record['run']} {f'({side})' if side else ''}")
+    print(f"\n  run {record['run']}{f' ({side})' if side else ''}")
     value = f"{metric.value(predictions):.4f} ({record['selection']} weights)"
     for key, text in {metric.name: value, **chain.of_run(record)}.items():
         print(f"    {key:13s} {text}")

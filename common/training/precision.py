@@ -115,6 +115,11 @@ def settle(config: Any, folder: Path, device: torch.device, begun: str | None = 
     if parallel.any_rank(chosen == "fp32", device):
         chosen = "fp32"
     begun = begun or of_checkpoint(folder) or chosen
+    beside = folder.with_name(folder.name.removesuffix(f"-{config.precision}"))
+    other = of_checkpoint(beside) if beside != folder else None
+    if other not in (None, chosen) and parallel.is_main():
+        print(f"{beside}: begun in {other}; it stays as it is, and --precision {chosen} starts a run beside it",
+              file=sys.stderr)  # fmt: skip
     if begun != chosen and parallel.is_main():
         print(f"{folder}: begun in {begun}, so it stays in {begun} where this machine would take {chosen}; delete that "
               "folder to start again", file=sys.stderr)  # fmt: skip

@@ -74,7 +74,7 @@ def one_task(job: jobs.Job, task: data.Task) -> torch.nn.Module:
     cfg, run, training = job.cfg, job.run, task.training
     folder, seconds = run.folder / task.name, 0.0
     extra: dict[str, np.ndarray] = {}
-    print(f"{run.name} {task.name}: {len(training)} faces of {training.classes} people", file=sys.stderr)
+    print(f"{f'{run.name} {task.name}'.strip()}: {len(training)} faces of {training.classes} people", file=sys.stderr)
     if cfg.row == "cleaned":
         training, extra, seconds = cleaned(job, training, folder)
     elif training.wrong is not None:
