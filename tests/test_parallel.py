@@ -1,6 +1,7 @@
 """Two gloo processes compute what one process does: batch normalisation in float64, training in float32."""
 
 import copy
+import os
 import platform
 import shutil
 import subprocess
@@ -126,6 +127,23 @@ def test_one_process_is_left_alone():
     assert parallel.wrap(model, torch.device("cpu")) is model
     assert (parallel.world(), parallel.rank(), parallel.is_main()) == (1, 0, True)
     assert parallel.any_rank(True, "cpu") is True and parallel.my_slice(5) == slice(0, 5)
+
+
+def test_each_vector_width_has_a_compilers_cache_of_its_own(monkeypatch):
+    monkeypatch.setattr(parallel, "has_compiled", False)  # put back afterwards
+    monkeypatch.setattr(torch, "compile", lambda model: model)
+    monkeypatch.setattr(shutil, "which", lambda name: name)
+    seen = []
+    for width in ("AVX2", "AVX512"):
+        monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "a word to put back")
+        monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda width=width: width)
+        parallel.compiled(torch.nn.Identity(), torch.device("cpu"))
+        seen.append(os.environ["TORCHINDUCTOR_CACHE_DIR"])
+    assert seen[0].endswith("avx2") and seen[1].endswith("avx512")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "chosen")
+    parallel.compiled(torch.nn.Identity(), torch.device("cpu"))
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "chosen", "a user's own choice stays"
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")

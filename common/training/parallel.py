@@ -7,9 +7,11 @@ changes the speed and nothing else (up to the order of floating-point sums).
 import contextlib
 import ctypes
 import datetime
+import getpass
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 
 import torch
@@ -193,6 +195,9 @@ def compiled(model: nn.Module, device: torch.device) -> Callable:
     if device.type == "cpu" and not shutil.which(compiler):
         raise UserError(f"COMPILE=1 needs a C++ compiler and there is no {compiler} here; install it or unset COMPILE")
     has_compiled = True
+    # torch 2.11 takes kernels of another vector width from its cache, with wrong numbers (findings/): a cache for each.
+    own = f"torchinductor_{getpass.getuser()}_{torch.backends.cpu.get_cpu_capability().lower()}"
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", os.path.join(tempfile.gettempdir(), own))
     return torch.compile(model)
 
 
