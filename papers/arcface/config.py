@@ -34,7 +34,10 @@ PROTOCOLS = ("view1", "view2", "tune", "pairs", "bins")
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that decides a run's outcome. Defaults: the CASIA column of Table 2 (CVPR text, section 3.1)."""
+    """Everything that decides a run's outcome.
+
+    The `paper` preset has the values of the CASIA column of Table 2 (CVPR text, section 3.1), which the comments name.
+    """
 
     preset: str = "paper"  # a name of PRESETS: the settings that stand for it
     data: str = "casia"  # casia | ms1mv2 (RecordIO or image folders), lfw, embedded
