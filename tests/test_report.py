@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from facepapers.common import cli, paths, storage
-from facepapers.common.evidence import claims, runs, tables, timing
+from facepapers.common.evidence import claims, margins, runs, tables, timing
 from facepapers.common.tools import bench, report
 from facepapers.papers.coarse_to_fine import config, evaluate
 from tests.conftest import REPOSITORY, one_line_error
@@ -41,7 +41,7 @@ def root(tmp_path, monkeypatch):
     return tmp_path
 
 
-def put(root, row, error_px, seed=0, data="cofw", preset="short", trained=True, **overrides):
+def put(root, row, error_px, seed=0, data="cofw", preset="short", trained=True, margins=None, **overrides):
     """Write a complete record whose faces all have about this mean error over a distance of 100 pixels."""
     settings = runs.as_dict(config.preset(preset, row, data)) | {"seed": seed} | overrides
     used = "bf16" if settings["precision"] == "auto" else settings["precision"]
@@ -59,7 +59,7 @@ def put(root, row, error_px, seed=0, data="cofw", preset="short", trained=True, 
     runs.write_history(folder / "history.csv", [{"step": 1, "loss": 2.0}])
     record = {
         "paper": PAPER, "run": name, "config": settings, "overrides": overrides | ({"seed": seed} if seed else {}),
-        "precision": used,
+        "precision": used, "margins": margins or {},
         "data": {"name": data, "fingerprint": "f" * 64, "test_faces": 60, "boxes": "official"}, "selection": "last",
         "metrics": evaluate.measure(predictions), "weights": {"file": "model.safetensors", "sha256": "a" * 64},
         "predictions_sha256": storage.sha256(folder / "predictions.npz"), "started": "2026-01-01T00:00:00Z",
@@ -138,6 +138,42 @@ def test_a_contrast_needs_three_seeds_a_side(root):
     for seed in range(3):
         put(root, "direct", 4, seed, "lfpw")
     assert cell("lfpw-coarse-to-fine").status == "refuted"
+
+
+def test_no_difference_is_a_verdict_of_runs_that_began_under_its_margin(root):
+    claim, margin = "lfpw-coarse-to-fine", 0.2
+    for seed, gain in enumerate((0.05, -0.05, 0.03, -0.04, 0.02, -0.01)):
+        held = {claim: margin} if seed >= 3 else {}
+        put(root, "cft", 5 - gain, seed, "lfpw", margins=held)
+        put(root, "direct", 5, seed, "lfpw", margins=held)
+        if seed < 5:
+            assert cell(claim).status != "no difference"  # older runs do not count, and two are no verdict
+    assert cell(claim).status == "no difference"
+    run = root / "results" / PAPER / "lfpw-short-cft-s5" / "run.json"
+    edit(run, lambda record: record["margins"].update({claim: 0.3}))
+    assert cell(claim).status == "inconclusive"  # it began under another margin
+
+
+def test_a_gain_that_may_pass_the_margin_stays_inconclusive(root):
+    for seed, gain in enumerate((0.2, -0.2, 0.1)):
+        put(root, "cft", 5 - gain, seed, "lfpw", margins={"lfpw-coarse-to-fine": 0.2})
+        put(root, "direct", 5, seed, "lfpw", margins={"lfpw-coarse-to-fine": 0.2})
+    assert cell("lfpw-coarse-to-fine").status == "inconclusive"
+
+
+def test_margins_are_those_of_the_last_commit(monkeypatch):
+    text = (
+        (REPOSITORY / "papers" / PAPER / "claims.toml")
+        .read_text()
+        .replace("equivalence_margin = 0.2", "equivalence_margin = 7.0")
+    )
+    monkeypatch.setattr(margins.environment, "git", lambda *words: text if words[0] == "show" else None)
+    settings = {"data": "lfpw", "preset": "short", "row": "direct"}
+    assert margins.committed(PAPER, settings) == {"lfpw-coarse-to-fine": 7.0, "lfpw-coarse-to-fine-principal": 7.0}
+    assert margins.committed(PAPER, settings | {"row": "heatmap"}) == {"lfpw-variant": 7.0}
+    assert margins.committed(PAPER, settings | {"preset": "demo"}) == {}
+    monkeypatch.setattr(margins.environment, "git", lambda *words: None)
+    assert margins.committed(PAPER, settings) == {}
 
 
 def test_a_row_without_training_stands_for_every_seed(root):
@@ -376,7 +412,7 @@ def test_why_prints_the_chain(root, capsys):
         report.main(["why", name])
         said = capsys.readouterr().out
         for word in ("6.33", "abstract", "0.25", "official test boxes", "inter-pupil",
-                     "status    two seeds: no difference seen", "cofw-short-cft-s0", "cofw-short-cft-s1",
+                     "status             two seeds: no difference seen", "cofw-short-cft-s0", "cofw-short-cft-s1",
                      "c" * 40, "uncommitted changes", "a processor", "f" * 64, "a" * 64, "lr=",
                      "predictions.npz, sha256", "changed since unknown"):  # fmt: skip
             assert word in said, word

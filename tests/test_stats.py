@@ -122,6 +122,14 @@ def test_claims_of_not_worse_and_of_no_difference(low, high, rule, status):
     assert statistics.contrast_status(interval(low, high, 2), **rule).startswith("two seeds: ")
 
 
+@pytest.mark.parametrize(("low", "high", "seeds", "same"), [
+    (-0.9, 0.9, 3, True), (-0.9, 0.9, 2, False), (-1.0, 0.9, 3, False), (-0.9, 1.0, 3, False), (1.1, 1.2, 3, False),
+    (0.1, 0.9, 3, True),
+])  # fmt: skip
+def test_equivalent_is_an_interval_within_the_margin(low, high, seeds, same):
+    assert statistics.equivalent(interval(low, high, seeds), 1.0) is same
+
+
 def test_a_gain_is_positive_when_the_first_side_is_better():
     low, high = [run(4, 4), run(5, 5), run(4.5, 4.5)], [run(6, 6), run(7, 7), run(6.5, 6.5)]
     assert statistics.contrast(ERROR, low, high).mean == pytest.approx(2)

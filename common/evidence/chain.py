@@ -3,18 +3,22 @@
 The same facts stand in `report why`, on the results page and in cells.json.
 """
 
-from facepapers.common.evidence import runs
+from facepapers.common.evidence import margins, runs, statistics
 from facepapers.common.evidence.claims import Cell
 from facepapers.common.evidence.tables import value
 from facepapers.common.protocols.metrics import Metric
 
-CLAIM = ("published", "source", "selection", "n_runs", "tolerance", "tolerance_reason", "reference", "boxes")
+CLAIM = ("published", "source", "selection", "n_runs", "tolerance", "tolerance_reason", "reference", "boxes",
+         "equivalence_margin", "equivalence_reason")  # fmt: skip
 
 
 def of_cell(cell: Cell) -> dict[str, str]:
     """{name: text} of what a cell is compared with and what came out."""
     facts = {"kind": cell.kind, "metric": cell.metric.label}
     facts |= {key: str(cell.claim[key]) for key in CLAIM if key in cell.claim}
+    if "equivalence_margin" in cell.claim and cell.records:
+        judged, every = len(margins.judged(cell.claim, cell.records, cell.others)), len(cell.records)
+        facts["fixed before"] = f"{judged} of {every} pairs of runs; `no difference` takes {statistics.SEEDS} such"
     return facts | {"ours": value(cell), "status": cell.status}
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from facepapers.common import paths
 from facepapers.common.cli import UserError
-from facepapers.common.evidence import runs, statistics
+from facepapers.common.evidence import margins, runs, statistics
 from facepapers.common.protocols.metrics import Metric
 
 REQUIRED = {
@@ -161,6 +161,8 @@ def _fill(cell, records, evidence):
         if cell.records:
             cell.interval = statistics.contrast(metric, of(cell.records), of(cell.others), bootstrap=evidence.bootstrap)
             cell.status = statistics.contrast_status(cell.interval, claim.get("margin", 0.0), claim.get("within"))
+        if cell.status == "inconclusive" and _no_difference(cell, evidence):
+            cell.status = "no difference"
         return _absent(cell, records)
     cell.records = matching(records, claim, claim["row"], metric, evidence)
     if not cell.records:
@@ -173,6 +175,17 @@ def _fill(cell, records, evidence):
     else:
         cell.status = "demo only" if claim["preset"] == "demo" else "other data"
     return cell
+
+
+def _no_difference(cell, evidence):
+    """Whether the runs that began under the claim's margin show that the gain lies within it; see margins.py."""
+    chosen = margins.judged(cell.claim, cell.records, cell.others)
+    if len(chosen) < statistics.SEEDS:
+        return False
+    ours, others = ([evidence.predictions(side[k]) for k in chosen] for side in (cell.records, cell.others))
+    level = statistics.EQUIVALENCE_CONFIDENCE
+    interval = statistics.contrast(cell.metric, ours, others, level, evidence.bootstrap)
+    return statistics.equivalent(interval, cell.claim["equivalence_margin"])
 
 
 def pair(ours, others):

@@ -25,6 +25,7 @@ FACTS = {  # of the chain, in the page's order and words
     "ours": "ours", "status": "status", "metric": "metric", "published": "published", "source": "source",
     "selection": "their selection", "n_runs": "their runs", "tolerance": "tolerance",
     "tolerance_reason": "its reason", "reference": "unlike", "boxes": "protocol",
+    "equivalence_margin": "margin", "equivalence_reason": "its reason", "fixed before": "margin fixed before",
 }  # fmt: skip
 SORTLESS = ("ours beside published", "gain beside none")  # pictures of the column before
 

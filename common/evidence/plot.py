@@ -59,7 +59,7 @@ def margins(cell: Cell) -> tuple[float, float]:
     """The band around no difference: a level's tolerance, a contrast's margin on either side."""
     if cell.kind == "level":
         return -cell.claim["tolerance"], cell.claim["tolerance"]
-    within = cell.claim.get("within", 0.0)
+    within = cell.claim.get("within", cell.claim.get("equivalence_margin", 0.0))
     return -max(within, cell.claim.get("margin", 0.0)), within
 
 

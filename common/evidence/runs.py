@@ -15,6 +15,7 @@ import numpy as np
 
 from facepapers.common import cli, paths, storage
 from facepapers.common.cli import MissingData, UserError
+from facepapers.common.evidence import margins
 from facepapers.common.evidence.environment import environment, peak_memory_mib, source_state
 
 SCHEMA = 1
@@ -34,13 +35,14 @@ class Run:
         self.folder = Path(root) / paper / name
         self.started = time.time()
         self.precision = "fp32"
+        self.margins = {}
 
     def settle(self, config, device, begun=None):
         """`config` with the precision that this run computes in; see precision.settle."""
         from facepapers.common.training import precision  # loads PyTorch, which records are read without
 
         settled = precision.settle(config, self.folder, device, begun)
-        self.precision = settled.precision
+        self.precision, self.margins = settled.precision, margins.committed(self.paper, self.config)
         return settled
 
     def finished(self):
@@ -75,6 +77,7 @@ class Run:
             "config": self.config,
             "overrides": self.overrides,
             "precision": self.precision,
+            "margins": self.margins,
             "data": data,
             "selection": selection,
             "metrics": {name: float(value) for name, value in metrics.items()},

@@ -12,6 +12,7 @@ import numpy as np
 
 LEVEL_CONFIDENCE = 0.90  # two one-sided 5 % tests: the usual level for showing equivalence
 CONTRAST_CONFIDENCE = 0.95
+EQUIVALENCE_CONFIDENCE = 0.90  # as levels: both one-sided tests at 5 %
 SEEDS = 3  # with fewer, the spread between seeds is not known well enough for a verdict
 DRAWS = 400  # resamples of the test samples
 BLOCK = 2**22  # numbers of resamples handled at once
@@ -109,6 +110,14 @@ def contrast_status(interval, margin=0.0, within=None):
     if interval.low > -margin:
         return "supported"
     return "refuted" if interval.high < -margin else "inconclusive"
+
+
+def equivalent(interval, margin):
+    """Whether the interval of a gain, of EQUIVALENCE_CONFIDENCE, lies within `margin` on either side of none.
+
+    With fewer than SEEDS seeds it never does.
+    """
+    return interval.n_seeds >= SEEDS and -margin < interval.low and interval.high < margin
 
 
 def _too_few(interval, low, high):

@@ -25,7 +25,7 @@ MEANINGS = {
     "worse": ("down", "disagrees", "the whole interval lies beyond the tolerance, on the worse side"),
     "supported": ("check", "agrees", "the whole interval of the gain says what the claim says"),
     "refuted": ("cross", "disagrees", "the whole interval of the gain says the opposite of the claim"),
-    "no difference": ("equal", "agrees", "the whole interval lies within a margin that was fixed beforehand"),
+    "no difference": ("equal", "agrees", "the whole 90 % interval lies within a margin fixed before the runs"),
     "inconclusive": ("half", "open", f"{SEEDS} seeds or more, and the interval still holds both answers"),
     "reference": ("diamond", "open", "unlike things side by side (another network or protocol): no verdict is drawn"),
     "other data": ("square", "open", "measured on real data for which nothing comparable is published"),

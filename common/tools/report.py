@@ -163,7 +163,7 @@ def why(name: str) -> None:
     cell = claims.cell(*named(name))
     print(f"{cell.name}: {cell.claim['what']}")
     for key, text in chain.of_cell(cell).items():
-        print(f"  {key:9s} {text}")
+        print(f"  {key:18s} {text}")
     if not cell.records:
         print(f"  {chain.unanswered(cell)}")
     for side, records in chain.sides(cell):
