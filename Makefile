@@ -33,6 +33,13 @@ reproduce-%: $(VENV)/.ready ## train, evaluate, print the table of one paper (PR
 reproduce-all: $(VENV)/.ready ## every paper in turn
 	@for paper in $(PAPERS); do $(PY) -m facepapers.common.tools.reproduce $$paper --preset $(PRESET) $(ARGS) || exit $$?; done
 
+settle: $(VENV)/.ready ## run what settles most open claims (BUDGET=2h, PAPER=<one>, ARGS=--dry-run for the plan)
+	@$(PY) -m facepapers.common.tools.settle $(if $(BUDGET),--budget $(BUDGET)) $(if $(PAPER),--paper $(PAPER)) $(ARGS)
+
+sweep: EXTRAS = sweep
+sweep: $(VENV)/.ready ## rows and seeds of PAPER=<one> by Snakemake, here or on a cluster (PRESET, SEEDS, ROWS, ARGS="-- --executor slurm")
+	@$(PY) -m facepapers.common.tools.sweep "$(PAPER)" --preset $(PRESET) $(if $(SEEDS),--seeds "$(SEEDS)") $(if $(ROWS),--rows "$(ROWS)") $(ARGS)
+
 new-paper: $(VENV)/.ready ## a running skeleton of a paper and its test (NAME=center-loss); see papers/README.md
 	@$(PY) -m facepapers.common.tools.new_paper "$(NAME)"
 
@@ -71,10 +78,10 @@ lint: $(VENV)/.ready ## ruff, and mypy over functions with annotations
 
 lock: $(VENV)/.ready ## rewrite requirements.lock from pyproject.toml (needs network)
 	@$(PY) -m pip install --quiet --upgrade --target build/uv uv
-	@PYTHONPATH=build/uv $(PY) -m uv pip compile pyproject.toml --extra reproduce --extra dev --universal --python-version 3.11 --generate-hashes --no-header --quiet -o requirements.lock
+	@PYTHONPATH=build/uv $(PY) -m uv pip compile pyproject.toml --extra reproduce --extra dev --extra sweep --universal --python-version 3.11 --generate-hashes --no-header --quiet -o requirements.lock
 
 clean: ## remove caches and your own runs (results/local); data and records stay
 	rm -rf results/local .pytest_cache .ruff_cache build *.egg-info
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
-.PHONY: help setup reproduce-all new-paper test verify report why data notebooks bench lint lock clean FORCE
+.PHONY: help setup reproduce-all settle sweep new-paper test verify report why data notebooks bench lint lock clean FORCE

@@ -3,7 +3,7 @@
 from setuptools import find_namespace_packages, setup
 
 FOLDERS = find_namespace_packages(include=["common*", "papers*"], exclude=["*__pycache__*"])
-DATA = ["*.toml", "*.npz", "*.csv", "*.html", "*.css", "*.js"]  # claims, splits, what the results page is made of
+DATA = ["*.toml", "*.npz", "*.csv", "*.html", "*.css", "*.js", "*.smk"]  # what is read beside code
 
 setup(
     packages=["facepapers", "facepapers.data", *(f"facepapers.{name}" for name in FOLDERS)],

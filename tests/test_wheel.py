@@ -13,7 +13,7 @@ from tests.conftest import REPOSITORY, one_line_error
 pytest.importorskip("setuptools", minversion="77", reason="the wheel is built with setuptools")
 pytest.importorskip("pip", reason="the wheel is installed with pip")
 PIP = ("-m", "pip", "--quiet", "--disable-pip-version-check", "--no-cache-dir")
-KINDS = (".py", ".toml", ".npz", ".csv", ".html", ".css", ".js")
+KINDS = (".py", ".toml", ".npz", ".csv", ".html", ".css", ".js", ".smk")
 # A loss, a network, a metric, embedded faces and claims, where the packages of no extra can be imported.
 USE = """
 import sys

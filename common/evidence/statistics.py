@@ -57,8 +57,7 @@ def level(metric, runs, confidence=LEVEL_CONFIDENCE, bootstrap=None):
 
     A Bootstrap that several intervals share spares them the resamples of runs that they have in common.
     """
-    values = np.array([metric.value(run) for run in runs])
-    error = _sampling_error(metric, runs, (), bootstrap or Bootstrap())
+    values, error = parts(metric, runs, (), bootstrap)
     found = _interval(values, error, _count(metric, runs[0]), confidence)
     return replace(found, low=max(0.0, found.low))  # errors, rates and areas cannot be negative
 
@@ -70,10 +69,24 @@ def contrast(metric, runs_a, runs_b, confidence=CONTRAST_CONFIDENCE, bootstrap=N
     """
     if len(runs_a) != len(runs_b):
         raise ValueError("a paired contrast needs as many runs on each side")
-    sign = -1.0 if metric.lower_is_better else 1.0
-    gains = np.array([sign * (metric.value(a) - metric.value(b)) for a, b in zip(runs_a, runs_b, strict=True)])
+    values, error = parts(metric, runs_a, runs_b, bootstrap)
+    return _interval(values, error, _count(metric, runs_a[0]), confidence)
+
+
+def parts(metric, runs_a, runs_b=(), bootstrap=None):
+    """What an interval is made of: the values (or, with `runs_b`, gains) of the runs, their error over test samples."""
     error = _sampling_error(metric, runs_a, runs_b, bootstrap or Bootstrap())
-    return _interval(gains, error, _count(metric, runs_a[0]), confidence)
+    values = np.array([metric.value(run) for run in runs_a])
+    if runs_b:
+        sign = -1.0 if metric.lower_is_better else 1.0
+        values = sign * (values - [metric.value(run) for run in runs_b])
+    return values, error
+
+
+def forecast(mean, spread, error, n, confidence):
+    """The Interval that n runs would give if mean, spread between seeds and error over samples stayed as they are."""
+    half = _half(spread, error, n, confidence)
+    return Interval(mean, mean - half, mean + half, n, 0)
 
 
 def level_status(metric, interval, published, tolerance):
@@ -126,13 +139,18 @@ def _too_few(interval, low, high):
 
 
 def _interval(values, sampling_error, n_samples, confidence):
+    n, mean = len(values), float(values.mean())
+    half = _half(values.std(ddof=1) if n > 1 else 0.0, sampling_error, n, confidence)
+    return Interval(mean, mean - half, mean + half, n, n_samples)
+
+
+def _half(spread, sampling_error, n, confidence):
+    """Half-width of an interval of n runs: what seeds and samples add, in quadrature."""
     from scipy.special import ndtri, stdtrit  # quantiles; scipy.stats calls these two and takes a second to load
 
-    n, tail = len(values), 0.5 + confidence / 2
-    between = stdtrit(n - 1, tail) * values.std(ddof=1) / np.sqrt(n) if n > 1 else 0.0
-    within = ndtri(tail) * sampling_error
-    half, mean = float(np.hypot(between, within)), float(values.mean())
-    return Interval(mean, mean - half, mean + half, n, n_samples)
+    tail = 0.5 + confidence / 2
+    between = stdtrit(n - 1, tail) * spread / np.sqrt(n) if n > 1 else 0.0
+    return float(np.hypot(between, ndtri(tail) * sampling_error))
 
 
 def _sampling_error(metric, runs_a, runs_b, bootstrap):

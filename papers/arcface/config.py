@@ -150,6 +150,11 @@ def preset(name: str, row: str = "arcface", data: str | None = None) -> Config:
     return dataclasses.replace(PRESETS[name], row=row, data=data, **own)
 
 
+def needs(cfg: Config) -> tuple[tuple[str, int], ...]:
+    """((row, seed), ...) of the runs that must be finished before this one."""
+    return tuple(("arcface", cfg.seed + k) for k in range(cfg.members)) if cfg.row == "together" else ()
+
+
 def check(cfg: Config) -> None:
     """UserError for a setting that cannot work, before any data is read."""
     precision.check(cfg.precision)

@@ -160,6 +160,13 @@ def preset(name: str, row: str = "stage3", data: str | None = None) -> Config:
     return dataclasses.replace(PRESETS[name], row=row, data=data or PRESETS[name].data, **own)
 
 
+def needs(cfg: Config) -> tuple[tuple[str, int], ...]:
+    """((row, seed), ...) of the runs that must be finished before this one."""
+    rows = cfg.candidates if cfg.row in ("best", "chosen") else ()
+    trunk = ("trunk",) if cfg.trunk == "demo" and cfg.row != "trunk" else ()
+    return tuple((row, cfg.seed) for row in (*trunk, *rows))
+
+
 def check(cfg: Config) -> None:
     """UserError for a setting that cannot work, before any data is read."""
     precision.check(cfg.precision)

@@ -210,6 +210,11 @@ def row_settings(row: str, base: Config) -> dict[str, object]:
     return dict(route="direct", orders=())
 
 
+def shares(cfg: Config) -> tuple | None:
+    """What runs share that train their teacher once, whatever their seed; None where it is given."""
+    return None if cfg.teacher_sha256 else (cfg.preset, cfg.data)
+
+
 def check(cfg: Config) -> None:
     """UserError for a setting that cannot work, before any data is read."""
     precision.check(cfg.precision)

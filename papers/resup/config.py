@@ -158,6 +158,11 @@ def preset(name: str, row: str = "resup", data: str | None = None) -> Config:
     return dataclasses.replace(PRESETS[name], row=row, data=data, **BY_ROW[row])
 
 
+def shares(cfg: Config) -> tuple | None:
+    """What runs share that make their warm-up once, None for a run without one; see train.warm_up_file."""
+    return (cfg.preset, cfg.data, cfg.seed) if cfg.nets > 1 and cfg.warmup < cfg.epochs else None
+
+
 def check(cfg: Config) -> None:
     """UserError for a setting that cannot work, before any data is read."""
     noise.check_rate(cfg.noise)

@@ -1,0 +1,377 @@
+"""Run what settles most: `make settle BUDGET=2h [PAPER=...]`, `make settle ARGS=--dry-run`.
+
+Looks at every claim that is open and whose data are here, estimates from the records how many further seeds would give
+it a verdict and what they cost, runs the next seed of the claim that is nearest to one, and looks again. It ends when
+nothing is left that seeds can settle, or when the next run would not fit into the budget. The same command continues.
+
+The estimate takes mean, spread and error of the test samples as they are; with one seed, the spread of the paper's
+other claims on that metric. It decides what to run next, never a verdict.
+"""
+
+import contextlib
+import dataclasses
+import math
+import os
+import re
+import statistics as plain
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from facepapers.common import cli, paths, storage
+from facepapers.common.data import sets
+from facepapers.common.evidence import claims, margins, runs, statistics
+from facepapers.common.plan import BF16_GAIN
+from facepapers.common.tools import graph
+from facepapers.common.tools.reproduce import duration, known_papers
+
+LOOK_S = 0.5  # how often runs are looked at
+MOST = 20  # seeds a side; a claim that would take more counts as out of reach
+SETTLED = ("supported", "refuted", "no difference", "replicated", "better", "worse")
+UNITS = {"s": 1, "m": 60, "h": 3600}
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """Choose runs by what they settle, and run them. Records go where the claims are computed from."""
+
+    budget: str = "1h"  # how long at most, such as 30m or 2h
+    paper: str | None = None  # one paper alone, with - or _
+    jobs: int = 0  # runs at a time, each on its own cores; 0: two where there are two cores
+    out: Path = paths.RECORDED  # folder of records; committed ones count with those of any other folder
+    dry_run: bool = False  # print the plan, run nothing
+
+
+@dataclasses.dataclass
+class Open:
+    """A claim without a verdict, and what it would take."""
+
+    cell: claims.Cell
+    seeds: int = 0  # further seeds a side; 0: out of reach
+    runs: list[graph.Job] = dataclasses.field(default_factory=list)  # that are missing for them, in order
+    seconds: float = 0.0
+    why: str = ""  # it is not run
+
+    @property
+    def reachable(self) -> bool:
+        """Whether seeds are expected to settle it."""
+        return bool(self.runs) and not self.why
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run until nothing is left to settle or the budget is spent, then say what was settled and what was not."""
+    options = cli.command(Command, argv, "python -m facepapers.common.tools.settle", __doc__)
+    papers = chosen_papers(options.paper)
+    budget = seconds_of(options.budget)
+    state = State(papers, options.out)
+    if options.dry_run:
+        print(table(state.opened()))
+        return
+    with alone(options.out):
+        before = state.statuses()
+        run_all(state, time.monotonic() + budget, options.jobs or min(2, os.cpu_count() or 1))
+        print(closing(before, state))
+
+
+def chosen_papers(name: str | None) -> list[str]:
+    """Papers to look at. UserError for an unknown name."""
+    if name is not None and name.replace("-", "_") not in claims.papers():
+        raise cli.UserError(f"no paper {name!r}; known are {', '.join(known_papers())}")
+    return [name.replace("-", "_")] if name else claims.papers()
+
+
+def seconds_of(text: str) -> float:
+    """Seconds of `90s`, `30m`, `1.5h`. UserError for anything else."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text)
+    if not found or not float(found[1]):
+        raise cli.UserError(f"--budget {text!r}: a number and s, m or h, such as 30m or 2h")
+    return float(found[1]) * UNITS[found[2]]
+
+
+@contextlib.contextmanager
+def alone(out: Path) -> Iterator[None]:
+    """Hold a folder of records for this process. UserError where another settles it."""
+    import fcntl  # POSIX only
+
+    out.mkdir(parents=True, exist_ok=True)
+    with open(out / ".settle.lock", "a") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise cli.UserError(
+                f"{out}: another settle or sweep is at work here; wait for it, or name another --out"
+            ) from None
+        yield
+
+
+# ---- What is open, and what it would take
+
+
+class State:
+    """The claims of some papers, with committed records and those of `out`."""
+
+    def __init__(self, papers: list[str], out: Path) -> None:
+        self.papers, self.out = papers, out
+        self.failed: dict[graph.Job, str] = {}  # run -> its last line
+        self.slower: dict[str, list[float]] = {}  # paper -> seconds taken over seconds expected
+
+    def records(self, paper: str) -> list[dict]:
+        """Committed records, and those of the folder where they are others."""
+        found = {r["run"]: r for root in {paths.RECORDED, self.out} for r in runs.recorded(paper, root)}
+        return list(found.values())
+
+    def statuses(self) -> dict[str, str]:
+        """{cell: status}."""
+        return {c.name: c.status for paper in self.papers for c in claims.cells(paper, self.records(paper))}
+
+    def opened(self) -> list[Open]:
+        """What is open, cheapest first; what seeds cannot settle comes last, with the reason."""
+        found = []
+        for paper in self.papers:
+            records, evidence = self.records(paper), claims.Evidence()
+            cells = [c for c in claims.cells(paper, records, evidence) if is_open(c)]
+            spreads = spread_by_metric(cells, evidence)
+            found += [self.judged(cell, records, evidence, spreads) for cell in cells]
+        return sorted(found, key=lambda o: (not o.reachable, o.seconds or math.inf, o.cell.name))
+
+    def judged(self, cell: claims.Cell, records: list[dict], evidence: claims.Evidence, spreads: dict) -> Open:
+        """A claim with the seeds that it lacks, and their cost on this machine."""
+        data = cell.claim["data"]
+        if not here(data):
+            return Open(cell, why=f"{data} is not on this machine")
+        if cell.claim.get("one_network"):
+            return Open(cell, why="about one frozen network: no seed changes it")
+        seeds = further_seeds(cell, evidence, spreads.get(cell.metric.name))
+        if not seeds:
+            return Open(cell, why=f"more than {MOST} seeds a side" + lacks_margin(cell))
+        missing = missing_runs(cell, records, seeds)
+        if failed := [job for job in missing if job in self.failed]:
+            return Open(cell, seeds, why=f"{failed[0].name}: {self.failed[failed[0]]}")
+        costs = [self.cost(job, records) for job in missing]
+        if None in costs:
+            return Open(cell, seeds, missing, why="no record tells what such a run costs; start it by hand")
+        return Open(cell, seeds, missing, sum(c for c in costs if c))
+
+    def cost(self, job: graph.Job, records: list[dict]) -> float | None:
+        """Expected seconds of a run: what runs of its row took, else of its preset's dearest row; None without any.
+
+        Corrected by how long this command's runs of the paper have taken, and for a processor without bfloat16.
+        """
+        same = [r for r in records if (r["config"]["preset"], r["data"]["name"]) == (job.preset, job.data)]
+        rows: dict[str, list[dict]] = {}
+        for record in same:
+            rows.setdefault(record["config"]["row"], []).append(record)
+        chosen = [rows[job.row]] if job.row in rows else list(rows.values())
+        if not chosen:
+            return None
+        slower = self.slower.get(job.paper) or [BF16_GAIN if needs_bf16(same) else 1.0]
+        return max(plain.median(r["seconds"] for r in row) for row in chosen) * plain.median(slower)
+
+
+def is_open(cell: claims.Cell) -> bool:
+    """Whether a cell asks for a verdict and has none."""
+    return cell.kind in ("level", "contrast") and "reference" not in cell.claim and cell.status not in SETTLED
+
+
+def here(data: str) -> bool:
+    """Whether a claim's data are on this machine."""
+    return data == "embedded" or all(map(sets.available, data.split("+")))
+
+
+def lacks_margin(cell: claims.Cell) -> str:
+    """What a contrast without any margin misses."""
+    has = {"equivalence_margin", "margin", "within"} & cell.claim.keys()
+    return "" if has or cell.kind == "level" else "; without an equivalence_margin it cannot end as `no difference`"
+
+
+def needs_bf16(records: list[dict]) -> bool:
+    """Whether these runs had a bfloat16 that this machine computes slowly."""
+    import torch
+
+    from facepapers.common.training import precision
+
+    slow = precision.choose("auto", torch.device("cpu")) == "fp32" and not torch.cuda.is_available()
+    return slow and runs.precision_of(*records) == "bf16"
+
+
+def parts(cell: claims.Cell, evidence: claims.Evidence) -> tuple:
+    """(values of the cell's runs, error over test samples)."""
+    ours, others = ([evidence.predictions(r) for r in side] for side in (cell.records, cell.others))
+    return statistics.parts(cell.metric, ours, others, evidence.bootstrap)
+
+
+def spread_by_metric(cells: Iterable[claims.Cell], evidence: claims.Evidence) -> dict[str, float]:
+    """{metric: median spread between seeds} of the cells with several seeds."""
+    found: dict[str, list[float]] = {}
+    for cell in cells:
+        if len(cell.records) > 1:
+            found.setdefault(cell.metric.name, []).append(parts(cell, evidence)[0].std(ddof=1))
+    return {name: plain.median(values) for name, values in found.items()}
+
+
+def further_seeds(cell: claims.Cell, evidence: claims.Evidence, usual: float | None) -> int:
+    """How many further seeds a side are expected to give a verdict; 0: more than MOST in all."""
+    done = len(cell.records)
+    if not done:
+        return statistics.SEEDS  # nothing is known: begin
+    values, error = parts(cell, evidence)
+    spread = values.std(ddof=1) if done > 1 else error if usual is None else usual
+    judged = len(margins.judged(cell.claim, cell.records, cell.others)) if cell.kind == "contrast" else 0
+    for more in range(1, MOST - done + 1):
+        if done + more >= statistics.SEEDS and verdict(cell, values.mean(), spread, error, done + more, judged + more):
+            return more
+    return 0
+
+
+def verdict(cell: claims.Cell, mean: float, spread: float, error: float, n: int, judged: int) -> bool:
+    """Whether n runs like those known, `judged` of them under today's margin, would settle a cell."""
+    expected = lambda count, level: statistics.forecast(mean, spread, error, count, level)
+    if cell.kind == "level":
+        interval = expected(n, statistics.LEVEL_CONFIDENCE)
+        published, tolerance = float(cell.claim["published"]), cell.claim["tolerance"]
+        return statistics.level_status(cell.metric, interval, published, tolerance) in SETTLED
+    interval = expected(n, statistics.CONTRAST_CONFIDENCE)
+    if statistics.contrast_status(interval, cell.claim.get("margin", 0.0), cell.claim.get("within")) in SETTLED:
+        return True
+    margin = cell.claim.get("equivalence_margin", 0.0)
+    return statistics.equivalent(expected(judged, statistics.EQUIVALENCE_CONFIDENCE), margin) if judged > 1 else False
+
+
+def missing_runs(cell: claims.Cell, records: list[dict], seeds: int) -> list[graph.Job]:
+    """The runs, and those that they need, that give a cell so many further seeds a side."""
+    claim = cell.claim
+    rows = (claim["better"], claim["than"]) if cell.kind == "contrast" else (claim["row"],)
+    paired = {r["config"]["seed"] for r in cell.records}
+    new = [seed for seed in range(MOST + seeds) if seed not in paired][:seeds]
+    finished = {r["run"] for r in records}
+    of = lambda row: claims.matching(records, claim, row, cell.metric)
+    fixed = {row for row in rows if any(not r["seconds"] for r in of(row))}  # not trained: it stands for every seed
+    wanted = [
+        graph.Job(cell.paper, claim["preset"], claim["data"], row, s) for s in new for row in rows if row not in fixed
+    ]
+    return [job for job in graph.with_needed(wanted) if job.name not in finished]
+
+
+# ---- Running
+
+
+def run_all(state: State, end: float, at_once: int) -> None:
+    """Run the next run of the claim that is nearest to a verdict, `at_once` at a time, until nothing fits."""
+    working: list[Working] = []
+    begun = False
+    try:
+        while True:
+            waiting = [claim for claim in state.opened() if claim.reachable]
+            for claim, job in startable(waiting, [one.job for one in working]):
+                cost = state.cost(job, state.records(job.paper)) or 0.0
+                if len(working) < at_once and time.monotonic() + cost <= end:
+                    say(claim, job, cost)
+                    working.append(Working(job, state.out, cost, at_once))
+                    begun = True
+            if not working:
+                break
+            finish_one(state, working)
+    finally:
+        for one in working:  # interrupted: each saves its state and ends
+            one.stop()
+    if waiting and not begun:
+        cheapest, job = min((state.cost(job, state.records(job.paper)) or math.inf, job.name)
+                            for claim in waiting for job in claim.runs)  # fmt: skip
+        raise cli.UserError(f"--budget: too little for one run; the cheapest, {job}, takes about {duration(cheapest)}")
+
+
+def say(claim: Open, job: graph.Job, cost: float) -> None:
+    print(f"{clock()} {job.paper.replace('_', '-')} {job.name}, about {duration(cost)}: for {claim.cell.claim['id']} "
+          f"({claim.cell.status}), which should take {claim.seeds} more a side", flush=True)  # fmt: skip
+
+
+def startable(waiting: list[Open], working: list[graph.Job]) -> Iterator[tuple[Open, graph.Job]]:
+    """(claim, run) that could begin now, in the order of the claims: nothing that it waits for is missing."""
+    met = set(working)
+    for claim in waiting:
+        before = graph.predecessors([*working, *(job for job in claim.runs if job not in working)])
+        for job in claim.runs:
+            if job not in met and not before[job]:
+                met.add(job)
+                yield claim, job
+
+
+class Working:
+    """A run in a process of its own, with its share of the cores."""
+
+    def __init__(self, job: graph.Job, out: Path, expected: float, at_once: int) -> None:
+        self.job, self.out, self.expected, self.began = job, out, expected, time.monotonic()
+        self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - open as long as the process
+        threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // at_once))}
+        command = [sys.executable, "-m", f"facepapers.papers.{job.paper}.train", *job.words, "--out", str(out)]
+        self.process = subprocess.Popen(command, env={**os.environ, **threads}, cwd=paths.ROOT, stdout=self.log,
+                                        stderr=subprocess.STDOUT)  # fmt: skip
+
+    def stop(self) -> None:
+        """Let it save its state and end."""
+        self.process.terminate()
+        self.process.wait()
+
+    def last_line(self) -> str:
+        """The last line that it wrote."""
+        self.log.seek(0)
+        lines = self.log.read().splitlines()
+        return lines[-1] if lines else "no word"
+
+
+def finish_one(state: State, working: list[Working]) -> None:
+    """Wait until one of the runs ends, and note how."""
+    while not (ended := [one for one in working if one.process.poll() is not None]):
+        time.sleep(LOOK_S)
+    for one in ended:
+        working.remove(one)
+        took = time.monotonic() - one.began
+        if one.process.returncode == 0 and one.job.record(one.out).exists():
+            if one.expected > 0:
+                seconds = storage.read_json(one.job.record(one.out))["seconds"]
+                factor = plain.median(state.slower.get(one.job.paper, [1.0]))
+                state.slower.setdefault(one.job.paper, []).append(factor * seconds / one.expected)
+            print(f"{clock()} {one.job.name}: done in {duration(took)}", flush=True)
+        else:
+            state.failed[one.job] = one.last_line()
+            print(f"{clock()} {one.job.name}: failed: {one.last_line()}", flush=True)
+
+
+def clock() -> str:
+    return time.strftime("%H:%M:%S")
+
+
+# ---- What it prints
+
+
+def table(opened: list[Open]) -> str:
+    """Open claims in the order of settling: status, further seeds, runs, time; then the others."""
+    within = [claim for claim in opened if claim.reachable]
+    lines = [("claim", "status", "seeds", "runs", "time")]
+    for claim in within:
+        numbers = str(claim.seeds), str(len(claim.runs)), duration(claim.seconds)
+        lines.append((claim.cell.name, claim.cell.status, *numbers))
+    widths = [max(len(line[k]) for line in lines) for k in range(len(lines[0]))]
+    text = ["  ".join(f"{word:{n}s}" for word, n in zip(line, widths, strict=True)).rstrip() for line in lines]
+    beyond: dict[str, list[str]] = {}
+    for claim in opened:
+        if not claim.reachable:
+            beyond.setdefault(claim.why, []).append(claim.cell.name)
+    text += [f"not by seeds here, {why} ({len(names)}): {', '.join(names)}" for why, names in beyond.items()]
+    every = {job for claim in within for job in claim.runs}
+    return "\n".join([*text, f"{len(opened)} open claims; {len(within)} within reach of {len(every)} runs in all"])
+
+
+def closing(before: dict[str, str], state: State) -> str:
+    """What is settled now, and what the rest would take."""
+    after = state.statuses()
+    changed = [f"  {name}: {before[name]} -> {now}" for name, now in after.items() if now != before[name]]
+    settled = sum(before[name] not in SETTLED and now in SETTLED for name, now in after.items())
+    return "\n".join([f"\nsettled: {settled}", *changed, "", "left:", table(state.opened())])
+
+
+if __name__ == "__main__":
+    cli.entry(main)

@@ -1,0 +1,83 @@
+"""Many runs of one preset, in the order that they need, on this machine or on a cluster: `make sweep PAPER=arcface`.
+
+Snakemake does the work (`pip install 'facepapers[sweep]'`): each run is a rule whose output is its record. What is
+finished is not run again, a killed sweep continues, and Snakemake's own options follow `--`:
+
+    make sweep PAPER=resup PRESET=short SEEDS="0 1 2"
+    make sweep PAPER=resup PRESET=short SEEDS="0 1 2" ARGS="-- --executor slurm --jobs 20"
+"""
+
+import dataclasses
+import importlib.util
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from facepapers.common import cli, paths
+from facepapers.common.tools import graph
+from facepapers.common.tools.reproduce import choose, has_gpu, numbers
+from facepapers.common.tools.settle import alone, chosen_papers
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """Hand the runs of a preset to Snakemake. Further options go to every training, words behind `--` to Snakemake."""
+
+    paper: str  # its folder's name, with - or _
+    preset: str = "auto"  # auto (the richest that data and hardware allow) or a name of the paper's PRESETS
+    rows: str = ""  # rows of the table, separated by spaces; without any the preset's
+    seeds: str = ""  # whole numbers, separated by spaces; without any the preset's
+    data: str | None = None  # data set; without it the first of the preset's that is here
+    out: Path = paths.LOCAL  # folder of records
+    jobs: int = 0  # runs at a time on this machine, each with its share of the cores; 0: two where there are two cores
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run a sweep. UserError where Snakemake is not installed or a run failed."""
+    argv, own = split(list(argv))
+    options, more = cli.command_and_rest(Command, argv, "python -m facepapers.common.tools.sweep", __doc__)
+    if importlib.util.find_spec("snakemake") is None:
+        raise cli.UserError("snakemake: not installed; install it with `pip install 'facepapers[sweep]'`")
+    paper = chosen_papers(options.paper)[0]
+    plans = graph.settings(paper).PLAN
+    preset, data = choose(plans, options.preset, options.data)
+    rows, seeds = options.rows.split() or plans[preset].rows, numbers(options.seeds) or plans[preset].seeds
+    jobs = graph.of_plan(paper, preset, data, rows, seeds, more)
+    left = [job for job in jobs if not job.record(options.out).exists()]
+    print(f"{len(jobs)} runs, {len(jobs) - len(left)} of them finished: {options.out}", flush=True)
+    cores, at_once = os.cpu_count() or 1, options.jobs or min(2, os.cpu_count() or 1)
+    config = {
+        "paper": paper, "preset": preset, "data": data, "rows": " ".join(rows), "seeds": " ".join(map(str, seeds)),
+        "out": str(options.out.resolve()), "more": shlex.join(more), "threads": max(1, cores // at_once),
+        "gpus": int(has_gpu()),
+    }  # fmt: skip
+    with alone(options.out):
+        run(config, cores, options.out, own)
+    left = [job for job in jobs if not job.record(options.out).exists()]  # all of them after Snakemake's --dry-run
+    print(f"{len(jobs) - len(left)} of {len(jobs)} runs finished: {options.out}")
+
+
+def split(argv: list[str]) -> tuple[list[str], list[str]]:
+    """(our words, Snakemake's: those behind `--`)."""
+    place = argv.index("--") if "--" in argv else len(argv)
+    return argv[:place], argv[place + 1 :]
+
+
+def run(config: dict, cores: int, out: Path, own: list[str]) -> None:
+    """One call of Snakemake, which ends when every run has. UserError where one failed."""
+    command = [
+        sys.executable, "-m", "snakemake", "--snakefile", str(Path(__file__).with_name("sweep.smk")),
+        "--directory", str(out.resolve()), "--cores", str(cores), "--rerun-triggers", "mtime", "--rerun-incomplete",
+        "--keep-going", "--quiet", "host", "rules", "reason", "--nolock", *own,
+        "--config", *(f"{name}={value}" for name, value in config.items()),
+    ]  # fmt: skip
+    where = os.pathsep.join(filter(None, [str(paths.ROOT), os.environ.get("PYTHONPATH", "")]))
+    if subprocess.run(command, env={**os.environ, "PYTHONPATH": where}).returncode:
+        raise cli.UserError(f"{out}: not every run finished, see above; the same command continues")
+
+
+if __name__ == "__main__":
+    cli.entry(main)

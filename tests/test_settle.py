@@ -1,0 +1,254 @@
+"""Which run settles most, and sweeps: the graph of runs, estimates, budgets, faults; a sweep killed and finished."""
+
+import dataclasses
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from facepapers.common import cli, storage
+from facepapers.common.tools import graph, settle, sweep
+from tests.conftest import REPOSITORY, one_line_error
+from tests.test_report import PAPER, put, root  # noqa: F401 - a fixture
+
+CLAIM = "lfpw-coarse-to-fine"
+
+
+@pytest.fixture
+def state(root, monkeypatch):  # noqa: F811
+    """A State over a temporary repository of one paper, all of whose data are here."""
+    monkeypatch.setattr(settle, "here", lambda data: data in ("lfpw", "embedded"))
+    monkeypatch.setattr(settle.paths, "RECORDED", root / "results")
+    return settle.State([PAPER], root / "results")
+
+
+def opened(state, claim=CLAIM):
+    return next(o for o in state.opened() if o.cell.claim["id"] == claim)
+
+
+# ---- The graph
+
+
+def job(paper, preset, data, row, seed=0):
+    return graph.Job(paper, preset, data, row, seed)
+
+
+def test_a_run_of_several_seeds_needs_each():
+    together = job("arcface", "view1", "lfw", "together")
+    assert [j.name for j in graph.with_needed([together])] == [
+        "lfw-view1-arcface-s0", "lfw-view1-arcface-s1", "lfw-view1-arcface-s2", "lfw-view1-together-s0",
+    ]  # fmt: skip
+
+
+def test_a_chosen_pattern_needs_its_candidates_and_they_the_trunk():
+    jobs = graph.of_plan("face_attributes", "demo", "embedded", ["chosen"], [4])
+    before = {j.row: [b.row for b in found] for j, found in graph.predecessors(jobs).items()}
+    assert before["trunk"] == [] and before["stage5"] == ["trunk"]
+    assert before["chosen"] == ["trunk", "linear", "stage5", "stage3", "stage2"]
+    assert {j.seed for j in jobs} == {4}
+
+
+@pytest.mark.parametrize(("paper", "rows", "waiting"), [
+    ("resup", ["ce", "ce_two", "resup"], {("resup", 0): [("ce_two", 0)], ("resup", 1): [("ce_two", 1)]}),
+    ("hybrid_order_distillation", ["alone", "direct_1"],
+     {("direct_1", 0): [("alone", 0)], ("alone", 1): [("alone", 0)], ("direct_1", 1): [("alone", 0)]}),
+])  # fmt: skip
+def test_what_runs_share_is_made_by_the_first(paper, rows, waiting):
+    jobs = graph.of_plan(paper, "demo", "embedded", rows, [0, 1])
+    before = {(j.row, j.seed): [(b.row, b.seed) for b in found] for j, found in graph.predecessors(jobs).items()}
+    assert {key: found for key, found in before.items() if found} == waiting
+
+
+def test_runs_that_need_each_other_are_one_line(monkeypatch):
+    monkeypatch.setattr(graph, "needed", lambda j: [j.like({"cft": "direct", "direct": "cft"}[j.row], j.seed)])
+    with pytest.raises(cli.UserError, match="needs itself"):
+        graph.with_needed([job(PAPER, "demo", "embedded", "cft")])
+
+
+def test_a_changed_setting_changes_the_records_place(tmp_path):
+    plain, changed = (graph.Job(PAPER, "demo", "embedded", "cft", 3, more) for more in ((), ("--steps", "4")))
+    assert plain.record(tmp_path) == tmp_path / PAPER / "embedded-demo-cft-s3" / "run.json"
+    assert changed.config.steps == 4 and changed.name.startswith("embedded-demo-cft-s3-")
+    assert changed.words[-2:] == ["--steps", "4"]
+
+
+# ---- What a claim would take
+
+
+def seeds_of(root, gains, **more):  # noqa: F811
+    for seed, gain in enumerate(gains):
+        put(root, "cft", 5 - gain, seed, "lfpw", **more)
+        put(root, "direct", 5, seed, "lfpw", **more)
+
+
+@pytest.mark.parametrize(("gains", "seeds"), [
+    ((0.6, 0.5), 1),  # one more makes the three that a verdict takes
+    ((0.30, 0.10, 0.22), 1),  # by hand: 0.207 of 0.101 between seeds needs 4: 3.18 * 0.101 / 2 = 0.160
+    ((0.5, -0.5, 0.02), 0),  # neither side, nor within 0.2, with twenty seeds
+    ((0.02, -0.03, 0.01), 3),  # no difference takes three that began under the margin
+])  # fmt: skip
+def test_how_many_seeds_would_settle_a_claim(root, state, gains, seeds):  # noqa: F811
+    seeds_of(root, gains)
+    found = opened(state)
+    assert found.seeds == seeds and bool(found.why) == (seeds == 0)
+    if seeds:
+        first = len(gains)
+        names = [f"lfpw-short-{row}-s{first + k}" for k in range(seeds) for row in ("cft", "direct")]
+        assert [j.name for j in found.runs] == names
+        assert found.seconds == pytest.approx(24 * seeds)  # 12 s a run, as recorded
+
+
+def test_runs_that_are_there_are_not_counted_again(root, state):  # noqa: F811
+    seeds_of(root, (0.6, 0.5))
+    put(root, "direct", 5, 2, "lfpw")
+    assert [j.name for j in opened(state).runs] == ["lfpw-short-cft-s2"]
+
+
+def test_a_claim_without_a_run_takes_three_seeds(root, state):  # noqa: F811
+    put(root, "cft", 5, 0, "lfpw")
+    found = opened(state, "lfpw-principal")
+    assert [j.name for j in found.runs] == [
+        "lfpw-short-principal-s0", "lfpw-short-cft-s1", "lfpw-short-principal-s1", "lfpw-short-cft-s2",
+        "lfpw-short-principal-s2",
+    ]  # fmt: skip
+    assert found.seconds == 60  # an unknown row costs as much as the dearest known
+
+
+def test_what_seeds_cannot_settle_says_why(root, state):  # noqa: F811
+    assert opened(state, "cofw-nme").why == "cofw is not on this machine"
+    assert "no record tells" in opened(state).why  # nothing was ever run
+    seeds_of(root, (0.5, -0.5, 0.02))
+    path = root / "papers" / PAPER / "claims.toml"
+    path.write_text(path.read_text().replace("equivalence_margin = 0.2\n", ""))
+    assert "without an equivalence_margin" in opened(state).why
+
+
+def test_a_settled_claim_is_not_opened(root, state):  # noqa: F811
+    seeds_of(root, (0.6, 0.5, 0.55))
+    assert CLAIM not in [o.cell.claim["id"] for o in state.opened()]
+
+
+# ---- Running
+
+
+class Fake:
+    """Stands for a run's process: writes a record at once, or fails."""
+
+    gain, failing, begun = 0.55, (), []
+
+    def __init__(self, made, out, expected, at_once):
+        self.job, self.out, self.expected, self.began = made, out, expected, time.monotonic()
+        self.process = dataclasses.make_dataclass("P", ["returncode"])(0)
+        self.process.poll = lambda: self.process.returncode
+        Fake.begun.append(made.name)
+        if made.row in self.failing:
+            self.process.returncode = 2
+        else:
+            error = 5 - (self.gain if made.row == "cft" else 0) + 0.001 * made.seed
+            put(out.parent, made.row, error, made.seed, made.data)
+
+    def last_line(self):
+        return "error: out of luck"
+
+    def stop(self):
+        raise AssertionError("nothing is left at work")
+
+
+@pytest.fixture
+def faked(monkeypatch):
+    monkeypatch.setattr(settle, "Working", Fake)
+    monkeypatch.setattr(Fake, "begun", [])
+    monkeypatch.setattr(Fake, "failing", ())
+    return Fake
+
+
+def test_settle_runs_the_cheapest_claim_until_it_is_settled(root, state, faked, capsys):  # noqa: F811
+    seeds_of(root, (0.6, 0.5))
+    before = state.statuses()
+    settle.run_all(state, time.monotonic() + 1000, 1)
+    assert faked.begun[:2] == ["lfpw-short-cft-s2", "lfpw-short-direct-s2"]
+    assert state.statuses()[f"{PAPER}.{CLAIM}"] == "supported" and before[f"{PAPER}.{CLAIM}"] != "supported"
+    assert f"{PAPER}.{CLAIM}: two seeds: no difference seen -> supported" in settle.closing(before, state)
+    assert "for lfpw-coarse-to-fine" in capsys.readouterr().out
+
+
+def test_a_failed_run_is_named_and_not_tried_again(root, state, faked, capsys):  # noqa: F811
+    seeds_of(root, (0.6, 0.5))
+    faked.failing = ("direct",)
+    settle.run_all(state, time.monotonic() + 1000, 2)
+    assert faked.begun.count("lfpw-short-direct-s2") == 1
+    assert "error: out of luck" in opened(state).why and "failed: error: out of luck" in capsys.readouterr().out
+
+
+def test_a_budget_too_small_for_one_run_is_one_line(root, state, faked):  # noqa: F811
+    seeds_of(root, (0.6, 0.5))
+    with pytest.raises(cli.UserError, match=r"too little for one run; the cheapest, lfpw-short-\S+, takes"):
+        settle.run_all(state, time.monotonic() + 5, 1)
+    assert not faked.begun
+
+
+def test_a_dry_run_prints_the_plan_and_runs_nothing(root, state, faked, monkeypatch, capsys):  # noqa: F811
+    seeds_of(root, (0.6, 0.5))
+    settle.main(["--dry-run", "--out", str(root / "results")])
+    said = capsys.readouterr().out
+    assert f"{PAPER}.{CLAIM}" in said and "cofw is not on this machine (2)" in said and not faked.begun
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    (["--budget", "soon"], "--budget 'soon': a number and s, m or h"), (["--budget", "0h"], "--budget '0h'"),
+    (["--paper", "nope"], "no paper 'nope'"),
+])  # fmt: skip
+def test_wrong_words_are_one_line(words, said):
+    with pytest.raises(cli.UserError) as error:
+        settle.main(words)
+    one_line_error(error, said)
+
+
+def test_two_at_once_on_one_folder_are_one_line(tmp_path):
+    other = settle.alone(tmp_path)
+    with settle.alone(tmp_path), pytest.raises(cli.UserError, match="another settle or sweep is at work"):
+        other.__enter__()
+    with settle.alone(tmp_path):  # free again
+        pass
+
+
+# ---- Sweeps
+
+
+def test_a_sweep_without_its_engine_is_one_line(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(cli.UserError) as error:
+        sweep.main(["coarse-to-fine"])
+    one_line_error(error, "pip install 'facepapers[sweep]'")
+
+
+def test_words_behind_two_dashes_are_the_engines():
+    assert sweep.split(["arcface", "--", "--jobs", "3"]) == (["arcface"], ["--jobs", "3"])
+    assert sweep.split(["arcface"]) == (["arcface"], [])
+
+
+SWEEP = ["coarse-to-fine", "--preset", "demo", "--rows", "mean-shape cft", "--seeds", "0 1", "--steps", "4"]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("snakemake") is None, reason="needs the extra `sweep`")
+def test_a_killed_sweep_is_finished_by_the_same_command(tmp_path):
+    command = [sys.executable, "-m", "facepapers.common.tools.sweep", *SWEEP, "--out", str(tmp_path), "--jobs", "2"]
+    jobs = graph.of_plan(PAPER, "demo", "embedded", ["mean-shape", "cft"], [0, 1], ["--steps", "4"])
+    first = subprocess.Popen(command, cwd=REPOSITORY, start_new_session=True, stdout=subprocess.DEVNULL)
+    while not any(j.record(tmp_path).exists() for j in jobs):
+        assert first.poll() is None, "it ended before a run did"
+        time.sleep(0.05)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    finished = [j.record(tmp_path) for j in jobs if j.record(tmp_path).exists()]
+    assert 0 < len(finished) < len(jobs)
+    times = {path: path.stat().st_mtime_ns for path in finished}
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f"{len(jobs)} runs, {len(finished)} of them finished" in done.stdout
+    assert all(storage.read_json(j.record(tmp_path))["run"] == j.name for j in jobs)
+    assert times == {path: path.stat().st_mtime_ns for path in finished}  # what was finished is not run again
