@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from test_arcface_readers import lfw_tree
 from test_data import REPOSITORY, noise, tar_of
-from test_hybrid_train import bird_tree, car_tree
+from test_hybrid_train import bird_tree, car_tree, omniglot_tree
 from test_readers import write_crops, write_pts_folder
 from test_readers_attributes import write_celeba, write_fairface
 from test_readers_expression import write_affectnet, write_folders, write_rafdb
@@ -124,6 +124,7 @@ def made(folder, write):
         (recognition.lfw, lambda folder: made(folder, lfw_tree)),
         (classes.cub200, lambda folder: made(folder, bird_tree)),
         (classes.cars196, lambda folder: made(folder, car_tree)),
+        (classes.omniglot, lambda folder: made(folder, omniglot_tree)),
     ],
     ids=[
         "lfpw",
@@ -138,6 +139,7 @@ def made(folder, write):
         "lfw",
         "cub200",
         "cars196",
+        "omniglot",
     ],
 )
 def test_readers_give_the_same_from_folder_and_archive(tmp_path, reader, write, kind):

@@ -445,13 +445,93 @@ def car_tree(folder, classes=6, images=4):
     savemat(folder / "cars_annos.mat", {"annotations": rows})
 
 
+def omniglot_tree(folder, alphabets=(2, 10), drawers=4):
+    """Alphabets of the two parts, two characters each: black ink on white, 1 bit, as the official files are."""
+    for part, count in zip(("images_background", "images_evaluation"), alphabets, strict=True):
+        for k in range(2 * count):
+            for drawer in range(drawers):
+                ink = np.full((105, 105), 255, np.uint8)
+                ink[10 + k : 60, 20 + 3 * drawer : 26 + 3 * drawer] = 0
+                path = (
+                    folder / part / f"Alphabet{k // 2}" / f"character{k % 2 + 1:02d}" / f"{k:04d}_{drawer + 1:02d}.png"
+                )
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(ink).convert("1").save(path)
+    (folder / "images_evaluation" / ".DS_Store").write_bytes(b"no alphabet")
+    return folder
+
+
+def test_retrieval_of_characters_that_nobody_trained_on(root):
+    """Omniglot: bright ink, alphabets of the other part searched, pairs in folds without a character in common."""
+    folder, accept = root
+    omniglot_tree(folder / "data" / "omniglot")
+    accept("omniglot", train=16, test=80)
+    words = f"""--preset omniglot7 --data omniglot --teacher-net resnet8 --device cpu --precision fp32 --teacher-steps 2
+    --steps 4 --batch 8 --warmup 1 --out {folder / "out"}""".split()
+    written = train.main([*words, "--row", "assistant_123"])
+    assert {"recall1_pct", "recall8_pct", "r_precision_pct", "accuracy_pct"} <= written["metrics"].keys()
+    whole = sets.load("omniglot")
+    assert whole.images.shape == (96, 3, 28, 28) and whole.images.float().mean() < 60  # paper is dark
+    assert set(whole.label[whole.split == 0]) == set(range(4)) and set(whole.label[whole.split == 1]) == set(
+        range(4, 24)
+    )
+    pairs = whole.pairs["pairs_devtest"]
+    same = whole.label[pairs[:, 0]] == whole.label[pairs[:, 1]]
+    assert (same == pairs[:, 2]).all() and same.mean() == 0.5 and (whole.split[pairs[:, :2]] == 1).all()
+    folds = [set(whole.label[pairs[pairs[:, 3] == k, :2]].flatten()) for k in range(10)]
+    assert sum(map(len, folds)) == len(set().union(*folds)) == 20
+
+
+def test_held_out_characters_are_alphabets_of_the_training_part(root):
+    folder, accept = root
+    omniglot_tree(folder / "data" / "omniglot", alphabets=(50, 1))
+    accept("omniglot", train=400, test=8)
+    held = sets.load("omniglot", held_out=True)
+    kept = {2 * k + c for k in range(50) for c in (0, 1) if k % 5 != 4}
+    labels = dict.fromkeys(held.label[held.split == 0])
+    assert len(held.images) == 400 and len(labels) == len(kept) == 80 and held.fingerprint.endswith("+held_out")
+    alphabets = data_sets.ensure("omniglot").arrays["alphabet"][:400]
+    assert set(alphabets[held.split == 1] % 5) == {4} and 4 not in alphabets[held.split == 0] % 5
+
+
+def test_glyphs_are_turned_and_shifted_but_never_mirrored():
+    left = torch.zeros(1, 3, 28, 28, dtype=torch.uint8)
+    left[..., 8:20, 4:8] = 255
+    numbers = torch.rand(64, 5, generator=torch.Generator().manual_seed(0))
+    seen = sets.augmented(left.expand(64, -1, -1, -1), numbers, "glyph", 28).float()
+    column = (seen.mean((1, 2)) * torch.arange(28)).sum(1) / seen.mean((1, 2)).sum(1)
+    assert (column < 12).all() and column.std() > 0.5
+    still = sets.augmented(left, torch.tensor([sets.IDENTITY]), "glyph", 28)
+    assert torch.equal(still, left)
+
+
+def test_an_omniglot_file_of_another_name_is_one_line(root):
+    folder, _ = root
+    tree = omniglot_tree(folder / "data" / "omniglot")
+    next((tree / "images_background").rglob("*.png")).rename(
+        tree / "images_background" / "Alphabet0" / "character01" / "a.png"
+    )
+    with pytest.raises(cli.UserError) as error:
+        data_sets.ensure("omniglot")
+    one_line_error(error, "a.png", "NNNN_DD.png")
+
+
+def test_r_precision_by_hand():
+    """Classes of three and two: R is 2 and 1; points on a line."""
+    place, label = torch.tensor([[0.0], [1.0], [5.0], [1.4], [5.1]]), torch.tensor([0, 0, 0, 1, 1])
+    found = evaluate.r_precision(place, place, label)
+    np.testing.assert_allclose(found, [0.5, 0.5, 0.0, 0.0, 0.0])  # nearest two, two, two, one, one others
+    assert (evaluate.r_precision(place, place, label, chunk=2) == found).all()
+    assert evaluate.measure({"r_precision": found})["r_precision_pct"] == pytest.approx(20.0)
+
+
 @pytest.mark.parametrize(("name", "tree"), [("cub200", bird_tree), ("cars196", car_tree)])
 def test_retrieval_on_birds_and_cars(root, monkeypatch, name, tree):
     """The first half of the classes trains, the others are searched; Recall@K and its low-against-high form."""
     folder, accept = root
     tree(folder / "data" / name)
     accept(name, train=12, test=12)
-    monkeypatch.setattr(sets, "RETRIEVAL_PX", 40)
+    monkeypatch.setitem(sets.DECODED_PX, name, 40)
     words = f"""--preset retrieval56 --data {name} --teacher-net resnet8 --net resnet8 --device cpu --teacher-px 32
     --input-px 32 --resolution 8 --precision fp32 --per-class 4 --teacher-features 16 --features 8 --teacher-steps 2
     --steps 3 --batch 8 --out {folder / "out"}""".split()

@@ -32,6 +32,7 @@ DATA = {
     "afw": "AFW", "ibug": "iBUG", "300w": "300-W", "lfw": "LFW", "casia": "CASIA-WebFace", "ms1mv2": "MS1MV2",
     "utkface": "UTKFace", "fairface": "FairFace", "celeba": "CelebA", "ferplus": "FERPlus", "rafdb": "RAF-DB",
     "affectnet": "AffectNet", "cifar100": "CIFAR-100", "cub200": "CUB-200", "cars196": "Cars196",
+    "omniglot": "Omniglot",
 }  # fmt: skip
 
 

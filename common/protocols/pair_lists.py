@@ -37,6 +37,20 @@ def sample_pairs(index: np.ndarray, identity: np.ndarray, count: int, seed: int)
     return np.stack([index[left[chosen]], index[right[chosen]], same[chosen], fold], 1).astype(np.int32)
 
 
+def class_folds(label: np.ndarray, chosen: np.ndarray, each: int, seed: int, folds: int = 10) -> np.ndarray:
+    """(2 each folds, 4) pairs among the images where `chosen` (N,) is true, in folds that share no class.
+
+    The classes are dealt out at random; a fold has `each` (or as many as there are) pairs of one class, as many of two.
+    """
+    classes = np.random.default_rng(seed).permutation(np.unique(label[chosen]))
+    made = []
+    for fold, some in enumerate(np.array_split(classes, folds)):
+        pairs = sample_pairs(np.flatnonzero(chosen & np.isin(label, some)), label, each, seed + 1 + fold)
+        pairs[:, 3] = fold
+        made.append(pairs)
+    return np.concatenate(made)
+
+
 def hold_out(
     identity: np.ndarray, train: np.ndarray, count: int = 3000, seed: int = 2007
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -22,8 +22,12 @@ from facepapers.papers.hybrid_order_distillation.degrade import degrade, resize
 
 # Pictures of `people` persons train, pictures of `test_people` others test. Synthetic: see common/faces/drawing.py.
 EMBEDDED = dict(people=80, train=2000, test_people=60, test=480, size=48, pairs=800, seed=2020)
-RETRIEVAL_PX = 256  # RKD: squares of 256 px, whatever the photo's shape, then crops of 224
+# Side that a set's images are decoded to. RKD: squares of 256 px, whatever the photo's shape, then crops of 224.
+# Omniglot's drawings of 105 px: 28, as Matching Networks (Vinyals et al. 2016) and others after them.
+DECODED_PX = {"cub200": 256, "cars196": 256, "omniglot": 28}
+GLYPH_PAIRS, GLYPH_SEED = 300, 964  # of a kind in each of ten folds; their folds share no character (our choice)
 IDENTITY = (0.75, 0.5, 0.5, 0.5, 0.5)  # the five numbers of the view that changes nothing
+KNOWN = ("embedded", "lfw", "cifar100", "cub200", "cars196", "omniglot")
 VIEWS_SEED = 1129
 KEEP_BYTES = 2**30  # of reduced pictures of all views
 
@@ -57,27 +61,43 @@ class Training:
 
 @functools.lru_cache(maxsize=2)
 def load(name: str, held_out: bool = False) -> ImageSet:
-    """An ImageSet: embedded, lfw, cifar100, cub200, cars196. MissingData when it is not on this machine.
+    """An ImageSet: embedded, lfw, cifar100, cub200, cars196, omniglot. MissingData when it is not on this machine.
 
-    `held_out` (faces): a fifth of the training people is the test, and the test's people are left out.
+    `held_out` (faces): a fifth of the training people is the test, and the test's people are left out. Of Omniglot it
+    is a fifth of the training alphabets.
     """
+    if name == "omniglot":
+        return _omniglot(held_out)
     if held_out:
         return _held_out(load(name))
     if name == "embedded":
         return _embedded_set()
     pack = sets.ensure(name)
-    arrays, retrieval = pack.arrays, name in ("cub200", "cars196")
+    arrays = pack.arrays
     label = arrays.get("identity", arrays.get("label"))
     if label is None or "split" not in arrays:
-        raise UserError(f"{name}: has no labels for this paper, which reads embedded, lfw, cifar100, cub200, cars196")
+        raise UserError(f"{name}: has no labels for this paper, which reads {', '.join(KNOWN)}")
     pairs = {key: value for key, value in arrays.items() if key.startswith("pairs")}
-    pictures = pack.decode(RETRIEVAL_PX if retrieval else None)
+    pictures = pack.decode(DECODED_PX.get(name))
     return ImageSet(pictures, label, arrays["split"], pairs, pack.meta["fingerprint"])
 
 
 def _embedded_set():
     drawn = people.draw(**EMBEDDED)
     return ImageSet(drawn.images, drawn.identity, drawn.split, {"pairs_devtest": drawn.pairs}, drawn.fingerprint)
+
+
+def _omniglot(held_out):
+    """Omniglot with ink bright on dark, so that what moves in at a border is paper; pairs of the test's characters."""
+    pack = sets.ensure("omniglot")
+    pictures, fingerprint = 255 - pack.decode(DECODED_PX["omniglot"]), pack.meta["fingerprint"]
+    label, split = pack.arrays["label"].astype(np.int64), pack.arrays["split"]
+    if held_out:
+        train = split == 0
+        split = (pack.arrays["alphabet"] % 5 == 4).astype(np.uint8)[train]  # every fifth alphabet
+        pictures, label, fingerprint = pictures[torch.from_numpy(train)], label[train], f"{fingerprint}+held_out"
+    pairs = pair_lists.class_folds(label, split == 1, GLYPH_PAIRS, GLYPH_SEED)
+    return ImageSet(pictures, label, split, {"pairs_devtest": pairs}, fingerprint)
 
 
 def _held_out(whole):
@@ -129,13 +149,16 @@ def augmented(pictures: torch.Tensor, numbers: torch.Tensor, kind: str, size: in
     """uint8 views (B, 3, size, size) of uint8 pictures (B, 3, S, S); numbers (B, 5) in [0, 1).
 
     The five are mirror, x, y, scale, turn. "face": mirror, shift by up to 4 % of the side, scale 0.93 to 1.07, turn by
-    up to 6 degrees (amounts: our choice). "pad4": mirror and shift by up to 4 px over black (RepDistiller). "crop":
-    mirror and a random crop of `size` (RKD).
+    up to 6 degrees (amounts: our choice). "glyph": twice as much of it, without the mirror, which would be another
+    character. "pad4": mirror and shift by up to 4 px over black (RepDistiller). "crop": mirror and a random crop of
+    `size` (RKD).
     """
     numbers = numbers.cpu()
     flip, n, side = numbers[:, 0] < 0.5, len(pictures), pictures.shape[-1]
-    if kind == "face":
+    if kind in ("face", "glyph"):
         spread = 2 * numbers[:, 1:] - 1
+        if kind == "glyph":
+            spread, flip = 2 * spread, torch.zeros_like(flip)
         centre = (side - 1) / 2 + 0.04 * side * spread[:, :2]
         where = images.similarity(centre, side * (1 + 0.07 * spread[:, 2]), 0.105 * spread[:, 3], flip, size)
         return images.crop(pictures, where.to(pictures.device), size).round().clamp_(0, 255).to(torch.uint8)
@@ -154,7 +177,7 @@ def augmented(pictures: torch.Tensor, numbers: torch.Tensor, kind: str, size: in
 
 def plain(pictures: torch.Tensor, cfg: Config) -> torch.Tensor:
     """The view of the test: unchanged, the middle crop, or the whole picture; uint8 (B, 3, teacher_px, teacher_px)."""
-    if cfg.augment == "face" and pictures.shape[-1] != cfg.teacher_px:
+    if cfg.augment in ("face", "glyph") and pictures.shape[-1] != cfg.teacher_px:
         return resize(pictures, cfg.teacher_px)
     if pictures.shape[-1] == cfg.teacher_px:
         return pictures

@@ -137,10 +137,37 @@ def _retrieved(cfg, view, images):
     pictures, label = images.images[torch.from_numpy(test)], torch.from_numpy(images.label[test].astype(np.int64))
     resolution = cfg.teacher_px if cfg.row == "teacher" else cfg.resolution
     low = view.outputs(pictures, resolution)
-    found = {"first_hit": first_hit(low, low, label)}
+    found = {"first_hit": first_hit(low, low, label), "r_precision": r_precision(low, low, label)}
+    if "pairs_devtest" in images.pairs:
+        found |= _pairs_of_outputs(low, np.flatnonzero(test), images.pairs["pairs_devtest"])
     if resolution < cfg.teacher_px:
         found["first_hit_cross"] = first_hit(low, view.outputs(pictures, cfg.teacher_px), label)
     return found
+
+
+def _pairs_of_outputs(outputs, rows, pairs):
+    """Distances of pairs (P, 4) of images between unit outputs (N, d) of the images `rows` (N,), with truths, folds."""
+    place = np.searchsorted(rows, pairs[:, :2])
+    unit = verification.unit_rows(outputs.double().numpy())
+    distance = verification.squared_distances(unit[place[:, 0]], unit[place[:, 1]])
+    truths = {"same": pairs[:, 2].astype(bool), "fold": pairs[:, 3].astype(np.uint8)}
+    return {"distance": distance.astype(np.float32), **truths}
+
+
+def r_precision(queries: torch.Tensor, gallery: torch.Tensor, label: torch.Tensor, chunk: int = 512) -> np.ndarray:
+    """Share (N,) of a query's class among its R nearest other images, R the number of those of its class.
+
+    queries, gallery (N, d) as in `first_hit`; Musgrave et al. 2020, section 4.1.
+    """
+    others = torch.bincount(label)[label] - 1
+    shares = []
+    for rows in torch.arange(len(label)).split(chunk):
+        distance = torch.cdist(queries[rows], gallery)
+        distance[torch.arange(len(rows)), rows] = torch.inf
+        near = distance.topk(int(others.max()), largest=False).indices
+        hit = (label[near] == label[rows].unsqueeze(1)) & (torch.arange(near.shape[1]) < others[rows].unsqueeze(1))
+        shares.append(hit.sum(1) / others[rows])
+    return torch.cat(shares).numpy().astype(np.float32)
 
 
 def first_hit(queries: torch.Tensor, gallery: torch.Tensor, label: torch.Tensor, chunk: int = 512) -> np.ndarray:

@@ -48,6 +48,10 @@ def _metrics():
         for k in RECALLS:
             yield Metric(f"recall{k}{end}_pct", f"Recall@{k}{what} (%)", False, _within(key, k), needs=(key,))
 
+    yield Metric(
+        "r_precision_pct", "R-precision (%)", False, lambda p: 100.0 * p["r_precision"], needs=("r_precision",)
+    )
+
 
 METRICS = {m.name: m for m in _metrics()}
 

@@ -1,4 +1,4 @@
-"""Readers of class-labelled sets for data.sets: CIFAR-100 (through torchvision), CUB-200-2011, Cars196.
+"""Readers of class-labelled sets for data.sets: CIFAR-100 (through torchvision), CUB-200-2011, Cars196, Omniglot.
 
 They yield samples (image, row) for `data.pack.gather`; row: name, split (0 train, 1 test), label (0-based class).
 CUB and Cars are split for retrieval, as in metric learning: the first half of the classes trains, the others test.
@@ -61,6 +61,34 @@ def cars196(folder: AnyPath) -> Iterator[Sample]:
     half = (max(label for _, label in entries) + 1) // 2
     for name, label in entries:
         yield _bytes(root / name), _row(name, label, half)
+
+
+def omniglot(folder: AnyPath) -> Iterator[Sample]:
+    """Samples of Omniglot: images_background/ (train) and images_evaluation/ (test), alphabet/character/NNNN_DD.png.
+
+    Rows also have `alphabet` (0-based, over both parts) and `drawer` (1 to 20). A label is a character of an alphabet;
+    no alphabet is in both parts.
+    """
+    root = folder_with(folder, "images_background", "images_evaluation")
+    alphabets = label = 0
+    for split, part in enumerate(("images_background", "images_evaluation")):
+        for alphabet in _folders(root / part):
+            for character in _folders(alphabet):
+                for path in sorted(character.glob("[!.]*.png")):
+                    drawer = path.stem.rpartition("_")[2]
+                    if not drawer.isdigit():
+                        raise UserError(f"{path}: not named as Omniglot's images, NNNN_DD.png; fetch the archive again")
+                    name = f"{part}/{alphabet.name}/{character.name}/{path.name}"
+                    yield path.read_bytes(), {
+                        "name": name, "split": np.uint8(split), "label": np.int16(label),
+                        "alphabet": np.uint8(alphabets), "drawer": np.uint8(drawer),
+                    }  # fmt: skip
+                label += 1
+            alphabets += 1
+
+
+def _folders(folder: AnyPath) -> list[AnyPath]:
+    return sorted(path for path in folder.glob("[!.]*") if path.is_dir())
 
 
 def _row(name: str, label: int, half: int) -> dict[str, Any]:
