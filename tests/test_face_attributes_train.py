@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from facepapers.common import cli, storage
-from facepapers.common.data import expressions, pack
+from facepapers.common.data import expressions, photos
 from facepapers.common.data import sets as registry
 from facepapers.common.evidence import claims, runs
 from facepapers.common.training import checkpoint, precision
@@ -481,7 +481,7 @@ def test_images_that_are_no_face_crop_are_one_line(tmp_path):
             112,
         )
     with pytest.raises(cli.UserError):
-        pack.read_photo(tmp_path / "absent.png")
+        photos.read_photo(tmp_path / "absent.png")
 
 
 # ---- Metrics, tuning, claims

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from facepapers.common.cli import UserError
-from facepapers.common.data.archive import AnyPath, place
+from facepapers.common.data.photos import open_image, shown
 from facepapers.common.progress import progress
 
 if TYPE_CHECKING:
@@ -37,7 +37,6 @@ Sample = tuple[bytes | np.ndarray | None, dict[str, Any]]
 Result = TypeVar("Result")
 FORMAT = 1  # raised when the file's layout changes; older packs are then rebuilt
 BATCH = 64  # images that a thread decodes before it takes the next ones
-MAGIC = ((b"\xff\xd8\xff", "JPEG"), (b"\x89PNG\r\n\x1a\n", "PNG"), (b"RIFF", "WEBP"))  # how these formats begin
 # What zipfile and numpy raise on a damaged file. NotImplementedError: a flipped bit in a member's flags.
 _DAMAGE = (zipfile.BadZipFile, zlib.error, struct.error, KeyError, ValueError, EOFError, OSError, NotImplementedError)
 
@@ -105,7 +104,8 @@ class Pack:
         rows = out.numpy()
 
         def one(row):
-            image = self.image(indices[row]).convert("RGB" if channels == 3 else "L")
+            i = indices[row]
+            image = shown(self.image(i), f"{self.path}: image {i}", "RGB" if channels == 3 else "L")
             if image.size != (width, height):
                 if size is None:
                     raise UserError(f"{self.path}: images differ in size; decode(size=...) makes them equal")
@@ -255,13 +255,6 @@ def decoder() -> str:
     return f"Pillow {PIL.__version__}, libjpeg {jpeg}, libwebp {features.version('webp')}"
 
 
-def read_photo(path: AnyPath | str) -> torch.Tensor:
-    """An image file as a (3, H, W) uint8 RGB tensor. UserError as in `open_image`."""
-    import torch
-
-    return torch.from_numpy(np.array(open_image(path).convert("RGB"))).permute(2, 0, 1)
-
-
 def encode(image: np.ndarray, effort: int = 0) -> bytes:
     """uint8 (H, W, 3) or (H, W) to lossless WebP. At 256x256 effort 0 takes 10 ms; 4 takes 65 to save 11 %.
 
@@ -272,36 +265,6 @@ def encode(image: np.ndarray, effort: int = 0) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, format="WEBP", lossless=True, quality=0, method=effort)
     return buffer.getvalue()
-
-
-def open_image(source: AnyPath | str | bytes, name: object = None, load: bool = True) -> Image.Image:
-    """A fully decoded PIL image from a path or bytes. Raises UserError with `name` when it is no sound image.
-
-    A photo's EXIF rotation is not applied: annotations refer to the pixels as stored. `load` says whether to decode.
-    """
-    from PIL import Image
-
-    name = source if name is None else name
-    try:
-        content = source if isinstance(source, bytes) else place(source).read_bytes()
-        # Without `formats` Pillow asks the plugins one by one, which takes longer than decoding a small WebP.
-        known = [kind for start, kind in MAGIC if content.startswith(start)]
-        image = Image.open(io.BytesIO(content), formats=known or None)
-        if load:
-            image.load()
-    except FileNotFoundError:
-        raise UserError(f"{name}: no such file; restore it from its archive") from None
-    except Image.UnidentifiedImageError:
-        raise UserError(f"{name}: not an image file; restore it from its archive") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{name}: damaged image ({_short(error)}); restore it from its archive") from None
-    return image
-
-
-def image_header(encoded: bytes, name: object) -> tuple[tuple[int, int], str | None]:
-    """((width, height), format such as "JPEG") of encoded bytes, undecoded: `write` decodes, and finds damage below."""
-    image = open_image(encoded, name, load=False)
-    return image.size, image.format
 
 
 def _map_member(path: Path, info: zipfile.ZipInfo) -> np.ndarray:

@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from facepapers.common import cli
-from facepapers.common.data.pack import open_image
+from facepapers.common.data.photos import read_photo
 from facepapers.common.data.readers.alignment import identity_files
 from facepapers.common.storage import atomic
 from facepapers.common.vision.mtcnn import Mtcnn, main_face
@@ -31,7 +30,7 @@ def main(argv: Sequence[str]) -> None:
     detector = Mtcnn(options.mtcnn)
     found: dict[str, tuple[float, np.ndarray | None]] = {}
     for path, name, _ in identity_files(options.photos):
-        photo = torch.from_numpy(np.array(open_image(path).convert("RGB"))).permute(2, 0, 1)
+        photo = read_photo(path)
         boxes, probability, points = detector.detect(photo)
         if len(boxes):
             found[name] = (float(probability.max()), main_face(boxes, points, *photo.shape[:0:-1]).numpy())

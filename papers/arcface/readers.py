@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from facepapers.common.cli import UserError
-from facepapers.common.data.pack import open_image
+from facepapers.common.data.photos import open_image, read_photo, shown
 from facepapers.common.data.readers.alignment import identity_files
 from facepapers.common.data.readers.recognition import ALIGNED_PX, aligned, five_points
 
@@ -41,7 +41,7 @@ def decode(
         image = open_image(encoded[i], names[i])
         if image.size != (size, size):
             raise UserError(f"{names[i]}: {image.width}x{image.height} px, not {size}x{size}; align it first")
-        out[i] = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
+        out[i] = np.asarray(shown(image, names[i])).transpose(2, 0, 1)
 
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
         list(pool.map(one, range(len(encoded))))
@@ -141,7 +141,8 @@ class RecordIO(torch.utils.data.Dataset):
         key = int(self.keys[index])
         label, image = self._unpack(key)
         self._check_range(key, label[0])
-        image = open_image(image, f"{self.path}: record {key}").convert("RGB")
+        name = f"{self.path}: record {key}"
+        image = shown(open_image(image, name), name)
         if image.size != (self.width, self.height):
             raise UserError(f"{self.path}: record {key} is {image.width}x{image.height} px, unlike property; {FETCH}")
         return torch.from_numpy(np.array(image).transpose(2, 0, 1)), int(label[0])
@@ -307,7 +308,7 @@ class FolderSet(torch.utils.data.Dataset):
         if self.points is not None:
             face = aligned(path, self.points.get(self.names[index]))
         else:
-            face = np.array(open_image(path).convert("RGB"))
+            face = read_photo(path).permute(1, 2, 0).numpy()
             if face.shape[:2] != (ALIGNED_PX, ALIGNED_PX):
                 raise UserError(f"{path}: {face.shape[1]}x{face.shape[0]} px, unlike the first; align all faces")
         return torch.from_numpy(face.transpose(2, 0, 1)), int(self.labels[index])

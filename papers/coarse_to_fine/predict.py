@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from facepapers.common import cli, storage
-from facepapers.common.data import pack
+from facepapers.common.data import photos
 from facepapers.common.evidence import runs
 from facepapers.common.training import parallel
 from facepapers.common.vision import images
@@ -41,7 +41,7 @@ def main(argv: Sequence[str]) -> None:
     weights = options.weights or runs.newest_weights(PAPER, but="mean-shape")
     model, cfg, markup = load(weights, parallel.start(options.device))
     for path in options.images:
-        photo = pack.read_photo(path)
+        photo = photos.read_photo(path)
         face = parse_box(options.box, photo, path)
         started = time.perf_counter()
         points = predict(model, cfg, photo, face)

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from facepapers.common import cli, storage
-from facepapers.common.data import pack
+from facepapers.common.data import photos
 from facepapers.common.evidence import runs
 from facepapers.common.training import parallel
 from facepapers.common.vision import alignment, images, mtcnn, networks
@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> None:
     detector = mtcnn.Mtcnn(options.mtcnn) if options.mtcnn else None
     cost = computation(net, cfg)
     for path in options.images:
-        face = aligned(pack.read_photo(path), cfg.input_px, frame, detector, path)
+        face = aligned(photos.read_photo(path), cfg.input_px, frame, detector, path)
         started = time.perf_counter()
         found = predict(net, attributes, networks.to_input(face, pixels))
         spent = 1000 * (time.perf_counter() - started)

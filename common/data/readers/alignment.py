@@ -21,7 +21,8 @@ import numpy as np
 
 from facepapers.common.cli import UserError
 from facepapers.common.data.archive import AnyPath, place
-from facepapers.common.data.pack import Sample, image_header, open_image
+from facepapers.common.data.pack import Sample
+from facepapers.common.data.photos import image_header, stored_pixels
 from facepapers.common.data.readers.files import folder_with
 
 CROP = 256  # side of a stored crop, px
@@ -194,7 +195,7 @@ def pts_folder(folder: AnyPath, split: str, subset: str, prefix: str) -> Iterato
         if photo is None:
             raise _bad(mark, f"no photo {mark.stem}.png or .jpg beside it")
         yield Face(
-            image=np.asarray(open_image(photo).convert("RGB")),
+            image=stored_pixels(photo),
             points=read_pts(mark),
             split=split,
             subset=subset,

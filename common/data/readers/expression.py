@@ -14,7 +14,8 @@ import numpy as np
 from facepapers.common.cli import UserError
 from facepapers.common.data.archive import AnyPath
 from facepapers.common.data.expressions import AFFECTNET, FER2013_TO_FERPLUS, VOTES
-from facepapers.common.data.pack import Sample, encode, image_header, open_image
+from facepapers.common.data.pack import Sample, encode
+from facepapers.common.data.photos import image_header, open_image, shown
 from facepapers.common.data.readers.files import check_same_names, find_file, find_folder, folder_with, table_lines
 
 IMAGES = {".jpg", ".jpeg", ".png", ".webp"}
@@ -127,7 +128,7 @@ def _grey_webp(path: AnyPath) -> bytes:
     size, kind = image_header(data, path)
     if size != (FERPLUS_PX, FERPLUS_PX):
         raise UserError(f"{path}: {size[0]}x{size[1]} px, expected 48x48; restore it from its archive")
-    return data if kind == "WEBP" else encode(np.asarray(open_image(data, path).convert("L")), effort=2)
+    return data if kind == "WEBP" else encode(np.asarray(shown(open_image(data, path), path, "L")), effort=2)
 
 
 def _ferplus_pixels(path: AnyPath, table: VoteTable) -> Iterator[Sample]:

@@ -9,11 +9,11 @@ import csv
 from collections.abc import Iterator
 
 import numpy as np
-import torch
 
 from facepapers.common.cli import UserError
 from facepapers.common.data.archive import AnyPath
-from facepapers.common.data.pack import Sample, open_image
+from facepapers.common.data.pack import Sample
+from facepapers.common.data.photos import open_image, read_photo, upright_sample
 from facepapers.common.data.readers.alignment import identity_files
 from facepapers.common.data.readers.files import folder_with
 from facepapers.common.protocols import pair_lists
@@ -23,9 +23,9 @@ ALIGNED_PX = 112
 
 
 def identity_folder(folder: AnyPath) -> Iterator[Sample]:
-    """Samples of a tree <identity>/<image>: row {name, identity}."""
+    """Samples of a user's tree <identity>/<image>, upright: row {name, identity}."""
     for path, name, identity in identity_files(folder):
-        yield path.read_bytes(), {"name": name, "identity": identity}
+        yield upright_sample(path), {"name": name, "identity": identity}
 
 
 def lfw(folder: AnyPath) -> Iterator[Sample]:
@@ -103,11 +103,10 @@ def five_points(folder: AnyPath, images: AnyPath) -> dict[str, np.ndarray] | Non
 
 
 def aligned(path: AnyPath, points: np.ndarray | None) -> np.ndarray:
-    """A photo as uint8 (112, 112, 3), by its points (5, 2). UserError where these are None."""
+    """A photo as uint8 (112, 112, 3), by its points (5, 2) in the upright picture. UserError where these are None."""
     if points is None:
         raise UserError(f"{path}: has no line in landmarks.csv; make that file for all photos")
-    pixels = torch.from_numpy(np.array(open_image(path).convert("RGB"))).permute(2, 0, 1)
-    return alignment.align(pixels[None], points[None], ALIGNED_PX)[0].permute(1, 2, 0).numpy()
+    return alignment.align(read_photo(path)[None], points[None], ALIGNED_PX)[0].permute(1, 2, 0).numpy()
 
 
 def read_in_place(folder: AnyPath) -> Iterator[Sample]:
