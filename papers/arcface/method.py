@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from facepapers.common.cli import UserError
+from facepapers.common.training import losses
 
 # (m1, m2, m3) of equation 4; m2 in radians. Values of Table 2.
 MARGINS = {
@@ -60,8 +61,10 @@ def margin_loss(
 ) -> torch.Tensor:
     """Equation 4, averaged over the batch: a scalar.
 
-    embeddings (B, d) and weight (C, d) of any length per row; labels (B,) in 0..C-1; margins (m1, m2, m3).
+    embeddings (B, d) and weight (C, d) of any length per row; labels (B,), integers of any type, in 0..C-1; margins
+    (m1, m2, m3).
     """
+    labels = losses.class_numbers(labels, embeddings.device)
     cosine = cosines(embeddings, weight)  # (B, C): cos theta_j = W_j . x
     logits = scale * with_margin(cosine, labels, margins, past_pi, gradient)
     return F.cross_entropy(logits, labels)
@@ -85,7 +88,7 @@ def with_margin(
     gradient: str = "full",
 ) -> torch.Tensor:
     """`cosine` (B, C) with the entry of each row's true class replaced by `target_cosine` of it."""
-    own = labels.unsqueeze(1)
+    own = losses.class_numbers(labels, cosine.device).unsqueeze(1)
     return cosine.scatter(1, own, target_cosine(cosine.gather(1, own), margins, past_pi, gradient))
 
 
@@ -124,11 +127,9 @@ def arccos(cosine: torch.Tensor) -> torch.Tensor:
 
 
 def unit(x: torch.Tensor) -> torch.Tensor:
-    """Rows of x (N, d) at length 1, at least float32. A zero row stays zero and its gradient is zero, not NaN."""
+    """Rows of x (N, d) at length 1, at least float32; 0, without gradient, where one is far shorter than most."""
     x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-    length = torch.linalg.vector_norm(x, dim=1, keepdim=True)
-    zero = length < 1e-12
-    return x * torch.where(zero, 0.0, 1 / torch.where(zero, 1.0, length))
+    return x * (1 / losses.lengths(x))
 
 
 def check_batch(embeddings: torch.Tensor, labels: torch.Tensor, classes: int) -> None:
@@ -175,6 +176,7 @@ class MarginHead(nn.Module):
 
     def forward(self, embeddings: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Loss of embeddings (B, features) with labels (B,): a scalar."""
+        labels = losses.class_numbers(labels, embeddings.device)
         if self.check:
             check_batch(embeddings, labels, self.classes)
         cosine = cosines(embeddings, self.weight, self.centers)
@@ -205,6 +207,7 @@ class SoftmaxHead(nn.Module):
 
     def forward(self, embeddings: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Loss of embeddings (B, features) with labels (B,): a scalar."""
+        labels = losses.class_numbers(labels, embeddings.device)
         if self.check:
             check_batch(embeddings, labels, self.classes)
         return F.cross_entropy(self.logits(embeddings), labels)
@@ -240,7 +243,8 @@ def check_rules(past_pi: str, gradient: str) -> None:
 
 def intra_loss(cosine: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Mean angle to the own centre over pi, from cosines (B, C): pulls x to its centre."""
-    return arccos(cosine.gather(1, labels.unsqueeze(1))).mean() / math.pi
+    own = losses.class_numbers(labels, cosine.device).unsqueeze(1)
+    return arccos(cosine.gather(1, own)).mean() / math.pi
 
 
 def inter_loss(weight: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -248,6 +252,7 @@ def inter_loss(weight: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
     weight (C, d), labels (B,). By angles, as in the paper; insightface's code of 2018 took the mean cosine.
     """
+    labels = losses.class_numbers(labels, weight.device)
     angles = arccos(cosines(weight[labels], weight)).scatter(1, labels.unsqueeze(1), 0.0)
     return -angles.sum() / (math.pi * len(labels) * (len(weight) - 1))
 
@@ -259,6 +264,7 @@ def triplet_loss(embeddings: torch.Tensor, labels: torch.Tensor, margin: float =
     paper draws one random violating negative per pair, of which this mean is the expectation up to weighting (our
     choice). A batch without a violation gives 0.
     """
+    labels = losses.class_numbers(labels, embeddings.device)
     theta = arccos(cosines(embeddings, embeddings))
     same = labels.unsqueeze(1) == labels
     anchor, positive = (same & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)).nonzero(as_tuple=True)
@@ -288,7 +294,7 @@ def clean_by_subcenters(
     embeddings (N, d); labels (N,) in 0..C-1; weight (C * centers, d) of a head trained with `centers` > 1. The
     dominant centre is the one that most of the class's images lie nearest to (the first one on ties).
     """
-    classes = len(weight) // centers
+    classes, labels = len(weight) // centers, losses.class_numbers(labels, embeddings.device)
     check_batch(embeddings, labels, classes)
     own = unit(weight).view(classes, centers, -1)
     parts = zip(unit(embeddings).split(4096), labels.split(4096), strict=True)  # bounds the (n, K, d) gather

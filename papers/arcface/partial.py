@@ -14,6 +14,7 @@ from torch import nn
 from facepapers.common.cli import UserError
 from facepapers.common.seeding import generator
 from facepapers.common.training import parallel
+from facepapers.common.training.losses import class_numbers
 from facepapers.papers.arcface.method import MARGINS, check_batch, check_rules, cosines, target_cosine
 
 INIT_BLOCK = 4096  # classes per seeded draw, so that W does not depend on the number of ranks
@@ -77,6 +78,7 @@ class ShardedHead(nn.Module):
 
     def forward(self, embeddings: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Mean loss over the images of all ranks, equal on all ranks. embeddings (b, features), labels (b,)."""
+        labels = class_numbers(labels, embeddings.device)
         embeddings, labels = parallel.gather(embeddings), parallel.gather(labels)
         check_batch(embeddings, labels, self.classes)  # on the gathered batch, so that all ranks stop together
         mine = (labels >= self.first) & (labels < self.last)

@@ -18,7 +18,7 @@ import torch
 from facepapers.common import cli, paths, storage
 from facepapers.common.evidence import jobs, runs
 from facepapers.common.progress import phase
-from facepapers.common.training import checkpoint, loop, optimizers, parallel, precision, schedules
+from facepapers.common.training import checkpoint, loop, losses, optimizers, parallel, precision, schedules
 from facepapers.common.vision import networks
 from facepapers.papers.arcface import data, evaluate, method
 from facepapers.papers.arcface.config import PAPER, Config, build_head, build_net, check, margins_at, preset
@@ -182,7 +182,7 @@ def own_angle(head: torch.nn.Module, embeddings: torch.Tensor, labels: torch.Ten
     if not isinstance(head, method.MarginHead | method.SoftmaxHead):
         return torch.zeros(())
     centers = getattr(head, "centers", 1)
-    own = method.unit(head.weight).view(-1, centers, head.weight.shape[1])[labels]
+    own = method.unit(head.weight).view(-1, centers, head.weight.shape[1])[losses.class_numbers(labels)]
     cosine = torch.einsum("bd,bkd->bk", method.unit(embeddings.detach()), own).amax(1)
     return torch.rad2deg(method.arccos(cosine)).mean()
 

@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from facepapers.common.training import losses
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -114,7 +116,7 @@ def squared_error(
     batch by the first face's, which the formula does not mean.
     """
     error = (points[:, subset] - truth[:, subset]).square().sum((1, 2))
-    return (error / (2 * distance_px.square())).mean()
+    return (error / (2 * losses.scales(distance_px).square())).mean()
 
 
 def coarse_to_fine_loss(

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from facepapers.common.training import losses
+
 STRIDE = 4  # crop pixels per heatmap cell
 
 
@@ -86,7 +88,7 @@ def heatmap_loss(
 
     The first term is the metric itself; the second keeps each map in one peak, so that its mean means something.
     """
-    distance = (expected_points(log_maps) - truth).norm(dim=-1) / distance_px.unsqueeze(1)
+    distance = (expected_points(log_maps) - truth).norm(dim=-1) / losses.scales(distance_px).unsqueeze(1)
     centres = cell_centres(log_maps.shape[-1], truth.device)
     offsets = (centres.view(1, 1, 1, -1) - truth.unsqueeze(-1)) / (spread * STRIDE)
     x, y = torch.exp(-0.5 * offsets.square()).unbind(2)

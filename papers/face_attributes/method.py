@@ -26,6 +26,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from facepapers.common.cli import UserError
+from facepapers.common.training.losses import class_numbers
 from facepapers.common.vision.networks import IResNet, MobileFaceNetReLU
 
 # ---- Branches
@@ -154,7 +155,9 @@ def joint_loss(
     each = {}
     for name, score in scores.items():
         count = max(1, len(score) if counts is None else counts[name])
-        total = F.cross_entropy(score, targets[name], reduction="sum")  # 0 of no images
+        target = torch.as_tensor(targets[name], device=score.device)
+        target = target if target.is_floating_point() else class_numbers(target)
+        total = F.cross_entropy(score, target, reduction="sum")  # 0 of no images
         each[name] = processes * total / count
     return sum(each.values(), start=torch.zeros(())) / len(each), each
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from facepapers.common import cli, paths, seeding
 from facepapers.common.evidence import jobs, runs
 from facepapers.common.progress import phase
-from facepapers.common.training import checkpoint, loop, optimizers, parallel, precision, schedules
+from facepapers.common.training import checkpoint, loop, losses, optimizers, parallel, precision, schedules
 from facepapers.common.vision import networks
 from facepapers.papers.face_attributes import assemble, data, evaluate, method
 from facepapers.papers.face_attributes.config import PAPER, Config, Files, check, preset, start_of
@@ -292,8 +292,8 @@ class Cosines(torch.nn.Module):
         self.both: Any = both  # torch types its entries as nn.Module only
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        embedding = F.normalize(self.both["net"](x), dim=1)
-        return IDENTITY_SCALE * F.linear(embedding, F.normalize(self.both["classes"].weight, dim=1))
+        embedding = losses.directions(self.both["net"](x))
+        return IDENTITY_SCALE * F.linear(embedding, losses.directions(self.both["classes"].weight))
 
 
 if __name__ == "__main__":

@@ -20,9 +20,11 @@ import torch
 import torch.nn.functional as F
 
 from facepapers.common.cli import UserError
+from facepapers.common.training.losses import LEAST, directions
 
 TRIPLES_AT_ONCE = 2**19  # entries of the N^3 angle tensor that are held at a time: two tensors of 4 MiB
-COINCIDE = 1e-5  # what is no longer than this share of the mean length has no direction (its gradient is 1 / length)
+COINCIDE = 1e-3  # samples nearer than this share of the mean distance, or a batch all of whose samples lie nearer to
+# their mean than this share of their length, coincide: they have no direction or scale. Its gradient is 1 / distance.
 NEAR = 1e-8  # ||a - b||^2 below this share of ||a||^2 + ||b||^2 is taken from a - b: the Gram form loses 8 digits
 EVEN = 16  # where the longest distance is less than this times the shortest, float32 keeps what a sum of them pulls
 GRAM_ROWS = 64  # rows of a Gram matrix that are computed at a time, right of the diagonal only
@@ -34,23 +36,14 @@ GRAM_ROWS = 64  # rows of a Gram matrix that are computed at a time, right of th
 def point_loss(student: torch.Tensor, source: torch.Tensor, normalise: bool = True) -> torch.Tensor:
     """Mean over i of ||s_i - t_i||^2, a scalar; with `normalise` both are scaled to unit length first (our choice).
 
-    An embedding of no length, compared with the batch's, has no direction: it stays 0, without gradient.
+    An embedding of no length, compared with the batch's, has no direction: it becomes 0, without gradient.
     student, source (N, d) of one width: see `project` of nets.Learner for embeddings of different widths.
     Raises UserError for inputs that do not fit each other.
     """
     student, source = _checked(student, source, same_width=True)
     if normalise:
-        student, source = _unit(student), _unit(source)
+        student, source = directions(student), directions(source)
     return (student - source).square().sum(1).mean()
-
-
-def _unit(x):
-    """Rows of x scaled to unit length; 0 and without gradient where the length is COINCIDE of the mean or less.
-
-    F.normalize sends a gradient of 1e11 to a row of zeros.
-    """
-    length = x.norm(dim=1, keepdim=True)
-    return x / length.masked_fill(length <= COINCIDE * length.mean(), math.inf)
 
 
 # ---- Orders 2 and 3 rest on squared distances
@@ -61,11 +54,14 @@ def _squared_distances(x):
 
     p_ij = ||y_i||^2 + ||y_j||^2 - 2 y_i y_j loses what both lengths have in common. The mean is subtracted first, so
     that a batch far from the origin loses nothing, and float64 keeps more digits than float32 embeddings have, unless
-    two samples are NEAR: their difference is taken directly, and coinciding samples are at distance 0 exactly.
+    two samples are NEAR: their difference is taken directly, and coinciding samples are at distance 0 exactly. So are
+    all samples of a collapsed batch.
     """
     x = x.cpu() if x.device.type == "mps" else x  # Apple's GPUs have no float64
     y = x.double() - x.mean(0)  # a mean in float32 does: any point amid the batch would
     square = torch.linalg.vector_norm(y, dim=1).square_()
+    if _collapsed(x):
+        return y, y.new_zeros(len(y), len(y))
     p = y.new_empty(len(y), len(y))
     for first in range(0, len(y), GRAM_ROWS):
         rows, below = slice(first, first + GRAM_ROWS), slice(first + GRAM_ROWS, None)
@@ -80,6 +76,13 @@ def _squared_distances(x):
             i, j = pairs.T
             p[i, j] = (y[i] - y[j]).square().sum(1)
     return y, p.fill_diagonal_(0)
+
+
+def _collapsed(x):
+    """Whether the samples x (N, d) have no distances from each other, but for what rounding leaves (a tensor)."""
+    x = x.detach().double()
+    length = x.square().sum(1).mean().sqrt()
+    return (x - x.mean(0)).square().sum(1).mean().sqrt() <= (COINCIDE * length).clamp(min=LEAST)
 
 
 def _pull(weight, y):
@@ -100,11 +103,11 @@ def distance_loss_by_definition(student: torch.Tensor, source: torch.Tensor) -> 
 
 
 def relative_distances(x: torch.Tensor) -> torch.Tensor:
-    """(N, N) Euclidean distances over the mean of those that are not zero; all zero when all samples coincide.
+    """(N, N) Euclidean distances over the mean of those that are not zero; all zero where the batch is collapsed.
 
     Differences are taken directly: ||a||^2 + ||b||^2 - 2ab loses small distances even in float32.
     """
-    distance = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")
+    distance = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist").masked_fill(_collapsed(x), 0)
     mean = distance.sum() / (distance > 0).sum().clamp(min=1)
     return distance / torch.where(mean > 0, mean, 1.0)
 
@@ -175,7 +178,7 @@ def centre_loss(student: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
 
 def _to_centre(x):
     offset = (x - x.mean(0)).square().sum(1)
-    distance = torch.where(offset == 0, 1.0, offset).sqrt() * (offset != 0)
+    distance = (torch.where(offset == 0, 1.0, offset).sqrt() * (offset != 0)).masked_fill(_collapsed(x), 0)
     mean = distance.mean()
     return distance / torch.where(mean > 0, mean, 1.0)
 
@@ -192,7 +195,7 @@ def angle_loss_by_definition(student: torch.Tensor, source: torch.Tensor) -> tor
     for x in (student, source):
         difference = x.unsqueeze(0) - x.unsqueeze(1)
         length = difference.norm(dim=2, keepdim=True)
-        e = difference / length.masked_fill(length <= COINCIDE * length.mean(), math.inf)
+        e = difference / length.masked_fill((length <= COINCIDE * length.mean()) | _collapsed(x), math.inf)
         cosines.append(e @ e.mT)
     return F.huber_loss(*cosines)
 

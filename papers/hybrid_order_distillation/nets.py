@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from facepapers.common.cli import UserError
+from facepapers.common.training.losses import directions
 from facepapers.common.vision import networks
 
 CIFAR_DEPTHS = (8, 14, 20, 32, 56, 110)
@@ -227,9 +228,9 @@ class Learner(nn.Module):
             projected = self.project(wide)
             logits = None
             if self.centres is not None:
-                logits = self.scale * F.linear(F.normalize(projected, dim=1), self.centres)
+                logits = self.scale * F.linear(directions(projected), self.centres)
             elif self.classifier is not None and self.scale:
-                logits = self.scale * F.linear(F.normalize(wide, dim=1), F.normalize(self.classifier.weight, dim=1))
+                logits = self.scale * F.linear(directions(wide), directions(self.classifier.weight))
             elif self.classifier is not None:
                 logits = self.classifier(wide)
         maps, self._maps = self._maps, None

@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from facepapers.common.training.losses import class_numbers
+
 POINTS = 100  # resolution of the posterior's table
 EM_STEPS = 10
 EDGE = 1e-3  # similarities of 0 and 1 become EDGE and 1 - EDGE before the fit
@@ -40,7 +42,7 @@ def similarity(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 def agreement(p: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Cosine (B,) between outputs p (B, K), which sum to one, and the one-hot labels (B,): p_y / ||p||."""
-    return p.gather(-1, labels.unsqueeze(-1)).squeeze(-1) / p.norm(dim=-1)
+    return p.gather(-1, class_numbers(labels, p.device).unsqueeze(-1)).squeeze(-1) / p.norm(dim=-1)
 
 
 def loss_range(losses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -195,6 +197,7 @@ class NoiseModel(nn.Module):
         """(B,) in [0, 1]: similarity, or for kind "loss" the normalised loss turned round."""
         if kind == "similarity":
             return similarity(logits, labels)
+        labels = class_numbers(labels, logits.device)
         return small_loss(F.cross_entropy(logits.float(), labels, reduction="none"), *self.range)
 
     def refit(self, logits: torch.Tensor, labels: torch.Tensor, kind: str) -> bool:
@@ -202,7 +205,7 @@ class NoiseModel(nn.Module):
 
         Kind "bayes" has nothing to fit but the rate of flips, once. Cross-entropies are computed for kind "loss" alone.
         """
-        p = logits.float().softmax(-1)
+        p, labels = logits.float().softmax(-1), class_numbers(labels, logits.device)
         self.belief.copy_(p)
         if kind == "bayes":
             rate = flip_rate(p) if self.rate.isnan() else self.rate  # later networks imitate the true labels
@@ -240,6 +243,7 @@ class NoiseModel(nn.Module):
 
     def weigh(self, logits: torch.Tensor, labels: torch.Tensor, kind: str) -> torch.Tensor:
         """Weights (B,) of a batch from its present logits."""
+        labels = class_numbers(labels, logits.device)
         if kind == "bayes":
             p = logits.detach().float().softmax(-1)
             return posterior_labels(p, labels, self.rate).gather(1, labels.unsqueeze(1)).squeeze(1)
@@ -267,7 +271,7 @@ def weighted_loss(
     the rest 1 - w of a sample's mass; `smoothing` moves that share of each label to all classes.
     """
     k = logits.shape[-1]
-    one_hot = F.one_hot(labels, k) * (1 - smoothing) + smoothing / k
+    one_hot = F.one_hot(class_numbers(labels, logits.device), k) * (1 - smoothing) + smoothing / k
     goal = weights.unsqueeze(-1) * one_hot
     if targets is not None:
         goal = goal + (1 - weights).unsqueeze(-1) * targets
@@ -314,7 +318,7 @@ def posterior_labels(q: torch.Tensor, labels: torch.Tensor, rate: torch.Tensor) 
     The likelihood of the given label is 1 - r if it is true, and r / (K - 1) under every other true label.
     """
     k = q.shape[1]
-    likelihood = torch.where(F.one_hot(labels, k).bool(), 1 - rate, rate / (k - 1))
+    likelihood = torch.where(F.one_hot(class_numbers(labels, q.device), k).bool(), 1 - rate, rate / (k - 1))
     joint = (q * likelihood).clamp(min=TINY)
     return joint / joint.sum(1, keepdim=True)
 
