@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from torch.utils.flop_counter import FlopCounterMode
 
 from facepapers.common.cli import UserError
+from facepapers.common.training import checkpoint
 from facepapers.common.vision.networks import to_input
 from facepapers.papers.arcface.nets import NETS, UNITS, IResNet, load_net, make_net
 
@@ -128,6 +129,50 @@ def test_weights_files_tell_their_architecture(name, suffix, tmp_path):
     torch.testing.assert_close(loaded(x), net(x))
 
 
+WRAPPED = {  # what trainers save around a network's tensors
+    "plain": lambda state: state,
+    "DataParallel": lambda state: {f"module.{k}": v for k, v in state.items()},
+    "compiled": lambda state: {f"_orig_mod.{k}": v for k, v in state.items()},
+    "both": lambda state: {f"_orig_mod.module.{k}": v for k, v in state.items()},
+    "a part compiled": lambda state: {k.replace("layer1.", "layer1._orig_mod."): v for k, v in state.items()},
+    "without counters": lambda state: {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")},
+    "state_dict": lambda state: {"state_dict": state, "epoch": 3},
+    "insightface": lambda state: {"state_dict_backbone": state, "state_dict_softmax_fc": {"w": torch.ones(1)}},
+    "model": lambda state: {"model": state, "optimizer": {"state": {}}},
+    "twice": lambda state: {"model": {"state_dict": {f"module.{k}": v for k, v in state.items()}}},
+}
+
+
+@pytest.mark.parametrize("kind", WRAPPED)
+def test_weights_load_strictly_out_of_any_wrapper(kind, tmp_path):
+    torch.manual_seed(0)
+    net, path = SMALL["ir"](), tmp_path / "net.pt"
+    state = net.state_dict()
+    for i, tensor in enumerate(state.values()):
+        tensor.fill_(i)  # counters too
+    torch.save(WRAPPED[kind](state), path)
+    loaded = load_net(path).state_dict()
+    assert loaded.keys() == state.keys()
+    for name, tensor in state.items():
+        counter = kind == "without counters" and name.endswith("num_batches_tracked")
+        assert torch.equal(loaded[name], torch.zeros_like(tensor) if counter else tensor), name
+
+
+def test_our_own_weights_load_out_of_a_compiled_networks_file(tmp_path):
+    torch.manual_seed(0)
+    net, other = SMALL["mobilefacenet"](), SMALL["mobilefacenet"]()
+    prefixed = {f"_orig_mod.{k}": v for k, v in net.state_dict().items() if not k.endswith("num_batches_tracked")}
+    checkpoint.load_weights(write(tmp_path / "w.safetensors", prefixed), other)
+    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), other.parameters(), strict=True))
+
+
+def test_what_is_no_state_dict_is_named(tmp_path):
+    for value, said in (([1], "holds a list"), ({"epoch": 3}, "epoch is a int"), ({}, "it is empty")):
+        torch.save(value, tmp_path / "x.pt")
+        with pytest.raises(UserError, match=f"x.pt: .*{said}.*save `model.state_dict"):
+            load_net(tmp_path / "x.pt")
+
+
 def write(path, state):
     save_file(state, path)
     return path
@@ -141,7 +186,7 @@ def test_weights_of_another_architecture(tmp_path):
     with pytest.raises(UserError, match=r"another architecture: 1 keys unknown \(head.weight"):
         load_net(write(tmp_path / "b.safetensors", state | {"head.weight": torch.zeros(2)}))
     wrong = {**state, "conv_sep.layers.1.bias": torch.zeros(3)}
-    with pytest.raises(UserError, match=r"1 shapes differ \(conv_sep.layers.1.bias"):
+    with pytest.raises(UserError, match=r"1 shapes differ \(conv_sep.layers.1.bias \(3,\) instead of \(512,\)"):
         load_net(write(tmp_path / "c.safetensors", wrong))
     with pytest.raises(UserError, match=r"d.safetensors: weights of another architecture: its keys \(blocks.0.attn"):
         load_net(write(tmp_path / "d.safetensors", {"blocks.0.attn": torch.zeros(2)}))

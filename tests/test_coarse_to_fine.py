@@ -494,9 +494,7 @@ def test_weights_of_another_row_name_the_keys(trained, photo, tmp_path):
     path = tmp_path / "w.safetensors"
     about = dict(points=29, crop=32, margin=1.25, test_shift=0.05, test_log_size=0.05)
     checkpoint.save_weights(path, config.Model(settings("heatmap"), COFW29), row="cft", **about)
-    fails(
-        ["--weights", path, photo], path, "another architecture", "keys missing (e.g. net.", "keys unknown (e.g. net."
-    )
+    fails(["--weights", path, photo], path, "another architecture", "keys missing (net.", "keys unknown (net.")
     checkpoint.save_weights(path, torch.nn.Linear(2, 2))
     fails(["--weights", path, photo], path, "no weights of this paper")
     checkpoint.save_weights(path, torch.nn.Linear(2, 2), row="cft", points=30, crop=32, margin=1)

@@ -146,7 +146,12 @@ def test_weights_of_another_architecture_name_the_keys(tmp_path):
         checkpoint.load_weights(
             path, torch.nn.Sequential(torch.nn.Linear(4, 2), torch.nn.ReLU(), torch.nn.Linear(2, 2))
         )
-    one_line_error(error, "another architecture", "2 keys missing (e.g. 2.bias)", "1.bias", "shapes differ", "0.weight")
+    said = (
+        "2 keys missing (2.weight, 2.bias)",
+        "2 keys unknown (1.bias, 1.weight)",
+        "0.weight (2, 3) instead of (2, 4)",
+    )
+    one_line_error(error, path, "another architecture", *said)
     same = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Linear(2, 2))
     assert checkpoint.load_weights(path, same) == {"row": "cft"}
 

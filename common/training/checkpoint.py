@@ -9,6 +9,7 @@ import numpy as np
 
 from facepapers.common.cli import UserError
 from facepapers.common.storage import atomic, sha256
+from facepapers.common.training import state_dicts
 
 if TYPE_CHECKING:
     import torch
@@ -32,17 +33,7 @@ def load_weights(path: Path | str, model: "torch.nn.Module") -> dict[str, str]:
     Raises UserError naming the keys that differ when the file belongs to another architecture.
     """
     tensors, metadata = read_weights(path)
-    wanted = model.state_dict()
-    missing, surplus = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
-    shapes = [k for k in wanted.keys() & tensors.keys() if wanted[k].shape != tensors[k].shape]
-    if missing or surplus or shapes:
-        parts = [
-            f"{len(keys)} {what} (e.g. {keys[0]})"
-            for what, keys in (("keys missing", missing), ("keys unknown", surplus), ("shapes differ", sorted(shapes)))
-            if keys
-        ]
-        raise UserError(f"{path}: weights of another architecture: {', '.join(parts)}")
-    model.load_state_dict(tensors, strict=True)
+    state_dicts.fill(model, state_dicts.unwrapped(tensors, path), path)
     return metadata
 
 

@@ -15,6 +15,7 @@ from facepapers.common import paths
 from facepapers.common.cli import MissingData, UserError
 from facepapers.common.storage import sha256
 from facepapers.common.training.checkpoint import read_weights
+from facepapers.common.training.state_dicts import fill, unwrapped
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -236,17 +237,14 @@ def given_weights(path: Path | str | None = None, digest: str = GIVEN_SHA256, op
 
 def load_strictly(net: Network, state: dict[str, torch.Tensor], path: Path | str) -> Network:
     """`net` in eval mode with the tensors of `state`. UserError with the first keys that differ, naming `path`."""
-    problem = difference(net.state_dict(), state)
-    if problem:
-        raise UserError(f"{path}: weights of another architecture: {problem}")
-    net.load_state_dict(state, strict=True)
+    fill(net, state, path)
     return net.eval()
 
 
 def read_state(path: Path | str) -> dict[str, torch.Tensor]:
-    """State dict of a weights file, without DataParallel's prefix. UserError when it is missing or unreadable.
+    """State dict of a weights file; one inside a training checkpoint, as in many public files, is `unwrapped`.
 
-    A training checkpoint that holds it as its `state_dict`, as many public files do, is unwrapped.
+    Raises UserError when the file is missing, unreadable or holds something else.
     """
     state: Any  # checked below
     if Path(path).suffix == ".safetensors":
@@ -262,16 +260,4 @@ def read_state(path: Path | str) -> dict[str, torch.Tensor]:
         except Exception:  # an unpickler meets anything in bytes that are not its own
             what = "not tensors alone, but a pickled model or another file"
             raise UserError(f"{path}: {what}; save `model.state_dict()` alone by torch.save") from None
-    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]
-    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
-        raise UserError(f"{path}: not a flat state dict of tensors; save `model.state_dict()` alone")
-    return {name.removeprefix("module."): value for name, value in state.items()}
-
-
-def difference(wanted: dict[str, torch.Tensor], given: dict[str, torch.Tensor]) -> str:
-    """One line on how two state dicts differ in names or shapes; empty when they agree."""
-    missing, surplus = [k for k in wanted if k not in given], [k for k in given if k not in wanted]
-    shapes = [k for k in wanted if k in given and wanted[k].shape != given[k].shape]
-    parts = (("keys missing", missing), ("keys unknown", surplus), ("shapes differ", shapes))
-    return "; ".join(f"{len(keys)} {what} ({', '.join(keys[:3])})" for what, keys in parts if keys)
+    return unwrapped(state, path)

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from facepapers.common import cli, paths, storage
 from facepapers.common.evidence import jobs, runs
 from facepapers.common.progress import phase
-from facepapers.common.training import checkpoint, loop, optimizers, parallel, precision, schedules
+from facepapers.common.training import checkpoint, loop, optimizers, parallel, precision, schedules, state_dicts
 from facepapers.common.vision import networks
 from facepapers.papers.hybrid_order_distillation import data, evaluate, method
 from facepapers.papers.hybrid_order_distillation.config import PAPER, UNTRAINED, Config, Files, check, preset
@@ -121,9 +121,8 @@ def student_net(cfg: Config, name: str, features: int, px: int) -> Net:
     if cfg.pretrained and isinstance(net, ImageNetResNet):
         path = cfg.pretrained.replace("{net}", name.removeprefix("imagenet_"))
         state = {k: v for k, v in networks.read_state(path).items() if not k.startswith("fc.")}
-        missing = net.body.load_state_dict(state, strict=False)
-        if missing.unexpected_keys or any(not k.startswith("fc.") for k in missing.missing_keys):
-            raise cli.UserError(f"{path}: not the weights of torchvision's {name.removeprefix('imagenet_')}")
+        head = {k: v for k, v in net.body.state_dict().items() if k.startswith("fc.")}
+        state_dicts.fill(net.body, head | state, path)
     return net
 
 
@@ -180,7 +179,7 @@ def new_learner(cfg: Config, source: Source, training: data.Training, start: tor
     """The student (or assistant) with all that its losses need around it; weights as cfg.start says."""
     torch.manual_seed(seed)
     net = student_net(cfg, cfg.net, cfg.features, cfg.input_px)
-    if cfg.start == "source" and not networks.difference(net.state_dict(), start.state_dict()):
+    if cfg.start == "source" and not state_dicts.difference(net.state_dict(), start.state_dict()):
         net.load_state_dict(start.state_dict())
     width = embedding_width(source.learner.net)
     options: dict[str, Any] = dict(source_width=width if 1 in cfg.orders or cfg.kd else 0)

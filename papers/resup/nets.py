@@ -97,13 +97,11 @@ class PeerNetworks(nn.Module):
 def load_body(net: ResNet, path: Path | str) -> ResNet:
     """Read every layer but the classifier from a weights file of a torchvision ResNet-18.
 
-    Strict: UserError with the first keys that differ, or when nothing changed. Files older than batch normalisation's
-    counter (`num_batches_tracked`) are accepted.
+    Strict: UserError with the first keys that differ, or when nothing changed.
     """
     own = net.state_dict()
     given = {k: v for k, v in networks.read_state(path).items() if not k.startswith("fc.")}
-    may_lack = lambda k: k.startswith("fc.") or k.endswith("num_batches_tracked")
-    kept = {k: v for k, v in own.items() if may_lack(k) and k not in given}
+    kept = {k: v for k, v in own.items() if k.startswith("fc.")}
     before = {k: v.clone() for k, v in own.items()}
     networks.load_strictly(net, {**kept, **given}, path)
     same = [k for k, v in net.state_dict().items() if k.endswith("conv1.weight") and torch.equal(v, before[k])]
