@@ -11,8 +11,11 @@ from PIL import Image
 
 from facepapers.common.cli import UserError
 from facepapers.common.data.readers import recognition
+from facepapers.common.protocols import verification
 from facepapers.common.vision import alignment
+from facepapers.papers.arcface import data as arcface_data
 from facepapers.papers.arcface import readers
+from tests.conftest import one_line_error
 
 torch.set_num_threads(1)
 MAGIC = struct.pack("<I", 0xCED7230A)
@@ -67,12 +70,15 @@ def test_bin_that_tries_anything_else(tmp_path, capsys):
     good = [jpeg(1)] * 4
     cases = {
         "it wants to run builtins.print": ([Evil()], [True]),
-        "it wants to run numpy": ([np.zeros(3, np.uint8)], [True]),
+        "holds numpy arrays .numpy.*write it again as pickle.dump": ([np.zeros(3, np.uint8)] * 2, [True]),
+        "holds numpy arrays .numpy[a-z._]*scalar": (good[:2], [np.bool_(True)]),
         "it wants to run __builtin__.set": pickle.dumps(([], {True}), 2),
         "expected .list of images, list of bools.": (good, {True}),
-        "it wants to run _codecs.encode": pickle.dumps((good, [True, False]), 2),
+        "it wants to run _codecs.encode on more": b"c_codecs\nencode\n(S'61'\nS'hex'\ntR.",
+        "it wants to run _codecs.decode": b"c_codecs\ndecode\n(S'61'\nS'hex'\ntR.",
         "image 1 is a str, not bytes": ([good[0], "a"], [True]),
-        "truth 1 is a int, not bool": (good, [True, 1]),
+        "truth 1 is '2', not True or False": (good, [True, 2]),
+        "truth 0 is '1.0', not True or False": (good, [1.0, 0]),
         "expected .list of images, list of bools., found dict": {"a": good},
         "found tuple": (good, (True, False)),
         "4 images for 1 pairs": (good, [True]),
@@ -85,6 +91,40 @@ def test_bin_that_tries_anything_else(tmp_path, capsys):
             readers.read_bin(path, 16)
         assert str(path) in str(caught.value) and "\n" not in str(caught.value)
     assert "code ran" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("protocol", range(5))
+def test_bin_of_any_protocol_with_truths_as_numbers(tmp_path, protocol):
+    """Protocols 0 to 2 write bytes as text, and the name of the function that makes bytes of it again."""
+    path = tmp_path / "x.bin"
+    path.write_bytes(pickle.dumps(([jpeg(i) for i in range(4)], [1, 0]), protocol))
+    images, same = readers.read_bin(path, 16)
+    assert len(images) == 4 and same.dtype == bool and same.tolist() == [True, False]
+
+
+def test_bin_pairs_in_blocks_are_judged_as_in_any_order(tmp_path, capsys):
+    """All same, then all different: contiguous folds would hold one kind each and halve the true-accept rate."""
+    rng = np.random.default_rng(0)
+    distance = np.r_[rng.normal(1.0, 0.3, 100), rng.normal(1.6, 0.3, 100)].clip(0, 4)
+    same = np.arange(200) < 100
+    by_turns = np.arange(200).reshape(2, 100).T.ravel()
+    found = []
+    for order in (np.arange(200), by_turns, np.arange(200)[::-1]):
+        path = tmp_path / "x.bin"
+        write_bin(path, [jpeg(0, 112)] * 400, same[order].tolist())
+        pairs = arcface_data.bin_test(path).pairs
+        said = capsys.readouterr().err
+        if order is by_turns:
+            assert not said
+        else:
+            one_line_error(said, path, "blocks of one kind")
+        result = verification.verify(distance[order], pairs[:, 2], pairs[:, 3])
+        tar = verification.tar_at_far(distance[order], pairs[:, 2].astype(bool), pairs[:, 3], far=0.1)
+        found.append((result.accuracy_pct, tar.tar))
+    assert found[0] == found[1] and found[2] == pytest.approx(found[0], abs=3) and 0.3 < found[0][1] < 0.9
+    write_bin(path, [jpeg(0, 112)] * 40, [True] * 15 + [False] * 5)
+    with pytest.raises(UserError, match=r"5 pairs cannot be cut into 10 folds"):
+        arcface_data.bin_test(path)
 
 
 def test_bin_with_persistent_ids_extensions_or_damage(tmp_path):
@@ -247,6 +287,23 @@ def test_index_files_as_people_have_them(tmp_path):
         assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("with_identities", [True, False])
+def test_property_is_derived_from_the_records(tmp_path, with_identities, capsys):
+    small_set(tmp_path)
+    if not with_identities:
+        records = {k: record(float(k % 3), jpeg(k)) for k in range(1, 6)}
+        write_set(tmp_path, records)
+    wanted = 2 if with_identities else 3
+    (tmp_path / "property").write_text(f"\ufeff{wanted},16,16\r\n\n")
+    whole = readers.RecordIO(tmp_path)
+    assert capsys.readouterr().err == ""
+    (tmp_path / "property").unlink()
+    found = readers.RecordIO(tmp_path)
+    assert (found.classes, found.height, found.width) == (whole.classes, 16, 16) == (wanted, 16, 16)
+    assert found.labels().tolist() == whole.labels().tolist()
+    one_line_error(capsys.readouterr().err, tmp_path, f"no property file; the records say {wanted},16,16")
+
+
 def test_truncated_record_files(tmp_path):
     small_set(tmp_path)
     path = tmp_path / "train.rec"
@@ -285,7 +342,7 @@ def test_records_that_contradict_each_other(tmp_path):
 
 
 def test_index_and_property_files(tmp_path):
-    with pytest.raises(UserError, match="property: no such file"):
+    with pytest.raises(UserError, match=r"train.idx: no such file; a RecordIO set is train.rec, train.idx and"):
         readers.RecordIO(tmp_path)
     small_set(tmp_path)
     index = (tmp_path / "train.idx").read_text()
@@ -294,7 +351,7 @@ def test_index_and_property_files(tmp_path):
         ("train.idx", "", "empty"),
         ("train.idx", index.replace("1\t", "9\t", 1), "the index has no record 1|rec and idx do not belong"),
         ("train.idx", index.replace("\n", "4\n"), "train.rec: (truncated|no record)"),
-        ("property", "2,16", "expected one line"),
+        ("property", "2,16", "expected one line .*; write it, or remove the file"),
     ):
         small_set(tmp_path)
         (tmp_path / name).write_text(text)

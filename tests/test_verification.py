@@ -1,6 +1,7 @@
 """The verification protocol against a literal loop and hand-made cases; LFW's protocol files; angle statistics."""
 
 import math
+import unicodedata
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from sklearn.model_selection import KFold
 
 from facepapers.common.cli import MissingData, UserError
 from facepapers.common.protocols import angles, pair_lists, verification
+from tests.conftest import one_line_error
 
 torch.set_num_threads(1)
 
@@ -198,6 +200,35 @@ def test_pairs_of_view_1(tmp_path):
         pair_lists.index_pairs(pairs, [n for n in names if n != "P/P_0003.jpg"], "pairs.txt")
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_protocols_as_editors_leave_them(tmp_path, encoding, end):
+    """A byte order mark, CRLF, blank lines at the end; names with blanks, quotes, commas and accents between tabs."""
+    people = ["Jean Paul", 'O"Neil, Jr.', "Zoë\u2028X", "李 明"]
+    lines = ["12\t1", *[f"{p}\t1\t2" if k % 2 else f"{p}\t1\t{people[0]}\t2" for p in people for k in range(6)]]
+    path = tmp_path / "pairs.txt"
+    path.write_bytes(end.join([*lines, "", "  ", ""]).encode(encoding))
+    pairs = pair_lists.read_pairs(path)
+    names = [f"{p}/{p}_000{i}.jpg" for p in people for i in (1, 2)]
+    left, right = pair_lists.index_pairs(pairs, [unicodedata.normalize("NFD", name) for name in names], path)
+    assert [names[i] for i in left] == pairs.left.tolist() and [names[i] for i in right] == pairs.right.tolist()
+    assert names[left[-1]] == "李 明/李 明_0001.jpg" and names[right[-2]] == "Jean Paul/Jean Paul_0002.jpg"
+    path.write_bytes(end.join(["2", f"{people[0]}\t3", f"{people[2]}\t1", ""]).encode(encoding))
+    assert pair_lists.read_people(path) == [{people[0]: 3, people[2]: 1}]
+    path.write_text("10 1\n" + "A 1 2\nA 1 B 2\n" * 10)  # blanks alone
+    assert pair_lists.read_pairs(path).right[:2].tolist() == ["A/A_0002.jpg", "B/B_0002.jpg"]
+
+
+def test_a_list_in_blocks_has_both_kinds_in_each_fold(tmp_path, capsys):
+    path = tmp_path / "pairs.txt"
+    path.write_text("10 2\n" + "A 1 2\n" * 20 + "A 1 B 2\n" * 20)
+    pairs = pair_lists.read_pairs(path)
+    assert all((pairs.same[pairs.fold == f] == [True, True, False, False]).all() for f in range(10))
+    one_line_error(capsys.readouterr().err, path, "blocks of one kind")
+    same = np.tile([True, False], 20)
+    assert (pair_lists.folds_of(same, "x") == pair_lists.contiguous_folds(40)).all() and not capsys.readouterr().err
+
+
 def test_people(tmp_path):
     path = tmp_path / "people.txt"
     path.write_text("2\n2\nA\t3\nB\t1\n1\nC\t2")
@@ -220,6 +251,7 @@ def test_bad_pairs_files(tmp_path):
         "pairs.txt:1: expected": ["ten", *good[1:]],
         "pairs.txt:3: expected 'name n n'": good[:2] + ["P0\tone\t2"] + good[3:],
         "pairs.txt:4: expected": good[:3] + ["P0 1"] + good[4:],
+        "pairs.txt:5: expected": good[:4] + ["P0\t²\tQ0\t1"] + good[5:],
     }
     for message, lines in cases.items():
         path.write_text("\n".join(lines))

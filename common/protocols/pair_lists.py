@@ -1,6 +1,8 @@
 """Pairs of images to verify: LFW's protocol files, drawn lists, folds."""
 
 import os
+import sys
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -81,6 +83,21 @@ def balanced_folds(same: np.ndarray, folds: int = 10) -> np.ndarray:
     return fold
 
 
+def folds_of(same: np.ndarray, source: object, folds: int = 10) -> np.ndarray:
+    """Fold (P,) of each pair: contiguous, as insightface has them, or balanced where those would be of one kind.
+
+    Lists come with all same-person pairs first, too: contiguous folds then have no threshold to learn, and rates that
+    mean nothing. A fold counts as of one kind with less than half of its share of the other; stderr says so.
+    """
+    fold = contiguous_folds(len(same), folds)
+    for kind in (True, False):
+        each = np.bincount(fold[np.asarray(same, bool) == kind], minlength=folds)
+        if each.min() < each.sum() / folds / 2:
+            print(f"{source}: its pairs lie in blocks of one kind; each fold takes its share of both", file=sys.stderr)
+            return balanced_folds(same, folds)
+    return fold
+
+
 def lfw_name(person: str, number: int | str) -> str:
     """Name/Name_0001.jpg"""
     return f"{person}/{person}_{int(number):04d}.jpg"
@@ -103,13 +120,13 @@ def read_pairs(path: os.PathLike[str] | str) -> Pairs:
         raise UserError(f"{path}: {len(lines) - 1} pairs where its first line promises {wanted}; fetch it again")
     left, right, same = [], [], []
     for number, words in enumerate(lines[1:], start=2):
-        if len(words) not in (3, 4) or not (words[1] + words[-1]).isdigit():
+        if len(words) not in (3, 4) or not (words[1] + words[-1]).isdecimal():
             raise UserError(f"{path}:{number}: expected 'name n n' or 'name n name n', found {' '.join(words)!r}")
         left.append(lfw_name(words[0], words[1]))
         right.append(lfw_name(words[-2] if len(words) == 4 else words[0], words[-1]))
         same.append(len(words) == 3)
     truth = np.array(same)
-    fold = contiguous_folds(len(truth), sets) if sets > 1 else balanced_folds(truth)
+    fold = folds_of(truth, path, sets) if sets > 1 else balanced_folds(truth)
     return Pairs(np.array(left), np.array(right), truth, fold)
 
 
@@ -135,22 +152,30 @@ def index_pairs(pairs: Pairs, names: Sequence[str], path: os.PathLike[str] | str
     """Positions (P,), (P,) of the pairs' images in the list `names`. UserError, with the pairs' file `path`, when an
     image is absent.
     """
-    place = {name: i for i, name in enumerate(names)}
-    absent = [name for name in (*pairs.left, *pairs.right) if name not in place]
+    place = {_composed(name): i for i, name in enumerate(names)}
+    wanted = [[_composed(name) for name in side] for side in (pairs.left, pairs.right)]
+    absent = [name for side in wanted for name in side if name not in place]
     if absent:
         raise UserError(
             f"{path}: names {len(set(absent))} images that are absent, e.g. {absent[0]}; "
             "obtain the whole data set, or the protocol file that belongs to it"
         )
-    return np.array([place[n] for n in pairs.left]), np.array([place[n] for n in pairs.right])
+    left, right = (np.array([place[name] for name in side]) for side in wanted)
+    return left, right
+
+
+def _composed(name):
+    """A name with its accents as one letter each: some file systems hand them back as two."""
+    return unicodedata.normalize("NFC", str(name))
 
 
 def _protocol_lines(path: os.PathLike[str] | str) -> list[list[str]]:
-    """The words of each non-empty line."""
+    """The words of each non-empty line: between tabs, where it has any, so that a name may hold blanks."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise MissingData(f"{path}: no such protocol file; `make data-lfw` obtains it") from None
     except UnicodeDecodeError:
         raise UserError(f"{path}: not a text file; fetch the protocol file again") from None
-    return [line.split() for line in text.splitlines() if line.strip()]
+    lines = [line.strip() for line in text.split("\n")]
+    return [[w.strip() for w in line.split("\t")] if "\t" in line else line.split() for line in lines if line]

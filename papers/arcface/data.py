@@ -226,10 +226,10 @@ def bin_tests(folder: Path) -> list[Test]:
 
 
 def bin_test(path: Path, name: str = "") -> Test:
-    """The Test of a .bin file, with ten contiguous folds as insightface has them."""
+    """The Test of a .bin file, with ten folds as `pair_lists.folds_of` has them."""
     pictures, same = readers.read_bin(path)
     left = 2 * np.arange(len(same))
-    return Test(name, pictures, np.stack([left, left + 1, same, pair_lists.contiguous_folds(len(same))], 1))
+    return Test(name, pictures, np.stack([left, left + 1, same, pair_lists.folds_of(same, path)], 1))
 
 
 def folder_test(folder: Path, pairs_file: Path) -> Test:

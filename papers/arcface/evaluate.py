@@ -166,9 +166,9 @@ def main(argv: Sequence[str]) -> None:
     if options.channels == "bgr":
         test = dataclasses.replace(test, images=test.images.flip(1))
     found = predictions(net, test, device)
+    result = verification.verify(found["distance"], found["same"], found["fold"])  # refuses folds before a number shows
     print(f"{path} on {described}: {len(test.pairs)} pairs")
     show(METRICS, measure(found))
-    result = verification.verify(found["distance"], found["same"], found["fold"])
     print(f"  folds {' '.join(f'{v:.2f}' for v in result.fold_accuracy_pct)}, standard deviation {result.std_pct:.2f}")
     if options.picture:
         figures.verification_picture(found, options.picture, f"{Path(path).name} on {described}")

@@ -8,6 +8,7 @@ import concurrent.futures
 import mmap
 import pickle
 import struct
+import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,18 +52,36 @@ def decode(
 # ---- insightface's verification sets (lfw.bin, cfp_fp.bin, agedb_30.bin, ...)
 
 
+def _latin1(text, coding):
+    """What Python 3 writes of bytes for readers of Python 2: text, and `_codecs.encode` to make bytes of it again."""
+    if not isinstance(text, str) or coding != "latin1":
+        raise pickle.UnpicklingError("it wants to run _codecs.encode on more than bytes")
+    return text.encode("latin1")
+
+
+HARMLESS = {("_codecs", "encode"): _latin1, ("builtins", "bytes"): bytes, ("__builtin__", "bytes"): bytes}
+
+
 class _PlainUnpickler(pickle.Unpickler):
-    """Unpickles built-in containers and values; any reference to a class or function is refused unseen."""
+    """Unpickles built-in containers and values; any other reference to a class or function is refused unseen."""
 
     def find_class(self, module, name):
+        if (module, name) in HARMLESS:
+            return HARMLESS[module, name]
+        if module.partition(".")[0] == "numpy":
+            raise _Arrays(f"{module}.{name}")
         raise pickle.UnpicklingError(f"it wants to run {module}.{name}")
+
+
+class _Arrays(Exception):
+    """A pickle names numpy's functions, which are not run."""
 
 
 def read_bin(path: Path | str, size: int = 112, threads: int = 2) -> tuple[torch.Tensor, np.ndarray]:
     """(images uint8 (2P, 3, size, size), same (P,) bool) of a `.bin`; images 2i and 2i + 1 are pair i.
 
-    The file is a pickle of (list of encoded images as bytes, list of bool). Files of Python 2 load too. Raises
-    UserError for a pickle that holds or tries anything else, and for damaged images.
+    The file is a pickle of (list of encoded images as bytes, list of bool or of 0 and 1). Files of Python 2 load too.
+    Raises UserError for a pickle that holds or tries anything else, and for damaged images.
     """
     try:
         with open(path, "rb") as handle:
@@ -71,6 +90,11 @@ def read_bin(path: Path | str, size: int = 112, threads: int = 2) -> tuple[torch
         raise UserError(f"{path}: no such file; see data/README.md for where verification sets come from") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); name a .bin file") from None
+    except _Arrays as error:
+        raise UserError(
+            f"{path}: holds numpy arrays ({error}), which reading would run code for; where you trust it, write it "
+            "again as pickle.dump((list of bytes, list of bool), file)"
+        ) from None
     except (
         pickle.UnpicklingError,
         EOFError,
@@ -95,11 +119,12 @@ def _pairs_of(path, content):
     if not (isinstance(content, tuple | list) and len(content) == 2 and all(isinstance(c, list) for c in content)):
         raise UserError(f"{path}: expected (list of images, list of bools), found {type(content).__name__}; {FETCH}")
     encoded, same = content
-    for kind, items, name in ((bytes, encoded, "image"), (bool, same, "truth")):
-        strange = [i for i, item in enumerate(items) if type(item) is not kind]
-        if strange:
-            found = type(items[strange[0]]).__name__
-            raise UserError(f"{path}: {name} {strange[0]} is a {found}, not {kind.__name__}; do not trust this file")
+    for i, image in enumerate(encoded):
+        if type(image) is not bytes:
+            raise UserError(f"{path}: image {i} is a {type(image).__name__}, not bytes; do not trust this file")
+    for i, truth in enumerate(same):
+        if type(truth) not in (bool, int) or truth not in (0, 1):
+            raise UserError(f"{path}: truth {i} is {str(truth)[:20]!r}, not True or False; do not trust this file")
     if len(encoded) != 2 * len(same) or not same:
         raise UserError(f"{path}: {len(encoded)} images for {len(same)} pairs; expected two per pair; {FETCH}")
     return encoded, same
@@ -111,28 +136,35 @@ def _pairs_of(path, content):
 class RecordIO(torch.utils.data.Dataset):
     """Item i is (uint8 image (3, H, W) RGB, label). Files are memory-mapped: opening reads the index only.
 
-    `folder` holds train.rec, train.idx ("key<TAB>offset" lines) and property ("classes,height,width"). If record 0 has
-    the two-number label (a, b), images are keys 1..a-1 and keys a..b-1 are identities, whose labels give their key
-    ranges; else every record is an image. Raises UserError for missing, truncated or inconsistent files, labels
-    outside the class range, and identities without an image.
+    `folder` holds train.rec, train.idx ("key<TAB>offset" lines) and property ("classes,height,width"), which is derived
+    from the records where it is absent. If record 0 has the two-number label (a, b), images are keys 1..a-1 and keys
+    a..b-1 are identities, whose labels give their key ranges; else every record is an image. Raises UserError for
+    missing, truncated or inconsistent files, labels outside the class range, and identities without an image.
     """
 
     def __init__(self, folder: Path | str) -> None:
         folder = Path(folder)
         self.path = folder / "train.rec"
-        self.classes, self.height, self.width = read_property(folder / "property")
         self.index_keys, self.offsets = read_index(folder / "train.idx")
         if not self.path.is_file() or self.path.stat().st_size == 0:
             raise UserError(f"{self.path}: missing or empty; {FETCH}")
         self.bytes = np.memmap(self.path, np.uint8, "r")
         self._record(int(self.index_keys[self.offsets.argmax()]))  # a truncated file shows here, not hours later
         header = self._label(0) if self.index_keys[0] == 0 else np.zeros(1)
-        if len(header) > 1:
-            first_identity, end = (int(v) for v in header[:2])
-            self.keys = np.arange(1, first_identity)
-            self._check_identities(first_identity, end)
-        else:
-            self.keys = self.index_keys
+        first, end = (int(v) for v in header[:2]) if len(header) > 1 else (0, 0)
+        self.keys = np.arange(1, first) if first else self.index_keys
+        found = read_property(folder / "property") if (folder / "property").exists() else self._derived(end - first)
+        self.classes, self.height, self.width = found
+        if first:
+            self._check_identities(first, end)
+
+    def _derived(self, identities):
+        """What `property` would say: the identities (where 0, the labels tell) and the size of the first image."""
+        classes = identities or int(np.nanmax(self._first_labels(self.keys)[:, 0])) + 1
+        image = open_image(self._unpack(int(self.keys[0]))[1], f"{self.path}: record {self.keys[0]}")
+        line = f"{classes},{image.height},{image.width}"
+        print(f"{self.path.parent}: no property file; the records say {line}", file=sys.stderr)
+        return classes, image.height, image.width
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -254,11 +286,12 @@ class RecordIO(torch.utils.data.Dataset):
 def read_property(path: Path | str) -> tuple[int, int, int]:
     """(classes, height, width) of a `property` file, one line of three numbers."""
     try:
-        classes, height, width = (int(word) for word in Path(path).read_text().split(","))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; a RecordIO set is train.rec, train.idx and property") from None
+        classes, height, width = (int(word) for word in Path(path).read_text(encoding="utf-8-sig").split(","))
     except ValueError:
-        raise UserError(f"{path}: expected one line 'classes,height,width'; {FETCH}") from None
+        raise UserError(
+            f"{path}: expected one line 'classes,height,width', such as '10572,112,112'; write it, or remove the file "
+            "and the records tell"
+        ) from None
     return classes, height, width
 
 
@@ -270,7 +303,7 @@ def read_index(path: Path | str) -> tuple[np.ndarray, np.ndarray]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of an empty file; that is an error below
-            lines = np.loadtxt(path, np.int64, comments=None, ndmin=2, encoding="utf-8")
+            lines = np.loadtxt(path, np.int64, comments=None, ndmin=2, encoding="utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; a RecordIO set is train.rec, train.idx and property") from None
     except ValueError:
