@@ -24,6 +24,23 @@ def is_picture(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in SUFFIXES
 
 
+def visible(folder: AnyPath, pattern: str = "*") -> Iterator[AnyPath]:
+    """What matches a glob pattern in a folder, but for what lies at or below a name that begins with a dot.
+
+    Copies that macOS makes (._face.jpg, __MACOSX/), notebooks' checkpoints and the like lie beside what people have;
+    no set needs them.
+    """
+    above = len(folder.parts)
+    for found in folder.glob(pattern):
+        if not any(part.startswith(".") or part == "__MACOSX" for part in found.parts[above:]):
+            yield found
+
+
+def entries(folder: AnyPath, pattern: str = "*") -> list[AnyPath]:
+    """As `visible`, sorted."""
+    return sorted(visible(folder, pattern))
+
+
 class Pictures:
     """Pictures that stay in their archives, by the path that each would have when extracted. A context manager."""
 
@@ -89,6 +106,10 @@ class Place:
     @property
     def name(self) -> str:
         return self.path.name
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        return self.path.parts
 
     @property
     def stem(self) -> str:

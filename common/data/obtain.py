@@ -52,9 +52,9 @@ def _find_folder(entry: DataSet, mirror: Mirror) -> Path | None:
     """data/NAME or MIRROR/NAME when it holds a match for every marker, at most three levels deep; else None."""
     bases = [paths.data_root()] + ([mirror] if isinstance(mirror, Path) else [])
     for folder in (base / entry.name for base in bases):
-        firsts = [folder.glob(level + entry.marker[0]) for level in LEVELS] if entry.marker else []
+        firsts = [archive.visible(folder, level + entry.marker[0]) for level in LEVELS] if entry.marker else []
         for first in itertools.chain(*firsts):
-            if all(any(first.parent.glob(marker)) for marker in entry.marker):
+            if all(any(archive.visible(first.parent, marker)) for marker in entry.marker):
                 return folder
     return None
 

@@ -1,5 +1,7 @@
 """Five points for a tree of photos: `python -m facepapers.common.tools.align PHOTOS --mtcnn FOLDER --to FILE.csv`."""
 
+import csv
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +11,13 @@ import numpy as np
 from facepapers.common import cli
 from facepapers.common.data.photos import read_photo
 from facepapers.common.data.readers.alignment import identity_files
+from facepapers.common.progress import progress
 from facepapers.common.storage import atomic
 from facepapers.common.vision.mtcnn import Mtcnn, main_face
+
+PARTS = ("leye", "reye", "nose", "lmouth", "rmouth")
+HEAD = ("file", "prob", *(f"{part}_{axis}" for part in PARTS for axis in "xy"))
+Found = dict[str, tuple[float, np.ndarray | None]]  # name: (probability, points (5, 2) or None without a face)
 
 
 @dataclass(frozen=True)
@@ -20,37 +27,51 @@ class Command:
     photos: Path  # folder of photos, as <identity>/<image>
     mtcnn: Path | None = None  # folder of the detector's weights (pnet.pt, rnet.pt, onet.pt); needed
     to: Path = Path("landmarks.csv")  # file that is written
+    fill: bool = False  # give photos without a face the median of the others' points, for photos of one framing
 
 
 def main(argv: Sequence[str]) -> None:
-    """Find the faces and write their points."""
+    """Find the faces and write their points. UserError, and no table, where no photo shows a face."""
     options = cli.command(Command, argv, "python -m facepapers.common.tools.align", __doc__)
     if options.mtcnn is None:
         raise cli.UserError("--mtcnn FOLDER: name the folder of the detector's weights")
-    detector = Mtcnn(options.mtcnn)
-    found: dict[str, tuple[float, np.ndarray | None]] = {}
-    for path, name, _ in identity_files(options.photos):
-        photo = read_photo(path)
+    found = points_of(options.photos, Mtcnn(options.mtcnn))
+    missing = [name for name, (_, points) in found.items() if points is None]
+    if len(missing) == len(found):
+        raise cli.UserError(f"{options.photos}: no face was found in any of {len(found)} photos; no table was written")
+    write(options.to, found, options.fill)
+    for name in missing:
+        print(f"{name}: no face", file=sys.stderr)
+    what = "got the median points" if options.fill else "are left out"
+    print(f"{options.to}: {len(found)} photos; {len(missing)} without a face {what}")
+
+
+def points_of(photos: Path, detector: Mtcnn) -> Found:
+    """What the detector finds in a tree of photos. One that cannot be read is said on stderr, and has no face."""
+    found: Found = {}
+    for path, name, _ in progress(list(identity_files(photos)), "faces", "photos"):
+        found[name] = (0.0, None)
+        try:
+            photo = read_photo(path)
+        except cli.UserError as error:
+            print(f"left out: {error}", file=sys.stderr)
+            continue
         boxes, probability, points = detector.detect(photo)
         if len(boxes):
             found[name] = (float(probability.max()), main_face(boxes, points, *photo.shape[:0:-1]).numpy())
-        else:
-            found[name] = (0.0, None)
-    write(options.to, found)
-    missed = sum(points is None for _, points in found.values())
-    print(f"{options.to}: {len(found)} photos; {missed} without a face got the median points")
+    return found
 
 
-def write(target: Path, found: dict[str, tuple[float, np.ndarray | None]]) -> None:
-    """Write name -> (probability, five points (5, 2) or None where there is no face) as a table."""
-    middle = np.median([p for _, p in found.values() if p is not None], axis=0)  # a face that was not found
-    parts = ("leye", "reye", "nose", "lmouth", "rmouth")
-    head = ",".join(["file", "prob", *(f"{part}_{axis}" for part in parts for axis in "xy")])
-    with atomic(target) as temporary, open(temporary, "w") as handle:
-        handle.write(head + "\n")
+def write(target: Path, found: Found, fill: bool = False) -> None:
+    """Write the photos with points as a table, or with `fill` all of them, those without by the others' median."""
+    middle = np.median([points for _, points in found.values() if points is not None], axis=0) if fill else None
+    with atomic(target) as temporary, open(temporary, "w", newline="", errors="surrogateescape") as handle:
+        table = csv.writer(handle, lineterminator="\n")
+        table.writerow(HEAD)
         for name, (probability, points) in found.items():
             points = middle if points is None else points
-            handle.write(f"{name},{probability:.4f}," + ",".join(f"{v:.2f}" for v in points.ravel()) + "\n")
+            if points is not None:
+                table.writerow([name, f"{probability:.4f}", *(f"{v:.2f}" for v in points.ravel())])
 
 
 if __name__ == "__main__":

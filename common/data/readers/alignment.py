@@ -13,6 +13,7 @@ Every bad input raises UserError: one line with the file, what is wrong, and the
 import csv
 import dataclasses
 import math
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,14 +21,15 @@ from typing import Any
 import numpy as np
 
 from facepapers.common.cli import UserError
-from facepapers.common.data.archive import AnyPath, place
+from facepapers.common.data.archive import AnyPath, entries, place
 from facepapers.common.data.pack import Sample
 from facepapers.common.data.photos import image_header, stored_pixels
-from facepapers.common.data.readers.files import folder_with
+from facepapers.common.data.readers.files import find_file, folder_with
 
 CROP = 256  # side of a stored crop, px
 MARGIN = 1.6  # the crop's side over the larger side of the face: room for rotation, shift and scale
 SPLITS = ("train", "test")
+MIRROR = "_mirror"  # ending of the names of mirrored twins
 IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
 
 
@@ -58,7 +60,7 @@ def cofw_grey(folder: AnyPath) -> Iterator[Sample]:
 def lfpw(folder: AnyPath) -> Iterator[Sample]:
     """LFPW with 68 points: the crop archive (landmarks68.csv, trainset/, testset/) or the official folders."""
     folder = place(folder)
-    if any(folder.glob("landmarks68.csv")) or any(folder.glob("*/landmarks68.csv")):
+    if entries(folder, "landmarks68.csv") or entries(folder, "*/landmarks68.csv"):
         yield from lfpw_crops(folder_with(folder, "landmarks68.csv"))
     else:
         yield from train_and_test(folder, "lfpw")
@@ -85,7 +87,7 @@ def w300(folder: AnyPath) -> Iterator[Sample]:
     `subset` is train, common or challenge; `name` starts with the set that the face came from.
     """
     parts = {name: place(folder) / name for name in ("lfpw", "helen", "afw", "ibug")}
-    if any(parts["lfpw"].rglob("landmarks68.csv")):
+    if find_file(parts["lfpw"], "landmarks68.csv"):
         raise UserError(f"{parts['lfpw']}: 300w needs the official LFPW (photos, .pts), not its 256-pixel crops")
     pair = {name: folder_with(parts[name], "trainset", "testset") for name in ("lfpw", "helen")}
     plan = [(pair[name] / "trainset", "train", "train", f"{name}/trainset") for name in pair]
@@ -186,7 +188,7 @@ def train_and_test(folder: AnyPath, name: str) -> Iterator[Sample]:
 
 def pts_folder(folder: AnyPath, split: str, subset: str, prefix: str) -> Iterator[Face]:
     """Faces of a folder that holds `x.pts` beside `x.png`, `x.jpg` or `x.jpeg`, in the order of the names."""
-    marks: list[AnyPath] = sorted(place(folder).glob("*.pts"))
+    marks = without_twins(folder, entries(place(folder), "*.pts"))
     if not marks:
         raise UserError(f"{folder}: no .pts files; each photo needs its points beside it")
     for mark in marks:
@@ -204,12 +206,24 @@ def pts_folder(folder: AnyPath, split: str, subset: str, prefix: str) -> Iterato
         )
 
 
+def without_twins(folder: AnyPath, marks: list[AnyPath]) -> list[AnyPath]:
+    """The .pts files without those of mirrored copies, `x_mirror.pts` beside `x.pts`; stderr says how many.
+
+    Some copies of 300-W hold each face twice for training. Our training mirrors faces itself.
+    """
+    stems = {mark.stem for mark in marks}
+    twins = {mark for mark in marks if mark.stem.endswith(MIRROR) and mark.stem.removesuffix(MIRROR) in stems}
+    if twins:
+        print(f"{folder}: a mirrored copy; {len(twins)} twins named *{MIRROR}.pts are left out", file=sys.stderr)
+    return [mark for mark in marks if mark not in twins]
+
+
 def read_pts(path: AnyPath, n_points: int = 68) -> np.ndarray:
     """Points of a .pts file as (n_points, 2) float64, 0-based.
 
     The file counts pixels from 1, as the 300-W page says (the top left pixel is x=1, y=1); we subtract 1.
     """
-    text = Path(path).read_text(errors="replace")
+    text = Path(path).read_text(encoding="utf-8-sig", errors="replace")
     head, brace, body = text.partition("{")
     body, end, _ = body.partition("}")
     if not brace or not end:
@@ -237,7 +251,7 @@ def lfpw_crops(folder: AnyPath) -> Iterator[Sample]:
     table = folder / "landmarks68.csv"
     listed = _crop_table(table)
     for split in SPLITS:
-        found = {f"{split}set/{p.name}" for p in (folder / f"{split}set").glob("*.jpg")}
+        found = {f"{split}set/{p.name}" for p in entries(folder / f"{split}set", "*.jpg")}
         odd = found ^ {file for file in listed if file.startswith(f"{split}set/")}
         if odd:
             raise _bad(
@@ -259,7 +273,7 @@ def lfpw_crops(folder: AnyPath) -> Iterator[Sample]:
 def _crop_table(path: AnyPath) -> dict[str, tuple[float, np.ndarray]]:
     """{file: (crop side in photo px, points (68, 2))} from landmarks68.csv."""
     listed = {}
-    with open(path, newline="", errors="replace") as handle:
+    with open(path, newline="", encoding="utf-8-sig", errors="replace") as handle:
         rows = csv.reader(handle)
         header = next(rows, [])
         if header[:4] != ["file", "orig_w", "orig_h", "crop_side_px"] or len(header) != 140:
@@ -369,11 +383,11 @@ def identity_files(folder: AnyPath) -> Iterator[tuple[AnyPath, str, int]]:
     Raises UserError for a folder without identities and for an identity without an image.
     """
     folder = place(folder)
-    people = sorted(entry for entry in folder.iterdir() if entry.is_dir()) if folder.is_dir() else []
+    people = [entry for entry in entries(folder) if entry.is_dir()] if folder.is_dir() else []
     if not people:
         raise UserError(f"{folder}: holds no identity folders; expected <identity>/<image>.jpg")
     for identity, person in enumerate(people):
-        files = sorted(file for file in person.iterdir() if file.suffix.lower() in IMAGES)
+        files = [file for file in entries(person) if file.suffix.lower() in IMAGES]
         if not files:
             raise UserError(f"{person}: an identity with no image; add its images or remove the folder")
         for file in files:

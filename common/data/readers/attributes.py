@@ -12,9 +12,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from facepapers.common.cli import UserError
-from facepapers.common.data.archive import AnyPath
+from facepapers.common.data.archive import AnyPath, entries
 from facepapers.common.data.pack import Sample
-from facepapers.common.data.readers.files import check_same_names, find_file, folder_with, table_lines
+from facepapers.common.data.readers.files import check_same_names, find_file, folder_with, table_lines, text_lines
 
 GENDER = ("male", "female")
 
@@ -33,7 +33,7 @@ def utkface(folder: AnyPath) -> Iterator[Sample]:
     out and reported on stderr in one line.
     """
     folder = folder_with(folder, "[0-9]*_*_*.jpg")
-    files: list[AnyPath] = sorted(folder.glob("*.jpg"))
+    files = entries(folder, "*.jpg")
     labels = {path: utkface_labels(path.name) for path in files}
     odd = [path.name for path, found in labels.items() if found is None]
     if len(odd) == len(files):
@@ -87,7 +87,7 @@ def fairface(folder: AnyPath) -> Iterator[Sample]:
     for split, part in enumerate(FAIRFACE_SPLITS):
         table = tables / f"fairface_label_{part}.csv"
         rows = _fairface_rows(table)
-        files = {f"{part}/{path.name}" for path in (images / part).glob("*.jpg")}
+        files = {f"{part}/{path.name}" for path in entries(images / part, "*.jpg")}
         check_same_names(images, files, table, rows.keys())
         for name, (age, gender, ethnicity) in rows.items():
             labels = {"age": np.int8(age), "gender": np.uint8(gender), "ethnicity": np.uint8(ethnicity)}
@@ -126,7 +126,7 @@ def celeba(folder: AnyPath) -> Iterator[Sample]:
     columns = {"split": _celeba_numbers(folder_with(folder, "list_eval_partition.txt") / "list_eval_partition.txt", 3)}
     if identities := find_file(folder, "identity_CelebA.txt"):
         columns["identity"] = _celeba_numbers(identities, np.iinfo(np.int32).max)
-    files = {path.name for path in images.glob("*.jpg")}
+    files = {path.name for path in entries(images, "*.jpg")}
     check_same_names(images, files, table, attributes.keys())
     for what, column in columns.items():
         check_same_names(images, files, f"the list of {what}", column.keys())
@@ -138,7 +138,7 @@ def celeba(folder: AnyPath) -> Iterator[Sample]:
 
 def _celeba_attributes(path: AnyPath) -> tuple[list[str], dict[str, np.ndarray]]:
     """(40 names, {file: int8 (40,)}) of list_attr_celeba.txt: a count, a line of names, lines of a file and -1 or 1."""
-    count, header, *body = [*path.read_text(errors="replace").splitlines(), "", ""]
+    count, header, *body = [*text_lines(path), "", ""]
     names, lines = header.split(), [line.split() for line in body if line.strip()]
     if len(names) != CELEBA_ATTRIBUTES or count.strip() != str(len(lines)):
         said = f"{count[:20]!r} files and {len(names)} attributes announced, {len(lines)} lines found"
@@ -152,7 +152,7 @@ def _celeba_attributes(path: AnyPath) -> tuple[list[str], dict[str, np.ndarray]]
 def _celeba_numbers(path: AnyPath, below: int) -> dict[str, int]:
     """{file: number} of lines `000001.jpg 0`, numbers in 0 .. below - 1."""
     numbers = {}
-    for row, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
+    for row, line in enumerate(text_lines(path), 1):
         file, _, number = line.strip().partition(" ")
         if not number.isascii() or not number.isdigit() or int(number) >= below or file in numbers:
             raise UserError(f"{path}: line {row} is not a new file and a number below {below}; fetch it again")

@@ -14,7 +14,7 @@ import numpy as np
 from facepapers.common.cli import UserError
 from facepapers.common.data.archive import AnyPath
 from facepapers.common.data.pack import Sample
-from facepapers.common.data.readers.files import folder_with
+from facepapers.common.data.readers.files import folder_with, text_lines
 
 
 def cifar100(folder: AnyPath) -> Iterator[Sample]:
@@ -104,7 +104,7 @@ def _bytes(path: AnyPath) -> bytes:
 
 def _table(path: AnyPath) -> dict[str, str]:
     """{first word: second word} of each line."""
-    lines = [line.split() for line in path.read_text().splitlines() if line.strip()]
+    lines = [line.split() for line in text_lines(path) if line.strip()]
     bad = next((number for number, words in enumerate(lines, start=1) if len(words) != 2), None)
     if bad:
         raise UserError(f"{path}:{bad}: expected two words; fetch the archive again")

@@ -12,11 +12,18 @@ from typing import Any
 import numpy as np
 
 from facepapers.common.cli import UserError
-from facepapers.common.data.archive import AnyPath
+from facepapers.common.data.archive import AnyPath, entries
 from facepapers.common.data.expressions import AFFECTNET, FER2013_TO_FERPLUS, VOTES
 from facepapers.common.data.pack import Sample, encode
 from facepapers.common.data.photos import image_header, open_image, shown
-from facepapers.common.data.readers.files import check_same_names, find_file, find_folder, folder_with, table_lines
+from facepapers.common.data.readers.files import (
+    check_same_names,
+    find_file,
+    find_folder,
+    folder_with,
+    table_lines,
+    text_lines,
+)
 
 IMAGES = {".jpg", ".jpeg", ".png", ".webp"}
 
@@ -100,7 +107,7 @@ def _ferplus_folders(images: AnyPath, table: VoteTable, labels: AnyPath | None) 
     wanted = {f"{FERPLUS_FOLDERS[table.usage[i]]}/{Path(table.name[i]).stem}": i for i in table.images}
     files: dict[str, AnyPath] = {}
     for part in FERPLUS_FOLDERS.values():
-        for path in (images / part).iterdir():
+        for path in entries(images / part):
             name = f"{part}/{path.stem}"
             if path.suffix.lower() in IMAGES and files.setdefault(name, path) != path:
                 raise UserError(f"{path}: the same name as {files[name].name}; remove one of them")
@@ -175,7 +182,7 @@ def rafdb(folder: AnyPath) -> Iterator[Sample]:
     table = folder_with(folder, "list_patition_label.txt") / "list_patition_label.txt"
     images = folder_with(folder, "train_*_aligned.jpg")
     listed = _rafdb_labels(table)
-    files = {path.name.replace("_aligned", "") for path in images.glob("*_aligned.jpg")}
+    files = {path.name.replace("_aligned", "") for path in entries(images, "*_aligned.jpg")}
     check_same_names(images, files, table, listed.keys())
     for name, label in listed.items():
         path = images / name.replace(".jpg", "_aligned.jpg")
@@ -189,7 +196,7 @@ def rafdb(folder: AnyPath) -> Iterator[Sample]:
 def _rafdb_labels(path: AnyPath) -> dict[str, int]:
     """{file name: label 0..6} from lines `train_00001.jpg 5`."""
     labels: dict[str, int] = {}
-    for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
+    for number, line in enumerate(text_lines(path), 1):
         name, _, code = line.strip().partition(" ")
         if not name.startswith(("train_", "test_")) or code not in set("1234567"):
             raise UserError(f"{path}: line {number} is not `train_00001.jpg 5` with a code 1..7; restore the file")
@@ -210,8 +217,8 @@ def affectnet(folder: AnyPath) -> Iterator[Sample]:
     folder = folder_with(folder, "train_set", "val_set")
     for split, part in enumerate(("train_set", "val_set")):
         images, notes = folder / part / "images", folder / part / "annotations"
-        files = {path.stem for path in images.glob("*.jpg")}
-        check_same_names(images, files, notes, {path.stem.removesuffix("_exp") for path in notes.glob("*_exp.npy")})
+        files = {path.stem for path in entries(images, "*.jpg")}
+        check_same_names(images, files, notes, {path.stem.removesuffix("_exp") for path in entries(notes, "*_exp.npy")})
         for stem in sorted(files):
             row = {"name": f"{part}/{stem}.jpg", "split": np.uint8(split), "label": _exp(notes / f"{stem}_exp.npy")}
             yield (images / f"{stem}.jpg").read_bytes(), row

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Set
 from pathlib import Path
 
 from facepapers.common.cli import UserError
-from facepapers.common.data.archive import AnyPath, place
+from facepapers.common.data.archive import AnyPath, entries, place, visible
 
 
 def folder_with(folder: AnyPath | str, *patterns: str) -> AnyPath:
@@ -23,9 +23,8 @@ def find_folder(folder: AnyPath | str, *patterns: str) -> AnyPath | None:
     """Like `folder_with`, but None when no folder fits."""
     folder = place(folder)
     for level in ("", "*/", "*/*/", "*/*/*/"):
-        firsts: list[AnyPath] = sorted(folder.glob(f"{level}{patterns[0]}"))
-        for first in firsts:
-            if all(any(first.parent.glob(pattern)) for pattern in patterns):
+        for first in entries(folder, f"{level}{patterns[0]}"):
+            if all(any(visible(first.parent, pattern)) for pattern in patterns):
                 return first.parent
     return None
 
@@ -53,6 +52,11 @@ def table_lines(path: AnyPath, columns: Iterable[str]) -> Iterator[tuple[int, di
             if any(line[column] is None for column in columns):
                 raise UserError(f"{path}: line {reader.line_num} is cut short; fetch the table again")
             yield reader.line_num, line
+
+
+def text_lines(path: AnyPath) -> list[str]:
+    """The lines of a text, without a byte order mark, any system's line ends and blank lines at the end."""
+    return path.read_text(encoding="utf-8-sig", errors="replace").rstrip().split("\n")
 
 
 def check_same_names(folder: AnyPath, files: Set[str], table: AnyPath | str, rows: Set[str]) -> None:

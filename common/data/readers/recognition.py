@@ -88,10 +88,12 @@ def five_points(folder: AnyPath, images: AnyPath) -> dict[str, np.ndarray] | Non
             f"{first}: {size[0]}x{size[1]} px, not aligned to {ALIGNED_PX}; put landmarks.csv with five points a photo "
             "beside it (`python -m facepapers.common.tools.align` writes one with MTCNN)"
         ) from None
-    with open(path, newline="") as handle:
+    with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as handle:
         rows = list(csv.reader(handle))[1:]
     points = {}
     for number, row in enumerate(rows, start=2):
+        if not row:
+            continue  # a blank line
         try:
             points[row[0]] = np.array(row[2:12], float).reshape(5, 2)
         except (ValueError, IndexError):
@@ -105,7 +107,9 @@ def five_points(folder: AnyPath, images: AnyPath) -> dict[str, np.ndarray] | Non
 def aligned(path: AnyPath, points: np.ndarray | None) -> np.ndarray:
     """A photo as uint8 (112, 112, 3), by its points (5, 2) in the upright picture. UserError where these are None."""
     if points is None:
-        raise UserError(f"{path}: has no line in landmarks.csv; make that file for all photos")
+        raise UserError(
+            f"{path}: has no line in landmarks.csv (no face was found there?); add one, or remove the photo"
+        )
     return alignment.align(read_photo(path)[None], points[None], ALIGNED_PX)[0].permute(1, 2, 0).numpy()
 
 
