@@ -201,6 +201,17 @@ def test_the_readout_standardises_what_it_sees():
     assert seen[0].mean(0).abs().max() < 1e-4 and (seen[0].std(0) - 1).abs().max() < 1e-4
 
 
+def test_a_channel_that_never_moved_counts_nothing_when_it_does():
+    branch = method.Branch(method.split(small_net()), 6, 2, 5)
+    x = 7 + 3 * torch.randn(200, 5)
+    x[:, 2] = 0.5
+    branch.standardise(x)
+    x[:, 2] = 1.5
+    x.requires_grad_()
+    branch(x).square().sum().backward()
+    assert torch.isfinite(x.grad).all() and (x.grad[:, 2] == 0).all() and (x.grad[:, 1] != 0).any()
+
+
 # ---- Loss
 
 

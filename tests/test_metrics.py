@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 
+from facepapers.common.cli import UserError
 from facepapers.common.protocols import metrics
 from facepapers.papers.coarse_to_fine import evaluate
+from tests.conftest import one_line_error
 
 
 def test_point_errors_and_distances():
@@ -18,6 +20,10 @@ def test_point_errors_and_distances():
 def test_nme_averages_points_first_then_faces():
     errors, normaliser = np.array([[1.0, 3.0], [4.0, 4.0]]), np.array([20.0, 80.0])
     np.testing.assert_allclose(metrics.nme_pct(errors, normaliser), [10, 5])
+    for length in (0, np.nan):
+        with pytest.raises(UserError) as error:
+            metrics.nme_pct(errors, [normaliser[0], length])
+        one_line_error(error, "face 1: is normalised by", "mend its annotation")
     mean = evaluate.METRICS["nme_interpupil_pct"].value({"error_px": errors, "interpupil_px": normaliser})
     assert mean == pytest.approx(7.5)  # not 100 * mean(error) / mean(normaliser) = 6
 

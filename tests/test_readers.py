@@ -265,6 +265,14 @@ def test_points_outside_the_photo(tmp_path, centre):
     one_line(error, "image_0001.pts", "outside the 300x280 image")
 
 
+def test_points_on_one_spot_are_no_face(tmp_path):
+    folder = write_pts_folder(tmp_path / "set", 1)
+    write_pts(next(folder.rglob("*.pts")), np.full((68, 2), 100.0))
+    with pytest.raises(UserError) as error:
+        list(alignment.afw(folder))
+    one_line(error, "image_0001.pts", "all points coincide")
+
+
 @pytest.mark.parametrize(
     ("box", "word"),
     [

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from facepapers.common.cli import UserError
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -154,8 +156,15 @@ def group_distance_px(points: np.ndarray, first: Sequence[int], second: Sequence
 
 
 def nme_pct(errors_px: np.ndarray, normaliser_px: np.ndarray) -> np.ndarray:
-    """Per-face normalised mean error (N,), in percent: mean over points over the face's normaliser."""
-    return 100 * np.asarray(errors_px, np.float64).mean(1) / np.asarray(normaliser_px, np.float64)
+    """Per-face normalised mean error (N,), in percent: mean over points over the face's normaliser.
+
+    Raises UserError for a face whose normaliser is no length: its two points coincide or are no numbers.
+    """
+    length = np.asarray(normaliser_px, np.float64)
+    bad = np.flatnonzero(~(length > 0))
+    if len(bad):
+        raise UserError(f"face {bad[0]}: is normalised by {length[bad[0]]:g} px; mend its annotation or leave it out")
+    return 100 * np.asarray(errors_px, np.float64).mean(1) / length
 
 
 def failure_pct(nme: np.ndarray, threshold_pct: float = 10.0) -> np.ndarray:

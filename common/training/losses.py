@@ -35,7 +35,7 @@ def directions(x: torch.Tensor) -> torch.Tensor:
 
 
 def scales(distance: torch.Tensor) -> torch.Tensor:
-    """Distances (B,) that errors are divided by; infinite, so that a sample counts nothing, where one is no scale.
+    """Distances or deviations (B,) to divide by; infinite, so that an entry counts nothing, where one is no scale.
 
     Two eyes on one spot (a damaged annotation) would otherwise send more than all other faces together.
     """

@@ -142,6 +142,10 @@ class RecordIO(torch.utils.data.Dataset):
     missing, truncated or inconsistent files, labels outside the class range, and identities without an image.
     """
 
+    classes: int
+    height: int  # of every image, px
+    width: int
+
     def __init__(self, folder: Path | str) -> None:
         folder = Path(folder)
         self.path = folder / "train.rec"

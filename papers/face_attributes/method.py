@@ -26,7 +26,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from facepapers.common.cli import UserError
-from facepapers.common.training.losses import class_numbers
+from facepapers.common.training.losses import class_numbers, scales
 from facepapers.common.vision.networks import IResNet, MobileFaceNetReLU
 
 # ---- Branches
@@ -78,10 +78,16 @@ class Branch(nn.Module):
 
     @torch.no_grad()
     def standardise(self, x: torch.Tensor) -> None:
-        """Take mean and deviation of what the readout will see from activations (n, ...) of the trunk."""
+        """Take mean and deviation of what the readout will see from activations (n, ...) of the trunk.
+
+        A feature that hardly varies (a dead channel) counts nothing: divided by its deviation, its first move would
+        send more than all others.
+        """
         x = self.pool(x).float() if x.dim() == 4 else x.float()
         self.mean.copy_(x.mean(0))
-        self.deviation.copy_(x.std(0).clamp_min(1e-3))
+        deviation = x.std(0)
+        known = deviation.clamp_min(1e-3)
+        self.deviation.copy_(torch.where(deviation < known, scales(known), known))
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)

@@ -342,6 +342,8 @@ def _check(points: np.ndarray, box: np.ndarray | None, width: int, height: int, 
     size = f"the {width}x{height} image"
     if not np.isfinite(points).all():
         raise _bad(source, "a point is not a number")
+    if (points == points[0]).all():
+        raise _bad(source, "all points coincide")
     if (points.max(0) < 0).any() or (points.min(0) > (width - 1, height - 1)).any():
         raise _bad(source, f"all points lie outside {size}")
     if box is None:
