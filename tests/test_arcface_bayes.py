@@ -36,6 +36,14 @@ def test_the_ratio_is_that_of_the_two_gaussians():
     assert np.trace(both) == pytest.approx(np.trace(np.cov(x.T)))
 
 
+def test_labels_of_any_integer_type_give_the_same():
+    """A uint8 label of 255 must not make a table of no people."""
+    x, labels = draw(np.random.default_rng(0), 256, 2, 0.5)
+    wanted = JointBayes(x, labels, 0.3).own
+    for kind in ("uint8", "int16", "int32"):
+        assert np.array_equal(JointBayes(x, labels.astype(kind), 0.3).own, wanted)
+
+
 def test_the_spread_is_the_ratios_deviation_over_two_people():
     rng = np.random.default_rng(1)
     judge = JointBayes(*draw(rng, 200, 4, 0.7), 0.5)

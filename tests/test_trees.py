@@ -1,5 +1,6 @@
 """Trees as people have them: copies that begin with a dot, odd names, mirrored twins; the table of five points."""
 
+import json
 import tarfile
 import zipfile
 
@@ -12,6 +13,7 @@ from facepapers.common.cli import UserError
 from facepapers.common.data import archive, obtain
 from facepapers.common.data.readers import alignment as landmarks
 from facepapers.common.data.readers import attributes, classes, expression, files, recognition
+from facepapers.common.evidence import runs
 from facepapers.common.tools import align
 from facepapers.common.vision.alignment import TEMPLATE_112
 from facepapers.papers.arcface import readers
@@ -253,3 +255,15 @@ def test_no_face_in_any_photo_is_an_error_and_writes_no_table(tmp_path):
         align.main([str(tmp_path), "--mtcnn", "x", "--to", str(tmp_path / "landmarks.csv")])
     one_line_error(error, tmp_path, "no face was found in any of 1 photos", "no table")
     assert error.value.exit_code == 2 and not (tmp_path / "landmarks.csv").exists()
+
+
+# ---- Records
+
+
+def test_hidden_copies_of_records_are_no_runs(tmp_path):
+    for name in ("one", ".ipynb_checkpoints", "._one"):
+        folder = tmp_path / "p" / name
+        folder.mkdir(parents=True)
+        record = dict(config={}, metrics={}, data={}, predictions_sha256="x")
+        (folder / "run.json").write_text(json.dumps(record) if name == "one" else "no record")
+    assert [record["folder"].name for record in runs.recorded("p", tmp_path)] == ["one"]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from facepapers.common import paths
 from facepapers.common.cli import UserError
+from facepapers.common.data.archive import entries
 from facepapers.common.evidence import margins, runs, statistics
 from facepapers.common.protocols.metrics import Metric
 
@@ -57,7 +58,7 @@ class Evidence:
 
 def papers(root=paths.ROOT):
     """Directories of `papers/` that hold claims, in alphabetical order."""
-    return sorted(path.parent.name for path in Path(root, "papers").glob("*/claims.toml"))
+    return sorted(path.parent.name for path in entries(Path(root, "papers"), "*/claims.toml"))
 
 
 def read(paper, root=paths.ROOT):

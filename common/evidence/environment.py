@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from facepapers.common import paths, storage
+from facepapers.common.data.archive import visible
 
 
 def source_state(paper):
@@ -60,7 +61,7 @@ def _module_sha256(name):
 
 def source_sha256(paper):
     digest = hashlib.sha256()
-    for path in sorted([*(paths.ROOT / "common").rglob("*.py"), *(paths.ROOT / "papers" / paper).glob("*.py")]):
+    for path in sorted([*visible(paths.ROOT / "common", "**/*.py"), *visible(paths.ROOT / "papers" / paper, "*.py")]):
         digest.update(f"{path.relative_to(paths.ROOT)}\0".encode() + path.read_bytes() + b"\0")
     return digest.hexdigest()
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from string import Template
 
 from facepapers.common import paths
+from facepapers.common.data.archive import entries
 from facepapers.common.evidence import cards, chain, claims, runs, statistics, statuses
 from facepapers.common.evidence.captions import captions
 from facepapers.common.evidence.claims import Cell
@@ -106,7 +107,7 @@ def findings(about: dict, cells: list[Cell]) -> Html:
 
 def pictures(paper: str) -> Html:
     """The paper's figures with what to see in them, and in words what stands where."""
-    files = sorted(Path(paths.RECORDED, paper, "figures").glob("*.png"))
+    files = entries(Path(paths.RECORDED, paper, "figures"), "*.png")
     words, parts = captions(paper), []
     for file in files:
         plain = f"{shown(paper)}: {file.stem.replace('-', ' ')}"

@@ -15,6 +15,7 @@ import numpy as np
 
 from facepapers.common import cli, paths, storage
 from facepapers.common.cli import MissingData, UserError
+from facepapers.common.data.archive import entries
 from facepapers.common.evidence import margins
 from facepapers.common.evidence.environment import environment, peak_memory_mib, source_state
 
@@ -143,7 +144,7 @@ def newest_weights(paper, pattern="*", but=None):
     `pattern` is one of run names and `but` a word that leaves runs out. MissingData when there are none.
     """
     files = [
-        p for root in (paths.LOCAL, paths.RECORDED) for p in Path(root, paper).glob(f"{pattern}/model.safetensors")
+        p for root in (paths.LOCAL, paths.RECORDED) for p in entries(Path(root, paper), f"{pattern}/model.safetensors")
     ]
     files = [p for p in files if not but or but not in p.parent.name]
     if not files:
@@ -189,7 +190,7 @@ def read_history(folder):
 def recorded(paper, root=paths.RECORDED):
     """All complete records of a paper under `root`, sorted by name, each with its `folder`."""
     found = []
-    for path in sorted(Path(root, paper).glob("*/run.json")):
+    for path in entries(Path(root, paper), "*/run.json"):
         record = storage.read_json(path)
         missing = {"config", "metrics", "data", "predictions_sha256"} - record.keys()
         if missing:

@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from facepapers.common import cli, paths
+from facepapers.common.data.archive import entries
 from facepapers.common.evidence import claims, runs
 
 BEGIN, END = "<!-- generated: {name} -->", "<!-- end of {name} -->"
@@ -81,7 +82,7 @@ def notes_block(paper, cells):
     blocks = [tables(cells, kind) for kind in HEADS]
     if find_spec(f"facepapers.papers.{paper}.tables"):
         blocks.append(import_module(f"facepapers.papers.{paper}.tables").comparison(runs.recorded(paper)))
-    figures = sorted(Path(paths.RECORDED, paper, "figures").glob("*.png"))
+    figures = entries(Path(paths.RECORDED, paper, "figures"), "*.png")
     pictures = [f"![{f.stem}](../../results/{paper}/figures/{f.name})\n" for f in figures]
     note = (
         "Intervals cover seeds (Student's t) and test samples, added in quadrature; with one seed they cover the "

@@ -26,6 +26,7 @@ class JointBayes:
     def __init__(self, embeddings: np.ndarray, labels: np.ndarray, share: float, shrinkage: float = SHRINKAGE) -> None:
         from scipy import linalg
 
+        labels = np.asarray(labels).astype(np.int64)  # a uint8 of 255 classes has no 256th
         if np.bincount(labels).max() < 2:
             raise UserError("--joint-bayes: nobody in the training part has two images; leave it out for this set")
         x = np.asarray(embeddings, np.float64)
