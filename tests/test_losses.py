@@ -28,18 +28,33 @@ SOURCE, CENTRES, ORDINARY = (torch.randn(n, D, generator=GEN) for n in (N, 10, N
 LABELS = torch.arange(N) % 10
 
 
-def learner_logits(x):
+def learner_logits(x, **options):
     """Distillation's cosine classifier on embeddings x, with a centre for each class."""
     net = torch.nn.Identity()
     net.features_out = D  # the width of its embeddings
-    return nets.Learner(net, centres=CENTRES, scale=16.0)(x).logits
+    return nets.Learner(net, scale=16.0, **options)(x).logits
 
 
-def identity_logits(x):
-    """The attributes' trunk: scaled cosines to the rows of a Linear."""
-    classes = torch.nn.Linear(D, 10, bias=False)
-    classes.weight.data = CENTRES
-    return attributes_train.Cosines(torch.nn.ModuleDict({"net": torch.nn.Identity(), "classes": classes}))(x)
+class Rows(torch.nn.Module):
+    """The weight of a linear layer without a bias, as a plain tensor with a gradient."""
+
+    def __init__(self, weight):
+        super().__init__()
+        self.weight = weight
+
+
+def learned_logits(x, weight):
+    """As `learner_logits`, with a classifier that is learned."""
+    net = torch.nn.Identity()
+    net.features_out = D
+    learner = nets.Learner(net, classes=len(weight), scale=16.0)
+    learner.classifier = Rows(weight.float())
+    return learner(x).logits
+
+
+def identity_logits(x, weight):
+    """The attributes' trunk: scaled cosines to the rows of a linear layer."""
+    return attributes_train.Cosines(torch.nn.ModuleDict({"net": torch.nn.Identity(), "classes": Rows(weight)}))(x)
 
 
 def sharded(x):
@@ -56,8 +71,11 @@ OF_EMBEDDINGS = {
     "order 3 by definition": lambda x: hybrid.angle_loss_by_definition(x.float(), SOURCE),
     "centre": lambda x: hybrid.centre_loss(x, SOURCE),
     "logits": lambda x: hybrid.kd_loss(x, SOURCE),
-    "cosine classifier": lambda x: F.cross_entropy(learner_logits(x), LABELS),
-    "identity": lambda x: F.cross_entropy(identity_logits(x).float(), LABELS),
+    "cosine classifier": lambda x: F.cross_entropy(learner_logits(x, centres=CENTRES), LABELS),
+    "learned classifier": lambda x: F.cross_entropy(learned_logits(x, CENTRES), LABELS),
+    "its rows": lambda x: F.cross_entropy(learned_logits(SOURCE, x), torch.arange(N)),
+    "identity": lambda x: F.cross_entropy(identity_logits(x, CENTRES).float(), LABELS),
+    "identity's rows": lambda x: F.cross_entropy(identity_logits(SOURCE, x), torch.arange(N)),
     **{name: lambda x, m=m: arcface.margin_loss(x, CENTRES, LABELS, m) for name, m in arcface.MARGINS.items()},
     "sharded": sharded,
     "of the class centres": lambda x: arcface.margin_loss(SOURCE, x, LABELS),

@@ -107,7 +107,7 @@ def findings(about: dict, cells: list[Cell]) -> Html:
 
 def pictures(paper: str) -> Html:
     """The paper's figures with what to see in them, and in words what stands where."""
-    files = entries(Path(paths.RECORDED, paper, "figures"), "*.png")
+    files = list(map(Path, entries(Path(paths.RECORDED, paper, "figures"), "*.png")))
     words, parts = captions(paper), []
     for file in files:
         plain = f"{shown(paper)}: {file.stem.replace('-', ' ')}"
