@@ -65,7 +65,10 @@ def points_of(photos: Path, detector: Mtcnn) -> Found:
 def write(target: Path, found: Found, fill: bool = False) -> None:
     """Write the photos with points as a table, or with `fill` all of them, those without by the others' median."""
     middle = np.median([points for _, points in found.values() if points is not None], axis=0) if fill else None
-    with atomic(target) as temporary, open(temporary, "w", newline="", errors="surrogateescape") as handle:
+    with (
+        atomic(target) as temporary,
+        open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as handle,
+    ):
         table = csv.writer(handle, lineterminator="\n")
         table.writerow(HEAD)
         for name, (probability, points) in found.items():
