@@ -74,7 +74,7 @@ def test_bin_that_tries_anything_else(tmp_path, capsys):
         "holds numpy arrays .numpy[a-z._]*scalar": (good[:2], [np.bool_(True)]),
         "it wants to run __builtin__.set": pickle.dumps(([], {True}), 2),
         "expected .list of images, list of bools.": (good, {True}),
-        "it wants to run _codecs.encode on more": b"c_codecs\nencode\n(S'61'\nS'hex'\ntR.",
+        "it wants to run _codecs.encode on more": b"c_codecs\nencode\n(Va\nVrot13\ntR.",
         "it wants to run _codecs.decode": b"c_codecs\ndecode\n(S'61'\nS'hex'\ntR.",
         "image 1 is a str, not bytes": ([good[0], "a"], [True]),
         "truth 1 is '2', not True or False": (good, [True, 2]),

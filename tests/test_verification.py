@@ -225,6 +225,9 @@ def test_a_list_in_blocks_has_both_kinds_in_each_fold(tmp_path, capsys):
     pairs = pair_lists.read_pairs(path)
     assert all((pairs.same[pairs.fold == f] == [True, True, False, False]).all() for f in range(10))
     one_line_error(capsys.readouterr().err, path, "blocks of one kind")
+    nearly = np.r_[np.tile(np.arange(20) > 0, 5), np.tile(np.arange(20) == 0, 5)]  # one pair of the other kind a fold
+    assert (np.bincount(pair_lists.folds_of(nearly, path)[nearly]) == 10).all()
+    one_line_error(capsys.readouterr().err, path, "blocks of one kind")
     same = np.tile([True, False], 20)
     assert (pair_lists.folds_of(same, "x") == pair_lists.contiguous_folds(40)).all() and not capsys.readouterr().err
 
