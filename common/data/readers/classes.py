@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from facepapers.common.cli import UserError
+from facepapers.common.data import archive
 from facepapers.common.data.archive import AnyPath
 from facepapers.common.data.pack import Sample
 from facepapers.common.data.readers.files import folder_with, text_lines
@@ -74,7 +75,7 @@ def omniglot(folder: AnyPath) -> Iterator[Sample]:
     for split, part in enumerate(("images_background", "images_evaluation")):
         for alphabet in _folders(root / part):
             for character in _folders(alphabet):
-                for path in sorted(character.glob("[!.]*.png")):
+                for path in archive.entries(character, "*.png"):
                     drawer = path.stem.rpartition("_")[2]
                     if not drawer.isdigit():
                         raise UserError(f"{path}: not named as Omniglot's images, NNNN_DD.png; fetch the archive again")
@@ -88,7 +89,7 @@ def omniglot(folder: AnyPath) -> Iterator[Sample]:
 
 
 def _folders(folder: AnyPath) -> list[AnyPath]:
-    return sorted(path for path in folder.glob("[!.]*") if path.is_dir())
+    return [path for path in archive.entries(folder) if path.is_dir()]
 
 
 def _row(name: str, label: int, half: int) -> dict[str, Any]:
