@@ -83,7 +83,8 @@ def with_needed(jobs: Iterable[Job]) -> list[Job]:
 
 def predecessors(jobs: Iterable[Job]) -> dict[Job, list[Job]]:
     """{job: those of `jobs` that end before it begins}: what it needs, and the first with whom it shares something."""
-    ordered, first = list(jobs), {}
+    ordered = list(jobs)
+    first: dict[tuple[str, Any], Job] = {}
     before: dict[Job, list[Job]] = {}
     for job in ordered:
         shares = getattr(settings(job.paper), "shares", None)

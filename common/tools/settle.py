@@ -278,9 +278,9 @@ def run_all(state: State, end: float, at_once: int) -> None:
         for one in working:  # interrupted: each saves its state and ends
             one.stop()
     if waiting and not begun:
-        cheapest, job = min((state.cost(job, state.records(job.paper)) or math.inf, job.name)
+        cheapest, name = min((state.cost(job, state.records(job.paper)) or math.inf, job.name)
                             for claim in waiting for job in claim.runs)  # fmt: skip
-        raise cli.UserError(f"--budget: too little for one run; the cheapest, {job}, takes about {duration(cheapest)}")
+        raise cli.UserError(f"--budget: too little for one run; the cheapest, {name}, takes about {duration(cheapest)}")
 
 
 def say(claim: Open, job: graph.Job, cost: float) -> None:
