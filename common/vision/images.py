@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
+from facepapers.common.cli import UserError
+
 
 def uniform(
     low: float, high: float, shape: Sequence[int], gen: torch.Generator, device: torch.device | str = "cpu"
@@ -68,6 +70,32 @@ def halve(images: torch.Tensor) -> torch.Tensor:
     """Average 2x2 blocks of uint8 images (N, C, H, W). Point (x, y) moves to ((x - 0.5) / 2, (y - 0.5) / 2)."""
     parts = [F.avg_pool2d(chunk.float(), 2).round().to(torch.uint8) for chunk in images.split(256)]
     return torch.cat(parts)
+
+
+def reduced(faces: torch.Tensor, largest: float) -> torch.Tensor:
+    """uint8 square face crops (B, C, H, H), or one (C, H, H), as uint8 (B, 3, h, h) with h <= `largest`, by halving.
+
+    Grey ones get three equal channels. Raises UserError for crops that are not square (scaling them would change a
+    face's shape) and for pixels that are not uint8.
+    """
+    faces = faces.unsqueeze(0) if faces.dim() == 3 else faces
+    if faces.dim() != 4 or faces.shape[-1] != faces.shape[-2] or faces.shape[1] not in (1, 3):
+        raise UserError(f"faces of shape {tuple(faces.shape)}: give square crops, (B, 3, H, H) or grey (B, 1, H, H)")
+    if faces.dtype != torch.uint8:
+        raise UserError(f"faces of type {faces.dtype}: give uint8 pixels, 0 to 255")
+    while faces.shape[-1] > largest:
+        faces = halve(faces)
+    return faces.expand(-1, 3, -1, -1)
+
+
+def squares(faces: torch.Tensor, size: int) -> torch.Tensor:
+    """uint8 square face crops, as `reduced` takes them, of any size as float pixels 0..255 (B, 3, size, size)."""
+    faces = reduced(faces, 2.2 * size)
+    n, side = len(faces), faces.shape[-1]
+    if side == size:
+        return faces.float()
+    middle, extent, still = torch.full((n, 2), (side - 1) / 2), torch.full((n,), float(side)), torch.zeros(n)
+    return crop(faces, similarity(middle, extent, still, still > 0, size), size)
 
 
 def flip_points(points: torch.Tensor, permutation: Sequence[int] | torch.Tensor, flip: torch.Tensor) -> torch.Tensor:

@@ -27,6 +27,7 @@ from facepapers.common.vision import images
 from facepapers.papers.coarse_to_fine import data
 from facepapers.papers.coarse_to_fine.config import PAPER, ROWS, Config, Model, preset
 from facepapers.papers.coarse_to_fine.crops import Crops, Feed
+from facepapers.papers.coarse_to_fine.method import CFTNet
 from facepapers.papers.coarse_to_fine.metrics import METRICS, measure
 
 
@@ -120,7 +121,7 @@ def main(argv: Sequence[str]) -> None:
 
 def load(path: Path | str, device: torch.device) -> tuple[Model, Config, Markup]:
     """(model, configuration, markup) of a weights file. UserError when it holds no weights of this paper."""
-    _, metadata = checkpoint.read_weights(path)
+    tensors, metadata = checkpoint.read_weights(path)
     if metadata.get("row") not in ROWS:
         raise cli.UserError(f"{path}: no weights of this paper (its metadata names no row); train or fetch one")
     try:
@@ -131,6 +132,8 @@ def load(path: Path | str, device: torch.device) -> tuple[Model, Config, Markup]
         raise cli.UserError(f"{path}: its metadata does not describe a model of this paper ({error})") from None
     cfg = dataclasses.replace(preset("short", metadata["row"]), **view)
     model = Model(cfg, markup)
+    if isinstance(model.net, CFTNet) and not any(name.startswith("net.auxiliary.") for name in tensors):
+        model.net.auxiliary = torch.nn.ModuleList()  # a released file leaves out what only training reads
     checkpoint.load_weights(path, model)
     return model.to(device).eval(), cfg, markup
 

@@ -60,11 +60,11 @@ def resize(images: torch.Tensor, size: int, operator: str = "pil_bicubic") -> to
         y = F.interpolate(images.float(), size=(size, size), mode=filter_name, align_corners=False)
         return y.round().clamp(0, 255).to(torch.uint8)
     rows, columns = (coefficients(n, size, filter_name).to(images.device) for n in images.shape[-2:])
-    return _pass(_pass(images, columns.T), rows, left=True)
+    return filtered(filtered(images, columns.T), rows, left=True)
 
 
-def _pass(images, matrix, left=False):
-    """One filtered and rounded pass. uint8 in, uint8 out."""
+def filtered(images: torch.Tensor, matrix: torch.Tensor, left: bool = False) -> torch.Tensor:
+    """One filtered and rounded pass along columns, or rows (`left`), with `coefficients`. uint8 in, uint8 out."""
     x = images.double()
     y = matrix @ x if left else x @ matrix
     return y.mul_(2.0**-BITS).add_(0.5).floor_().clamp_(0, 255).to(torch.uint8)  # powers of two: still exact

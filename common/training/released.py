@@ -1,0 +1,58 @@
+"""Released models: which there are, where their files lie, and what is known of them.
+
+`papers/<paper>/weights/<name>/` holds `model.safetensors`, its card `README.md`, and `released.json`: the hashes of the
+file and of the run's weights that it was made from, and its metrics. A paper's `released.load` makes the ready module.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from facepapers.common import paths, storage
+from facepapers.common.cli import MissingData, UserError
+from facepapers.common.training import checkpoint
+
+FILE, CARD, FACTS = "model.safetensors", "README.md", "released.json"
+FILE_BYTES, ALL_BYTES = 8 * 2**20, 30 * 2**20  # largest file; all of them together
+
+
+def folder_of(paper: str, name: str) -> Path:
+    """Folder of a released model, which need not exist."""
+    return paths.ROOT / "papers" / paper / "weights" / name
+
+
+def folders(paper: str = "*") -> list[Path]:
+    """Folders of the released models of a paper (by default of all), sorted."""
+    return sorted(path.parent for path in (paths.ROOT / "papers").glob(f"{paper}/weights/*/{FILE}"))
+
+
+def find(paper: str, name_or_path: str | Path, names: tuple[str, ...]) -> Path:
+    """The weights file of one of the paper's `names`, or the path itself.
+
+    Raises MissingData for a name without a released file and UserError for a path where no file is.
+    """
+    if str(name_or_path) in names:
+        path = folder_of(paper, str(name_or_path)) / FILE
+        if not path.is_file():
+            command = f"make reproduce-{paper.replace('_', '-')}"
+            raise MissingData(f"{name_or_path}: not released yet; name a weights file of yours (`{command}` makes one)")
+        return path
+    path = Path(name_or_path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such weights file; released models of this paper are {', '.join(names)}")
+    return path
+
+
+def settings(path: Path | str) -> dict[str, Any]:
+    """The settings of the run that made a weights file: from the file, or from the run's record beside it; else {}."""
+    _, metadata = checkpoint.read_weights(path)
+    if "settings" in metadata:
+        return json.loads(metadata["settings"])
+    record = Path(path).with_name("run.json")
+    return storage.read_json(record)["config"] if record.exists() else {}
+
+
+def facts(path: Path | str) -> dict[str, Any]:
+    """What `released.json` beside a released weights file says; {} for any other file."""
+    beside = Path(path).with_name(FACTS)
+    return storage.read_json(beside) if beside.exists() else {}

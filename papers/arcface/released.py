@@ -1,0 +1,54 @@
+"""The released embedding network as a ready module: `load("embedding")(faces).embedding`."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from facepapers.common.training import released
+from facepapers.common.vision import images, networks
+from facepapers.papers.arcface import data
+from facepapers.papers.arcface.config import PAPER
+from facepapers.papers.arcface.nets import Net, load_net
+
+NAMES = ("embedding",)
+
+
+class Embedding(NamedTuple):
+    """Embeddings of B faces."""
+
+    embedding: torch.Tensor  # (B, d) of unit length; the squared distance of two is 2 - 2 cos
+
+
+class Embedder(torch.nn.Module):
+    """Aligned faces (B, 3, 112, 112), uint8 or float 0..255, to Embeddings: image and mirror image, as when tested.
+
+    `net` alone maps `networks.to_input` pixels of `net.input_px` to raw embeddings; see the card.
+    """
+
+    expects = "a face aligned to ArcFace's 112 px template by five points (common/vision/alignment.py)"
+    input_px = 112
+
+    def __init__(self, net: Net) -> None:
+        super().__init__()
+        self.net = net
+
+    def preprocess(self, faces: torch.Tensor) -> torch.Tensor:
+        """Aligned crops (B, 3, H, H) uint8 of any size, or one (3, H, H), as input (B, 3, 112, 112).
+
+        Raises UserError for crops that are not square.
+        """
+        return images.squares(faces, self.input_px)
+
+    def forward(self, faces: torch.Tensor) -> Embedding:
+        x = networks.to_input(data.resize(faces, self.net.input_px), self.net.pixels)
+        return Embedding(F.normalize(self.net(x).float() + self.net(x.flip(3)).float()))
+
+
+def load(name_or_path: str | Path = NAMES[0], device: torch.device | str = "cpu") -> Embedder:
+    """The ready module, in eval mode, of a released model or of any weights file that `nets.load_net` reads.
+
+    Raises MissingData for a model that is not released yet and UserError for weights of another architecture.
+    """
+    return Embedder(load_net(released.find(PAPER, name_or_path, NAMES))).to(device).eval()

@@ -1,0 +1,52 @@
+"""The released landmark networks as ready modules: `load("landmarks68").preprocess(crops)`, and the module itself."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from facepapers.common.data.markups import Markup
+from facepapers.common.training import released
+from facepapers.common.vision import images
+from facepapers.papers.coarse_to_fine import evaluate
+from facepapers.papers.coarse_to_fine.config import PAPER, Config, Model
+
+NAMES = ("landmarks68", "landmarks68_cft")  # the first is our heatmap variant, the more exact one
+
+
+class Points(NamedTuple):
+    """Landmarks of B faces."""
+
+    points: torch.Tensor  # (B, P, 2) x, y in pixels of the input, pixel centres at integers
+
+
+class Landmarks(torch.nn.Module):
+    """Square face crops (B, 3, S, S), uint8 or float 0..255, S = `input_px`, to Points.
+
+    A crop shows the square around all landmarks, `margin` times their larger extent; see `expects`. `markup` names the
+    points and their mirror images. In training mode `model` returns what its loss reads; see the card.
+    """
+
+    def __init__(self, model: Model, cfg: Config, markup: Markup) -> None:
+        super().__init__()
+        self.model, self.markup, self.input_px, self.margin = model, markup, cfg.crop, cfg.margin
+        self.expects = (
+            f"the square around the face's landmarks (brows to chin, ear to ear), {cfg.margin:g} times their larger "
+            "extent; upright within some 30 degrees"
+        )
+
+    def preprocess(self, faces: torch.Tensor) -> torch.Tensor:
+        """Square crops (B, 3, H, H) uint8 of any size, or one (3, H, H), as input (B, 3, S, S). UserError otherwise."""
+        return images.squares(faces, self.input_px)
+
+    def forward(self, pixels: torch.Tensor) -> Points:
+        return Points(self.model(pixels.float()))
+
+
+def load(name_or_path: str | Path = NAMES[0], device: torch.device | str = "cpu") -> Landmarks:
+    """The ready module, in eval mode, of a released model or of a weights file of this paper.
+
+    Raises MissingData for a model that is not released yet and UserError for a file of another paper.
+    """
+    path = released.find(PAPER, name_or_path, NAMES)
+    return Landmarks(*evaluate.load(path, torch.device(device))).to(device).eval()
