@@ -55,6 +55,12 @@ report: $(VENV)/.ready ## rewrite tables, figures and results/index.html from cl
 why: $(VENV)/.ready ## where a number comes from: make why CELL=<paper>.<claim>
 	@$(PY) -m facepapers.common.tools.report why "$(CELL)"
 
+release: $(VENV)/.ready ## release a recorded run's network (RUN=<paper>/<run> NAME=<name> ARGS="--bits 8")
+	@$(PY) -m facepapers.common.tools.release "$(RUN)" "$(NAME)" $(ARGS)
+
+weights: $(VENV)/.ready ## the released models: their hash, size, numbers and card (ARGS=--write renews the cards)
+	@$(PY) -m facepapers.common.tools.weights $(ARGS)
+
 data: $(VENV)/.ready ## the data sets and their state
 	@$(PY) -m facepapers.common.data list
 
@@ -84,4 +90,4 @@ clean: ## remove caches and your own runs (results/local); data and records stay
 	rm -rf results/local .pytest_cache .ruff_cache build *.egg-info
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
-.PHONY: help setup reproduce-all settle sweep new-paper test verify report why data notebooks bench lint lock clean FORCE
+.PHONY: help setup reproduce-all settle sweep new-paper test verify report why release weights data notebooks bench lint lock clean FORCE

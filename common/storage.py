@@ -58,6 +58,11 @@ def sha256(path: Path | str) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
+def dump(value: Any) -> str:
+    """`value` as JSON in one line, keys in order: equal values give equal text. ValueError for NaN and infinities."""
+    return json.dumps(value, sort_keys=True, allow_nan=False)
+
+
 def write_json(path: Path | str, value: Any) -> None:
     """Write `value` whole or not at all. NaN and infinities are refused (ValueError): JSON has none."""
     with atomic(path) as temporary:

@@ -2,15 +2,19 @@
 
 import dataclasses
 import json
+import shutil
 
 import pytest
 import torch
 
+from facepapers.common import paths, storage
 from facepapers.common.cli import MissingData, UserError
 from facepapers.common.data import markups
+from facepapers.common.evidence import claims, model_cards
+from facepapers.common.tools import release, report, weights
 from facepapers.common.training import checkpoint, released
 from facepapers.common.vision import images, networks
-from tests.conftest import one_line_error
+from tests.conftest import REPOSITORY, TINY, one_line_error
 
 
 def saved(path, model, **metadata):
@@ -196,3 +200,196 @@ def test_half_precision_files_load_as_float32(files, tmp_path):
     half = load(path)
     assert {p.dtype for p in half.parameters()} == {torch.float32}
     torch.testing.assert_close(half(faces()).embedding, ready(faces()).embedding, atol=5e-3, rtol=0)
+
+
+# Fewer bits
+
+
+def test_int8_weights_come_back_within_half_a_step(tmp_path):
+    torch.manual_seed(0)
+    tensors = {"a": torch.randn(8, 600) * torch.logspace(-3, 2, 8)[:, None], "bias": torch.randn(9000),
+               "small": torch.randn(4, 4), "count": torch.tensor(3)}  # fmt: skip
+    path = tmp_path / "x.safetensors"
+    checkpoint.save_tensors(path, checkpoint.compact(tensors, 8), row="x")
+    found, about = checkpoint.read_weights(path)
+    assert found.keys() == tensors.keys() and about == {"row": "x"} and found["count"] == 3
+    step = tensors["a"].abs().amax(1, keepdim=True) / 127
+    assert ((found["a"] - tensors["a"]).abs() <= 0.5001 * step).all()
+    assert torch.equal(found["bias"], tensors["bias"]) and found["small"].dtype == torch.float16
+    assert checkpoint.compact(tensors)["a"].dtype == torch.float16
+    with pytest.raises(UserError) as error:
+        checkpoint.compact({"a": torch.full((2, 2), 1e6)})
+    one_line_error(error, "a:", "float16")
+
+
+# Releasing a run
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    """A repository without released models, whose one card is of drawn faces."""
+    folder = tmp_path / "papers" / "coarse_to_fine" / "weights"
+    folder.mkdir(parents=True)
+    text = (REPOSITORY / "papers/coarse_to_fine/weights/cards.toml").read_text()
+    (folder / "cards.toml").write_text(text.replace("_eyecentre", "_interpupil"))
+    monkeypatch.setattr(paths, "ROOT", tmp_path)
+    monkeypatch.setattr(paths, "RECORDED", tmp_path / "results")
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+    """The folder of a finished run of a few steps, with its weights."""
+    from facepapers.papers.coarse_to_fine import data, train
+    from tests.conftest import TINY_FACES, tiny_faces
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, "EMBEDDED", TINY_FACES)
+        faces = tiny_faces()
+        patch.setattr(data, "load", lambda name: faces)
+        patch.setattr(train, "MEAN_FACES", 16)
+        place = tmp_path_factory.mktemp("run")
+        record = train.main([*TINY.split(), "--steps", "3", "--row", "cft", "--out", str(place)])
+    return place / "coarse_to_fine" / record["run"]
+
+
+def test_a_run_is_released_listed_and_verified(tiny, root, run_folder, monkeypatch, capsys):
+    release.main([str(run_folder), "landmarks68_cft", "--device", "cpu"])
+    folder = root / "papers/coarse_to_fine/weights/landmarks68_cft"
+    record, facts = storage.read_json(run_folder / "run.json"), storage.read_json(folder / "released.json")
+    assert facts["weights_sha256"] == record["weights"]["sha256"] and facts["sha256"] == storage.sha256(
+        folder / released.FILE
+    )
+    assert facts["metrics"]["nme_interpupil_pct"] == pytest.approx(record["metrics"]["nme_interpupil_pct"], abs=0.05)
+    assert (folder / released.FILE).stat().st_size < 0.5 * (run_folder / "model.safetensors").stat().st_size
+    card = (folder / "README.md").read_text()
+    assert f"{facts['metrics']['nme_interpupil_pct']:.2f} [" in card and record["source"]["commit"] in card
+    about = pytest.importorskip("yaml").safe_load(card.split("---")[1])
+    (result,) = about["model-index"][0]["results"]
+    assert about["license_name"] == "research-only" and result["dataset"]["type"] == "embedded"
+    assert result["metrics"][0]["value"] == pytest.approx(facts["metrics"]["nme_interpupil_pct"], rel=1e-3)
+    monkeypatch.setattr(claims, "papers", lambda: ["coarse_to_fine"])
+    monkeypatch.setattr(weights, "names", lambda paper: ("landmarks68", "landmarks68_cft"))
+    capsys.readouterr()
+    weights.main([])
+    said = capsys.readouterr().out
+    assert "not released" in said and "ok" in said
+    assert report.check_released("coarse_to_fine", claims.Evidence()) == len(facts["metrics"]) + len(record["metrics"])
+
+
+def test_the_record_is_kept_unless_it_is_committed(tiny, root, run_folder):
+    committed = root / "results" / "coarse_to_fine" / run_folder.name
+    kept = root / "results/coarse_to_fine/released/landmarks68_cft/run"
+    release.main([str(run_folder), "landmarks68_cft"])
+    assert (kept / "run.json").exists()
+    shutil.copytree(run_folder, committed)
+    release.main([str(committed), "landmarks68_cft"])
+    assert not kept.exists()
+    folder = root / "papers/coarse_to_fine/weights/landmarks68_cft"
+    assert model_cards.source_record(folder, storage.read_json(folder / "released.json"))["folder"] == committed
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda f, e: (f / "model.safetensors").write_bytes(b"x"), "the file is not the one"),
+        (lambda f, e: (e / "predictions.npz").write_bytes(b"x"), "predictions.npz is not the file"),
+        (lambda f, e: edit(f / "released.json", "metrics", {"nme_interpupil_pct": 1.0}), "nme_interpupil_pct is 1.0"),
+        (lambda f, e: edit(e / "run" / "run.json", "weights", {"sha256": "0"}), "names other weights"),
+        (lambda f, e: (f / "README.md").write_text("old"), "its card is stale"),
+    ],
+)
+def test_what_does_not_belong_together_is_found(tiny, root, run_folder, spoil, words):
+    release.main([str(run_folder), "landmarks68_cft"])
+    folder = root / "papers/coarse_to_fine/weights/landmarks68_cft"
+    assert model_cards.problems(folder) == []
+    spoil(folder, model_cards.evidence(folder))
+    assert len(model_cards.problems(folder)) == 1 and words in model_cards.problems(folder)[0]
+    with pytest.raises(UserError) as error:
+        report.check_released("coarse_to_fine", claims.Evidence())
+    one_line_error(error, words)
+
+
+def edit(path, key, value):
+    storage.write_json(path, storage.read_json(path) | {key: value})
+
+
+def test_a_file_that_predicts_otherwise_is_refused_and_nothing_is_left(tiny, root, run_folder, monkeypatch):
+    real = checkpoint.compact
+    monkeypatch.setattr(checkpoint, "compact", lambda tensors, bits: {k: 0.9 * v for k, v in real(tensors).items()})
+    with pytest.raises(UserError) as error:
+        release.main([str(run_folder), "landmarks68_cft"])
+    one_line_error(error, "nme_interpupil_pct is", "more than 0.05 away")
+    assert not (root / "results").exists()
+    assert [p.name for p in (root / "papers/coarse_to_fine/weights").iterdir()] == ["cards.toml"]
+
+
+def test_a_file_above_the_limits_is_refused(tiny, root, run_folder, monkeypatch):
+    for limit in ("FILE_BYTES", "ALL_BYTES"):
+        with monkeypatch.context() as patch:
+            patch.setattr(released, limit, 1000)
+            with pytest.raises(UserError) as error:
+                release.main([str(run_folder), "landmarks68_cft"])
+            one_line_error(error, "MiB, limit 0", "--bits 8")
+
+
+def test_what_cannot_be_released_is_said_in_one_line(tiny, root, run_folder, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(run_folder, other)
+    cases = [(["arcface/none", "embedding"], "no record of that name"), ([str(run_folder), "face"], "landmarks68"),
+             ([str(run_folder), "landmarks68", "--bits", "4"], "8, 16")]  # fmt: skip
+    for argv, words in cases:
+        with pytest.raises(UserError) as error:
+            release.main(argv)
+        one_line_error(error, words)
+    (other / "model.safetensors").write_bytes(b"x")
+    with pytest.raises(UserError) as error:
+        release.main([str(other), "landmarks68"])
+    one_line_error(error, "not the weights that the record names")
+    (other / "model.safetensors").unlink()
+    with pytest.raises(MissingData) as error:
+        release.main([str(other), "landmarks68"])
+    one_line_error(error, "weights are not here")
+
+
+# The committed models and their cards
+
+NAMES = {paper: weights.names(paper) for paper in claims.papers()}
+MODELS = [(paper, name) for paper in NAMES for name in NAMES[paper]]
+
+
+def test_the_committed_models_are_whole():
+    folders = released.folders()
+    assert [model_cards.problems(folder) for folder in folders] == [[] for _ in folders]
+    assert sum((f / released.FILE).stat().st_size for f in folders) <= released.ALL_BYTES
+    for paper in NAMES:
+        assert (
+            (REPOSITORY / "papers" / paper / "weights" / "LICENSE").read_text().startswith("Weights for research only")
+        )
+
+
+def test_the_hub_has_every_model_and_no_other():
+    import hubconf
+
+    entries = {name for name, value in vars(hubconf).items() if callable(value) and value.__module__ == "hubconf"}
+    assert entries - {"_load"} == {name for _, name in MODELS}
+
+
+@pytest.mark.parametrize(("paper", "name"), MODELS)
+def test_the_lines_of_a_card_run(files, monkeypatch, paper, name):
+    """Prediction and a step of the reader's own loop, on a small untrained network in the released one's place."""
+    small = {"landmarks68": "heatmap", "landmarks68_cft": "cft", "expression_noisy": "expression"}.get(name, name)
+    monkeypatch.setattr(released, "find", lambda *_: files[small])
+    generator = torch.Generator().manual_seed(0)
+    given = torch.randint(8, (2000,), generator=generator)
+    names = {
+        "faces": faces(4), "labels": given[:4], "points": 32 * torch.rand(4, 29, 2, generator=generator),
+        "distance_px": torch.full((4,), 12.0), "people": 9, "given_labels": given,
+        "teacher_embeddings": torch.randn(4, 16, generator=generator),
+        "logits_of_training_set": torch.randn(2000, 8, generator=generator), "years": torch.tensor([3, 20, 40, 70]),
+        "gender": torch.tensor([0, 1, 1, 0]), "ethnicity": torch.tensor([0, 1, 2, 3]),
+    }  # fmt: skip
+    text = model_cards.words(paper, name)["use"]
+    assert f'load("{name}")' in text and len(text.strip().splitlines()) <= 15
+    exec(compile(text, name, "exec"), names)
+    assert torch.isfinite(names["loss"]) and "found" in names

@@ -73,6 +73,7 @@ def stranger(installed, tmp_path):
 
 def test_the_wheel_holds_every_module_and_what_they_read(installed):
     files = [p for name in ("common", "papers") for p in (REPOSITORY / name).rglob("*") if p.suffix in KINDS]
+    files += [path for path in REPOSITORY.glob("papers/*/weights/**/*") if path.is_file()]
     wanted = {f"facepapers/{path.relative_to(REPOSITORY).as_posix()}" for path in files}
     held = {name for name in zipfile.ZipFile(installed[0]).namelist() if ".dist-info/" not in name}
     assert held == wanted | {"facepapers/__init__.py", "facepapers/data/registry.toml"}

@@ -139,6 +139,27 @@ def accuracy_metric(name: str, label: str, keys: tuple[str, str, str]) -> Metric
     )  # fmt: skip
 
 
+def operating_points(distance: np.ndarray, same: np.ndarray, far_pct: float = 1.0) -> dict[str, dict[str, float]]:
+    """Two thresholds for use, chosen on the whole list of squared distances (P,) with truth `same` (P,).
+
+    "accuracy" judges most pairs rightly, "low_false_accepts" is the largest with at most `far_pct` % false accepts.
+    Each has its `threshold` (same person below it), and its `false_accepts_pct` and `false_rejects_pct` on the list.
+    """
+    distance, same, _ = _checked(distance, same, np.zeros(len(same), int), both=True)
+    accepted_same, accepted_other, n_same, n_other = _accepted(distance, same, np.zeros(len(same), int), FAR_THRESHOLDS)
+    false_accepts = 100 * accepted_other[0] / n_other[0]
+    right = accepted_same[0] + n_other[0] - accepted_other[0]
+    chosen = {"accuracy": right.argmax(), "low_false_accepts": np.flatnonzero(false_accepts <= far_pct)[-1]}
+    return {
+        name: {
+            "threshold": round(float(FAR_THRESHOLDS[k]), 3),
+            "false_accepts_pct": round(float(false_accepts[k]), 2),
+            "false_rejects_pct": round(100 * float(1 - accepted_same[0, k] / n_same[0]), 2),
+        }
+        for name, k in chosen.items()
+    }
+
+
 class TarAtFar(NamedTuple):
     """True-accept rate at a false-accept rate; means over the folds, as shares."""
 

@@ -15,10 +15,11 @@ from importlib import import_module
 from pathlib import Path
 
 from facepapers.common import cli, paths, storage
-from facepapers.common.evidence import cards, chain, claims, environment, export, runs
+from facepapers.common.evidence import cards, chain, claims, environment, export, model_cards, runs
 from facepapers.common.evidence.page import page
 from facepapers.common.evidence.tables import HEADS, insert, notes_block, precision_block, value
 from facepapers.common.protocols.metrics import Metric
+from facepapers.common.training import released
 
 
 def generated(root: Path = paths.ROOT, *, cells: dict[str, list[claims.Cell]] | None = None) -> dict[Path, str]:
@@ -86,7 +87,7 @@ def verify(paper: str | None = None, verbose: bool = False) -> None:
     started, values, cells = time.perf_counter(), {}, {}
     for name in [paper] if paper else claims.papers():
         records, evidence = runs.recorded(name), claims.Evidence()
-        values[name] = sum(check_record(name, record, evidence) for record in records)
+        values[name] = sum(check_record(name, record, evidence) for record in records) + check_released(name, evidence)
         cells[name] = claims.cells(name, records, evidence)
         for cell in cells[name] if verbose else ():
             print(f"{cell.status:28s} {cell.name:44s} {published(cell):>12s}  ours {value(cell)}")
@@ -135,6 +136,22 @@ def check_record(paper: str, record: dict, evidence: claims.Evidence) -> int:
         if not abs(again - recorded) <= 1e-6 * max(1.0, abs(recorded)):
             raise cli.UserError(f"{record['folder'] / 'run.json'}: {name} is {recorded}, its predictions give {again}")
     return len(record["metrics"])
+
+
+def check_released(paper: str, evidence: claims.Evidence) -> int:
+    """Check a paper's released models and the records of their runs; returns how many metrics were recomputed.
+
+    UserError at the first model whose file, numbers or card do not belong together.
+    """
+    count = 0
+    for folder in released.folders(paper):
+        if found := model_cards.problems(folder):
+            raise cli.UserError(f"{folder}: {found[0]}; restore it from git, or release it again")
+        facts = storage.read_json(folder / released.FACTS)
+        record = model_cards.source_record(folder, facts)
+        count += len(facts["metrics"])
+        count += check_record(paper, record, evidence) if record["folder"].name == "run" else 0
+    return count
 
 
 def named(name: str) -> list[str]:

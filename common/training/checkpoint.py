@@ -14,12 +14,19 @@ from facepapers.common.training import state_dicts
 if TYPE_CHECKING:
     import torch
 
+SCALE, SMALL = ".scale", 4096  # ending of an int8 tensor's scales; tensors of fewer numbers stay float16
+
 
 def save_weights(path: Path, model: "torch.nn.Module", **metadata: object) -> str:
     """Write `model`'s tensors as safetensors (no pickle) and return the file's sha256."""
+    return save_tensors(path, model.state_dict(), **metadata)
+
+
+def save_tensors(path: Path, tensors: dict[str, "torch.Tensor"], **metadata: object) -> str:
+    """As `save_weights`, of tensors by name."""
     from safetensors.torch import save_file
 
-    tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     # One entry, because safetensors writes several in random order: equal weights must give equal files.
     about = json.dumps({k: str(v) for k, v in metadata.items()}, sort_keys=True)
     with atomic(path) as temporary:
@@ -37,19 +44,49 @@ def load_weights(path: Path | str, model: "torch.nn.Module") -> dict[str, str]:
     return metadata
 
 
+def compact(tensors: dict[str, "torch.Tensor"], bits: int = 16) -> dict[str, "torch.Tensor"]:
+    """Weights of fewer bits, for a file: matrices and convolutions in float16, or in int8 with 8 `bits`.
+
+    An int8 tensor comes with `<name>.scale`, one number an output channel, which `read_weights` multiplies it with.
+    Vectors (biases, statistics) and small tensors keep their type. Raises UserError where float16 has no such number.
+    """
+    import torch
+
+    found = {}
+    for name, value in tensors.items():
+        found[name] = value
+        if not value.is_floating_point() or value.dim() < 2:
+            continue
+        if bits == 8 and value.numel() >= SMALL:
+            scale = value.abs().flatten(1).amax(1).clamp_min(1e-12).view(-1, *[1] * (value.dim() - 1)) / 127
+            found |= {name: (value / scale).round().to(torch.int8), f"{name}{SCALE}": scale.float()}
+        else:
+            found[name] = value.half()
+            if not found[name].isfinite().all():
+                raise UserError(f"{name}: holds numbers beyond float16's; keep these weights in float32")
+    return found
+
+
 def read_weights(path: Path | str) -> tuple[dict[str, "torch.Tensor"], dict[str, str]]:
-    """(dict of tensors, dict of metadata) of a safetensors file; UserError when missing or damaged."""
+    """(dict of tensors, dict of metadata) of a safetensors file; UserError when missing or damaged.
+
+    Tensors that `compact` made int8 come back as float32.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(str(path), framework="pt") as handle:
             names = list(handle.keys())
             about = json.loads((handle.metadata() or {}).get("about", "{}"))
-            return {name: handle.get_tensor(name) for name in names}, about
+            tensors = {name: handle.get_tensor(name) for name in names}
     except FileNotFoundError:
         raise UserError(f"{path}: no such weights file") from None
     except (SafetensorError, OSError, json.JSONDecodeError) as error:
         raise UserError(f"{path}: not a readable safetensors file ({error}); fetch or train it again") from None
+    scales = {name: tensors.pop(name) for name in names if name.removesuffix(SCALE) in tensors and name.endswith(SCALE)}
+    for name, scale in scales.items():
+        tensors[name.removesuffix(SCALE)] = tensors[name.removesuffix(SCALE)] * scale
+    return tensors, about
 
 
 def rng_state() -> dict:

@@ -52,6 +52,11 @@ def settings(path: Path | str) -> dict[str, Any]:
     return storage.read_json(record)["config"] if record.exists() else {}
 
 
+def as_config(kind: type, found: dict[str, Any]) -> Any:
+    """The settings of a record, as an instance of a paper's Config; lists become tuples."""
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in found.items()})
+
+
 def facts(path: Path | str) -> dict[str, Any]:
     """What `released.json` beside a released weights file says; {} for any other file."""
     beside = Path(path).with_name(FACTS)

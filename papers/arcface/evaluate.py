@@ -67,7 +67,7 @@ def predictions(
     vectors = verification.unit_rows(plain)
     first, second = (place[test.pairs[:, k]] for k in (0, 1))
     left, right = vectors[first], vectors[second]
-    arrays = dict(zip(pair_keys(test.name), (
+    arrays: dict[str, np.ndarray] = dict(zip(pair_keys(test.name), (
         verification.squared_distances(left, right).astype(np.float32),
         test.pairs[:, 2].astype(bool), test.pairs[:, 3].astype(np.uint8),
     ), strict=True))  # fmt: skip

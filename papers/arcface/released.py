@@ -1,15 +1,17 @@
 """The released embedding network as a ready module: `load("embedding")(faces).embedding`."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
+from facepapers.common.protocols import verification
 from facepapers.common.training import released
 from facepapers.common.vision import images, networks
-from facepapers.papers.arcface import data
-from facepapers.papers.arcface.config import PAPER
+from facepapers.papers.arcface import data, evaluate
+from facepapers.papers.arcface.config import PAPER, Config
 from facepapers.papers.arcface.nets import Net, load_net
 
 NAMES = ("embedding",)
@@ -24,7 +26,7 @@ class Embedding(NamedTuple):
 class Embedder(torch.nn.Module):
     """Aligned faces (B, 3, 112, 112), uint8 or float 0..255, to Embeddings: image and mirror image, as when tested.
 
-    `net` alone maps `networks.to_input` pixels of `net.input_px` to raw embeddings; see the card.
+    `net` alone maps `network_input` to raw embeddings, which the loss reads; see the card.
     """
 
     expects = "a face aligned to ArcFace's 112 px template by five points (common/vision/alignment.py)"
@@ -41,8 +43,12 @@ class Embedder(torch.nn.Module):
         """
         return images.squares(faces, self.input_px)
 
+    def network_input(self, faces: torch.Tensor) -> torch.Tensor:
+        """What `net` takes of faces (B, 3, 112, 112)."""
+        return networks.to_input(data.resize(faces, self.net.input_px), self.net.pixels)
+
     def forward(self, faces: torch.Tensor) -> Embedding:
-        x = networks.to_input(data.resize(faces, self.net.input_px), self.net.pixels)
+        x = self.network_input(faces)
         return Embedding(F.normalize(self.net(x).float() + self.net(x.flip(3)).float()))
 
 
@@ -52,3 +58,15 @@ def load(name_or_path: str | Path = NAMES[0], device: torch.device | str = "cpu"
     Raises MissingData for a model that is not released yet and UserError for weights of another architecture.
     """
     return Embedder(load_net(released.find(PAPER, name_or_path, NAMES))).to(device).eval()
+
+
+def kept(tensor: str) -> bool:
+    """Whether a released file holds this tensor: all of them."""
+    return True
+
+
+def tested(path: Path, settings: dict[str, Any], device: torch.device) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """(arrays of a weights file on the test pairs of the run with these settings, thresholds for the card)."""
+    tasks, _ = data.tasks(released.as_config(Config, settings))
+    found = evaluate.predictions(load_net(path).to(device), tasks[0].tests[0], device)
+    return found, {"thresholds": verification.operating_points(found["distance"], found["same"])}

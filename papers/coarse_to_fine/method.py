@@ -46,7 +46,8 @@ class CFTNet(nn.Module):
     """The CFT network [code, figure]: a 50x50 colour crop in, landmark coordinates in crop pixels out.
 
     Feature sides 50 -> 25 -> 13 -> 7 -> 4. fc5 has no activation, so fc5 -> fc6 is a linear bottleneck of rank 256.
-    While training, a pair of linear heads also reads each of the three first pooled maps (deep supervision).
+    While training, a pair of linear heads also reads each of the three first pooled maps (deep supervision), unless
+    they were taken out, as in the released file.
     """
 
     order: torch.Tensor  # buffers, made below
@@ -77,7 +78,7 @@ class CFTNet(nn.Module):
             pooled.append(x.flatten(1))
         pairs = [(self.heads, self.fc5(pooled[3]))]
         if self.training:
-            pairs = [*zip(self.auxiliary, pooled[:3], strict=True), *pairs]
+            pairs = [*zip(self.auxiliary, pooled[: len(self.auxiliary)], strict=True), *pairs]
         points = [self._points(heads, features) for heads, features in pairs]
         return points if self.training else points[-1]
 

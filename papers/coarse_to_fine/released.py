@@ -1,8 +1,10 @@
 """The released landmark networks as ready modules: `load("landmarks68").preprocess(crops)`, and the module itself."""
 
+import dataclasses
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from facepapers.common.data.markups import Markup
@@ -10,6 +12,7 @@ from facepapers.common.training import released
 from facepapers.common.vision import images
 from facepapers.papers.coarse_to_fine import evaluate
 from facepapers.papers.coarse_to_fine.config import PAPER, Config, Model
+from facepapers.papers.coarse_to_fine.crops import Feed
 
 NAMES = ("landmarks68", "landmarks68_cft")  # the first is our heatmap variant, the more exact one
 
@@ -50,3 +53,16 @@ def load(name_or_path: str | Path = NAMES[0], device: torch.device | str = "cpu"
     """
     path = released.find(PAPER, name_or_path, NAMES)
     return Landmarks(*evaluate.load(path, torch.device(device))).to(device).eval()
+
+
+def kept(tensor: str) -> bool:
+    """Whether a released file holds this tensor: all but the heads that only CFT's training reads."""
+    return not tensor.startswith("net.auxiliary.")
+
+
+def tested(path: Path, settings: dict[str, Any], device: torch.device) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """(arrays of a weights file on the test faces of the run with these settings, further facts for the card)."""
+    model, cfg, _ = evaluate.load(path, device)
+    feed = Feed.of(dataclasses.replace(cfg, data=settings["data"]), device)
+    found = evaluate.errors(model, feed.plain(feed.test), feed.faces, feed.test, feed.crops.reduction, mirrored=True)
+    return found, {}

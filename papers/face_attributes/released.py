@@ -1,14 +1,18 @@
 """The released attribute network as a ready module: `load("attributes")(faces)["gender"]`."""
 
+import dataclasses
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 
 from facepapers.common.cli import UserError
 from facepapers.common.training import released
 from facepapers.common.vision import images, networks
-from facepapers.papers.face_attributes import data, evaluate, method, shared
+from facepapers.papers.face_attributes import assemble, data, evaluate, method, shared
 from facepapers.papers.face_attributes.config import PAPER, Config
+from facepapers.papers.face_attributes.source import Source
 
 NAMES = ("attributes",)
 
@@ -59,3 +63,18 @@ def load(name_or_path: str | Path = NAMES[0], device: torch.device | str = "cpu"
     """
     path = released.find(PAPER, name_or_path, NAMES)
     return Attributes(*shared.load_shared(path, torch.device(device))).to(device).eval()
+
+
+def kept(tensor: str) -> bool:
+    """Whether a released file holds this tensor: all of them."""
+    return True
+
+
+def tested(path: Path, settings: dict[str, Any], device: torch.device) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """(arrays of a weights file on the test faces of the run with these settings, accuracy by group)."""
+    net, cfg, _, pixels = shared.load_shared(path, device)
+    cfg = dataclasses.replace(cfg, precision=settings["precision"])
+    datasets = data.load(settings["data"])
+    source = Source(cfg, datasets, list(net.trunk), pixels, 1, device)
+    arrays, groups = evaluate.results(evaluate.scores(net, source, "test", device), datasets)
+    return arrays | assemble.cost_arrays(net, cfg, len(next(iter(arrays.values())))), {"groups": groups}

@@ -2,14 +2,17 @@
 
 import dataclasses
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
 from facepapers.common.cli import UserError
+from facepapers.common.protocols import verification
 from facepapers.common.training import released
 from facepapers.common.vision import networks
+from facepapers.papers.hybrid_order_distillation import data, evaluate
 from facepapers.papers.hybrid_order_distillation.config import PAPER, Config, preset
 from facepapers.papers.hybrid_order_distillation.degrade import coefficients, filtered, resize
 
@@ -25,7 +28,8 @@ class Embedding(NamedTuple):
 class LowEmbedder(torch.nn.Module):
     """Faces of few pixels (B, 3, r, r) uint8, r = `input_px`, to Embeddings: image and mirror image, as when tested.
 
-    The pixels are enlarged inside, exactly as Pillow's bicubic resize would, to what `net` takes.
+    The pixels are enlarged inside, exactly as Pillow's bicubic resize would. `net` alone maps `network_input` to raw
+    embeddings, which the loss reads; see the card.
     """
 
     columns: torch.Tensor  # a buffer
@@ -54,9 +58,12 @@ class LowEmbedder(torch.nn.Module):
             faces = resize(faces, self.aligned_px, self.operator)
         return resize(faces, self.input_px, self.operator)
 
+    def network_input(self, faces: torch.Tensor) -> torch.Tensor:
+        """What `net` takes of faces (B, 3, r, r) uint8."""
+        return networks.to_input(filtered(filtered(faces, self.columns.T), self.columns, left=True), self.net.pixels)
+
     def forward(self, faces: torch.Tensor) -> Embedding:
-        enlarged = filtered(filtered(faces, self.columns.T), self.columns, left=True)
-        x = networks.to_input(enlarged, self.net.pixels)
+        x = self.network_input(faces)
         return Embedding(F.normalize(self.net(x).float() + self.net(x.flip(3)).float()))
 
 
@@ -73,3 +80,19 @@ def load(name_or_path: str | Path = NAMES[0], device: torch.device | str = "cpu"
         raise UserError(f"{path}: its images were made by {found['operator']}; only Pillow's filters are rebuilt here")
     cfg = dataclasses.replace(preset("short"), **{k: found[k] for k in ("resolution", "teacher_px", "operator")})
     return LowEmbedder(networks.load_identity_net(path), cfg).to(device).eval()
+
+
+def kept(tensor: str) -> bool:
+    """Whether a released file holds this tensor: all of them."""
+    return True
+
+
+def tested(path: Path, settings: dict[str, Any], device: torch.device) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """(arrays of a weights file on the test pairs of the run with these settings, thresholds for the card).
+
+    Without the teacher: its distances to the student's embeddings are left out.
+    """
+    cfg = released.as_config(Config, settings)
+    net = networks.load_identity_net(path)
+    found = evaluate.predictions(cfg, net, net, None, data.load(cfg.data, cfg.held_out), device)
+    return found, {"thresholds": verification.operating_points(found["distance"], found["same"])}

@@ -1,8 +1,10 @@
 """The released expression networks as ready modules: `load("expression")(faces).probabilities`."""
 
+import dataclasses
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from facepapers.common.training import released
@@ -54,3 +56,24 @@ def load(name_or_path: str | Path = NAMES[0], device: torch.device | str = "cpu"
     """
     path = released.find(PAPER, name_or_path, NAMES)
     return Classifier(*evaluate.load(path, torch.device(device))).to(device).eval()
+
+
+def kept(tensor: str) -> bool:
+    """Whether a released file holds this tensor: the first network's alone, which the paper's accuracy is of."""
+    return tensor.startswith("members.0.")
+
+
+def tested(path: Path, settings: dict[str, Any], device: torch.device) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """(arrays of a weights file on the test faces of the run with these settings, accuracy by expression)."""
+    peers, cfg, classes = evaluate.load(path, device)
+    faces = data.load(settings["data"], settings["rule"])
+    training, test = (data.one_split(faces, k) for k in (0, 2))
+    cfg = dataclasses.replace(cfg, precision=settings["precision"])
+    found = evaluate.predictions(peers, test, cfg, device) | {"repeated": data.repeated(test, training)}
+    right = found["predicted"] == found["label"]
+    table = {
+        name: {"n": int((test.label == k).sum()), "accuracy_pct": round(100 * float(right[test.label == k].mean()), 2)}
+        for k, name in enumerate(classes)
+        if (test.label == k).any()
+    }
+    return found, {"groups": {"expression": {"true expression": table}}}

@@ -1,0 +1,167 @@
+"""Release the network of a recorded run: `python -m facepapers.common.tools.release <paper>/<run> <name>`.
+
+Takes the run's weights, whose hash the record names; keeps what prediction reads, in fewer bits; tests that file on the
+run's own test set; and writes it, with its card, to `papers/<paper>/weights/<name>/`. It refuses when a metric of the
+card moves by more than 0.05 points. Nothing is written before all of that is known.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from facepapers.common import cli, paths, storage
+from facepapers.common.cli import MissingData, UserError
+from facepapers.common.evidence import claims, model_cards, runs
+from facepapers.common.tools import report
+from facepapers.common.training import checkpoint, parallel, released
+
+MOVED = 0.05  # points that a metric of the card may move by
+STORED = (8, 16)  # bits
+
+
+@dataclass(frozen=True)
+class Command:
+    """Release a recorded run's network."""
+
+    run: str  # <paper>/<run> of results/local (or results), or the run's folder
+    name: str  # of the model, a table of papers/<paper>/weights/cards.toml
+    bits: int = 16  # of a weight: 16 (float16), or 8 (int8 with a scale an output channel)
+    device: str = "auto"  # auto (a GPU where there is one), cpu or cuda
+
+
+def main(argv: Sequence[str]) -> None:
+    """Release the run and print its metrics."""
+    options = cli.command(Command, argv, "python -m facepapers.common.tools.release", __doc__)
+    if options.bits not in STORED:
+        raise UserError(f"--bits {options.bits}: known are {', '.join(map(str, STORED))}")
+    if paths.INSTALLED:
+        raise UserError(f"{paths.ROOT}: an installed package releases nothing; run this in a clone of the repository")
+    record = located(options.run)
+    folder = release(record, options.name, options.bits, parallel.start(options.device))
+    print(f"{folder}: {(folder / released.FILE).stat().st_size / 2**20:.2f} MiB")
+    for name, value in storage.read_json(folder / released.FACTS)["metrics"].items():
+        print(f"  {name} {value:.4f} (the run: {record['metrics'].get(name, float('nan')):.4f})")
+
+
+def located(run: str) -> dict:
+    """The record of a run with its `folder`, which holds the weights that the record names.
+
+    Raises MissingData where there is no such run or no weights, UserError where the file is another one.
+    """
+    places = [Path(run), paths.LOCAL / run, paths.RECORDED / run]
+    folder = next((place for place in places if (place / "run.json").is_file()), None)
+    if folder is None:
+        raise MissingData(f"{run}: no record of that name; give <paper>/<run> of results/local, or a run's folder")
+    record = {**storage.read_json(folder / "run.json"), "folder": folder}
+    path = folder / "model.safetensors"
+    if not path.is_file():
+        raise MissingData(f"{path}: the run's weights are not here; train it again, or name the folder that has them")
+    if not record["weights"] or storage.sha256(path) != record["weights"]["sha256"]:
+        raise UserError(f"{path}: not the weights that the record names; restore them, or train the run again")
+    return record
+
+
+def release(record: dict, name: str, bits: int, device: torch.device) -> Path:
+    """Write a released model and what it rests on; returns its folder. Raises UserError, and leaves nothing, else."""
+    paper = record["paper"]
+    module = import_module(f"facepapers.papers.{paper}.released")
+    if name not in module.NAMES:
+        raise UserError(f"{name}: no model of {paper}; known are {', '.join(module.NAMES)}")
+    text = model_cards.words(paper, name)
+    report.check_record(paper, record, claims.Evidence())
+    folder = released.folder_of(paper, name)
+    with tempfile.TemporaryDirectory() as place:
+        path = Path(place) / released.FILE
+        digest = store(record, path, module.kept, bits)
+        arrays, more = tested_twice(module, path, record, text["metrics"], device)
+        check_size(path, folder)
+        facts = {
+            "schema": 1, "paper": paper, "name": name, "run": record["run"], "sha256": digest, "bits": bits,
+            "bytes": path.stat().st_size, "weights_sha256": record["weights"]["sha256"],
+            "metrics": {m: v.value(arrays) for m, v in claims.metrics_of(paper).items() if v.available(arrays)},
+        } | more  # fmt: skip
+        write(folder, path, facts, arrays, record)
+    return folder
+
+
+def store(record: dict, path: Path, kept: Any, bits: int) -> str:
+    """Write the tensors of a run's weights that are `kept`, in `bits`, with the run's settings; returns the sha256."""
+    tensors, about = checkpoint.read_weights(record["folder"] / "model.safetensors")
+    chosen = {name: value for name, value in tensors.items() if kept(name)}
+    settings = record["config"] | {"precision": precision(record)}
+    about |= {"nets": "1"} if "nets" in about else {}  # of several networks the first is kept
+    return checkpoint.save_tensors(path, checkpoint.compact(chosen, bits), **about, settings=storage.dump(settings))
+
+
+def precision(record: dict) -> str:
+    """What a run's networks computed in when they were tested."""
+    return "bf16" if runs.precision_of(record) == "bf16" else "fp32"
+
+
+def tested_twice(
+    module: Any, path: Path, record: dict, metrics: Sequence[str], device: torch.device
+) -> tuple[dict, dict[str, Any]]:
+    """(arrays of a file on its run's test set in float32, facts for the card).
+
+    Raises UserError where, in the run's own precision, one of `metrics` is not what the record says.
+    """
+    used, known = precision(record), claims.metrics_of(record["paper"])
+    arrays, more = module.tested(path, record["config"] | {"precision": used}, device)
+    compared = [m for m in metrics if m in record["metrics"] and known[m].available(arrays)]
+    if not compared:
+        raise UserError(f"{record['folder']}: has none of the card's metrics, {', '.join(metrics)}; take another run")
+    for name in compared:
+        value, recorded = known[name].value(arrays), record["metrics"][name]
+        if not abs(value - recorded) <= MOVED:
+            raise UserError(
+                f"{record['folder']}: {name} is {recorded:.3f} by the run's weights and {value:.3f} by the file to be "
+                f"released, more than {MOVED} away; store more bits, or release another run"
+            )
+    return (arrays, more) if used == "fp32" else module.tested(path, record["config"] | {"precision": "fp32"}, device)
+
+
+def check_size(path: Path, folder: Path) -> None:
+    """UserError where the file, or all released files together, would be too large."""
+    size, others = path.stat().st_size, [f for f in released.folders() if f != folder]
+    together = size + sum((f / released.FILE).stat().st_size for f in others)
+    for what, found, limit in (("the file", size, released.FILE_BYTES), ("all files", together, released.ALL_BYTES)):
+        if found > limit:
+            raise UserError(f"{folder}: {what} would have {found / 2**20:.1f} MiB, limit {limit / 2**20:.0f}; --bits 8")
+
+
+def write(folder: Path, path: Path, facts: dict, arrays: dict, record: dict) -> None:
+    """Put file, facts and card into `folder`, predictions (and the record, if it is not committed) into results/."""
+    place = model_cards.evidence(folder)
+    runs.write_predictions(place / "predictions.npz", arrays)
+    committed = paths.RECORDED / record["paper"] / record["run"] / "run.json"
+    same = committed.exists() and storage.read_json(committed)["weights"] == record["weights"]
+    if same:
+        shutil.rmtree(place / "run", ignore_errors=True)
+    for name in () if same else ("run.json", "predictions.npz", "history.csv"):
+        (place / "run").mkdir(parents=True, exist_ok=True)
+        if os.path.abspath(record["folder"]) != os.path.abspath(place / "run"):
+            shutil.copy(record["folder"] / name, place / "run" / name)
+    folder.mkdir(parents=True, exist_ok=True)
+    with storage.atomic(folder / released.FILE) as temporary:
+        shutil.copyfile(path, temporary)
+    facts |= {"predictions_sha256": storage.sha256(place / "predictions.npz")}
+    storage.write_json(folder / released.FACTS, facts)
+    write_card(folder)
+
+
+def write_card(folder: Path) -> None:
+    """Write a released model's card."""
+    text = model_cards.card(folder)
+    with storage.atomic(folder / released.CARD) as temporary:
+        temporary.write_text(text)
+
+
+if __name__ == "__main__":
+    cli.entry(main)
