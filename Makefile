@@ -61,6 +61,10 @@ release: $(VENV)/.ready ## release a recorded run's network (RUN=<paper>/<run> N
 weights: $(VENV)/.ready ## the released models: their hash, size, numbers and card (ARGS=--write renews the cards)
 	@$(PY) -m facepapers.common.tools.weights $(ARGS)
 
+export: EXTRAS = export
+export: $(VENV)/.ready ## released models as ONNX and torch.export files in build/export (PAPER=<one>, ARGS="--out FOLDER")
+	@$(PY) -m facepapers.common.tools.export $(PAPER) $(ARGS)
+
 data: $(VENV)/.ready ## the data sets and their state
 	@$(PY) -m facepapers.common.data list
 
@@ -84,10 +88,10 @@ lint: $(VENV)/.ready ## ruff, and mypy over functions with annotations
 
 lock: $(VENV)/.ready ## rewrite requirements.lock from pyproject.toml (needs network)
 	@$(PY) -m pip install --quiet --upgrade --target build/uv uv
-	@PYTHONPATH=build/uv $(PY) -m uv pip compile pyproject.toml --extra reproduce --extra dev --extra sweep --universal --python-version 3.11 --generate-hashes --no-header --quiet -o requirements.lock
+	@PYTHONPATH=build/uv $(PY) -m uv pip compile pyproject.toml --extra reproduce --extra dev --extra sweep --extra export --universal --python-version 3.11 --generate-hashes --no-header --quiet -o requirements.lock
 
 clean: ## remove caches and your own runs (results/local); data and records stay
 	rm -rf results/local .pytest_cache .ruff_cache build *.egg-info
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
-.PHONY: help setup reproduce-all settle sweep new-paper test verify report why release weights data notebooks bench lint lock clean FORCE
+.PHONY: help setup reproduce-all settle sweep new-paper test verify report why release weights export data notebooks bench lint lock clean FORCE

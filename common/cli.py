@@ -62,14 +62,17 @@ def entry(main: Callable[[list[str]], object], argv: list[str] | None = None) ->
         raise SystemExit(0) from None
 
 
-def require(*packages: str) -> None:
-    """Raises UserError where one of these packages, by import name, is not there: now, not after hours of training."""
+def require(*packages: str, extra: str = "reproduce") -> None:
+    """Raises UserError where one of these packages, by import name, is not there: now, not after hours of training.
+
+    `extra`: the one of pyproject.toml that brings them.
+    """
     if missing := [name for name in packages if importlib.util.find_spec(name) is None]:
-        raise UserError(_not_installed(missing))
+        raise UserError(_not_installed(missing, extra))
 
 
-def _not_installed(packages: list[str]) -> str:
-    return f"{', '.join(packages)}: not installed; install it with `pip install 'facepapers[reproduce]'`"
+def _not_installed(packages: list[str], extra: str = "reproduce") -> str:
+    return f"{', '.join(packages)}: not installed; install it with `pip install 'facepapers[{extra}]'`"
 
 
 def _leave() -> None:

@@ -237,7 +237,7 @@ def test_every_package_is_locked_inside_its_range_with_hashes(project, locked):
         return [int(part) for part in re.findall(r"\d+", version.split("+")[0])]
 
     holds = {">=": lambda a, b: a >= b, "<": lambda a, b: a < b}
-    for name, ranges in map(requirement, needed(project, "reproduce", "dev")):
+    for name, ranges in map(requirement, needed(project, "reproduce", "dev", "export")):
         assert name in locked, f"{name} is not locked: make lock"
         for version, _ in locked[name]:
             for rule in ranges:
@@ -249,7 +249,8 @@ def test_every_package_is_locked_inside_its_range_with_hashes(project, locked):
 def test_what_the_sources_import_is_declared(project):
     """A package that only came along with another one may leave again."""
     packages = {"pil": "pillow", "sklearn": "scikit-learn", "nbformat": "jupyter", "nbclient": "jupyter"}
-    declared = dict(map(requirement, needed(project, "reproduce"))).keys() | {"requests"}  # pooch's own dependency
+    needs = needed(project, "reproduce", "export")
+    declared = dict(map(requirement, needs)).keys() | {"requests"}  # pooch's own dependency
     for path in SOURCES:
         for name in imports(parsed(path)):
             first = name.partition(".")[0].lower()

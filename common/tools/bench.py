@@ -3,7 +3,8 @@
 A paper's `bench.py` has `comparisons()`, which yields (what, name, run, other name, other run): two functions that
 do the same work once. They are timed in turn, so that a drifting machine slows both. Where both do not fit into memory
 together, they are the `seconds_alone` of each. Its `trained_networks()` yields (what, network, input): each is trained
-for a few steps, and their rate stands beside that of matrix products on the same machine.
+for a few steps, and their rate stands beside that of matrix products on the same machine. The paper's released models
+follow, in onnxruntime (where it is installed) beside torch.
 
 All of it takes at most three minutes: slow comparisons get fewer rounds, and what no time is left for is named and left
 out. With `--record` it takes its time and also writes results/<paper>/bench.csv, which the paper's notes show.
@@ -12,6 +13,7 @@ out. With `--record` it takes its time and also writes results/<paper>/bench.csv
 import csv
 import datetime
 import functools
+import itertools
 import math
 import time
 from collections.abc import Sequence
@@ -24,7 +26,7 @@ import torch
 from facepapers.common import cli, paths, storage
 from facepapers.common.evidence import environment, timing
 from facepapers.common.evidence.timing import compare, seconds_alone
-from facepapers.common.tools import probe
+from facepapers.common.tools import export, probe
 from facepapers.common.training import parallel, precision
 
 COLUMNS = ("what", "ours", "ours_ms", "other", "other_ms", "ratio", "date", "device", "threads", "torch")
@@ -40,7 +42,7 @@ def measure(paper: str, rates: dict[str, float], until: float = math.inf) -> lis
     rows: list[tuple] = []
     for what, net, x in getattr(module, "trained_networks", tuple)():
         rows += shares(what, net, x, rates)
-    for what, name, run, other_name, other in module.comparisons():
+    for what, name, run, other_name, other in itertools.chain(module.comparisons(), export.comparisons(paper)):
         if time.monotonic() > until:
             print(f"  {what}, and what follows it: left out, no time is left (make bench PAPER={paper})")
             break

@@ -59,7 +59,9 @@ def crop(images: torch.Tensor, matrix: torch.Tensor, size: int) -> torch.Tensor:
     height, width = images.shape[-2:]
     steps = torch.arange(size, device=images.device, dtype=torch.float32)
     y, x = torch.meshgrid(steps, steps, indexing="ij")
-    pixels = torch.stack([x, y], -1).view(1, -1, 2).expand(len(images), -1, -1)
+    pixels = (
+        torch.stack([x, y], -1).view(1, -1, 2).expand(images.shape[0], -1, -1)
+    )  # shape: len() would fix the batch in an export
     source = transform_points(pixels, matrix.to(images.device))
     extent = torch.tensor([width, height], device=images.device, dtype=torch.float32)
     grid = ((2 * source + 1) / extent - 1).view(-1, size, size, 2)

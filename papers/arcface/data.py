@@ -347,7 +347,7 @@ def resize(pictures: torch.Tensor, size: int, flip: torch.Tensor | None = None) 
     if pictures.shape[-1] == size:
         x = pictures.float()
         return x if flip is None else torch.where(flip.to(x.device).view(-1, 1, 1, 1), x.flip(3), x)
-    n, side = len(pictures), pictures.shape[-1]
+    n, side = pictures.shape[0], pictures.shape[-1]
     middle = torch.full((n, 2), (side - 1) / 2)
     flip = torch.zeros(n, dtype=torch.bool) if flip is None else flip.cpu()
     where = images.similarity(middle, torch.full((n,), float(side)), torch.zeros(n), flip, size)

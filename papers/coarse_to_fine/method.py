@@ -97,7 +97,7 @@ class CFTNet(nn.Module):
         to quarter pixels in bfloat16.
         """
         both = torch.cat([F.linear(features, head.weight).float() + head.bias for head in heads], 1)
-        return both.view(len(both), -1, 2)[:, self.order]
+        return both.view(both.shape[0], -1, 2)[:, self.order]
 
 
 def _initialise(module):

@@ -72,7 +72,7 @@ def hits_and_errors(
 def groups_of(probability: torch.Tensor) -> torch.Tensor:
     """Probability (n, 9) of the age groups from that of the years (n, OLDEST + 1)."""
     group = torch.bucketize(torch.arange(probability.shape[1]), torch.tensor(data.AGE_EDGES[1:]), right=True)
-    return torch.zeros(len(probability), len(data.AGE_CLASSES)).index_add_(1, group, probability)
+    return torch.zeros(probability.shape[0], len(data.AGE_CLASSES)).index_add_(1, group, probability)
 
 
 def results(found: dict[str, Scores], datasets: list[data.Dataset]) -> tuple[dict[str, np.ndarray], dict[str, Groups]]:

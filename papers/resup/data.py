@@ -260,7 +260,7 @@ def erase_area(
 
 def plain(pictures: torch.Tensor, cfg: Config, scale: float = 1.0) -> torch.Tensor:
     """uint8 faces, or their central `scale` of width and height, as float pixels of the network's size: test views."""
-    n, side = len(pictures), pictures.shape[-1]
+    n, side = pictures.shape[0], pictures.shape[-1]
     if side == cfg.input_px and scale == 1:
         return pictures.float()
     middle, extent, still = torch.full((n, 2), (side - 1) / 2), torch.full((n,), scale * side), torch.zeros(n)
