@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from facepapers.common.cli import UserError
-from facepapers.common.data import pack
+from facepapers.common.data import markups, pack
 from facepapers.common.data.obtain import unpack
 from facepapers.common.data.pack import gather
 from facepapers.common.data.readers import alignment
@@ -90,6 +90,16 @@ def write_crops(folder, n_train=3, n_test=2):
     return folder
 
 
+def write_crops29(folder):
+    """`write_crops` with 29 points of its two test faces: point i at (8 i, 100 + i), every third one hidden."""
+    write_crops(folder)
+    header = ["file", *(f"{a}{i}" for i in range(29) for a in "xyt")]
+    numbers = [v for i in range(29) for v in (8.0 * i, 100.0 + i, float(i % 3 == 2) * 2)]
+    rows = [",".join([f"testset/image_{k:04d}.jpg", *map(str, numbers)]) for k in (1, 2)]
+    (folder / "lfpw29-test.csv").write_text("\n".join([",".join(header), *rows]) + "\n")
+    return folder
+
+
 def rows_of(samples):
     encoded, arrays = gather(samples)
     return [np.asarray(Image.open(io.BytesIO(e)).convert("RGB")) for e in encoded], arrays
@@ -128,6 +138,37 @@ def test_cofw_of_87_faces_is_read_in_matlab_order(tmp_path):
     write_cofw(tmp_path / "COFW_test.mat", "test", faces)
     found = next(alignment.cofw_mat(tmp_path / "COFW_test.mat", "test", "IsT", "phisT", "bboxesT"))
     np.testing.assert_allclose(found.points, faces[0][1])
+
+
+def test_lfpw_in_cofws_markup(tmp_path):
+    images, arrays = rows_of(alignment.lfpw29(write_crops29(tmp_path / "wrapped")))
+    assert arrays["name"].tolist() == ["lfpw/testset/image_0001", "lfpw/testset/image_0002"] and len(images) == 2
+    assert arrays["split"].tolist() == [1, 1] and np.isnan(arrays["box"]).all()
+    assert arrays["occluded"][0].tolist() == [i % 3 == 2 for i in range(29)]
+    k = 256 / 128.0  # the crop shows 128 pixels of the photo: its centres lie half a photo's pixel further
+    expected = np.stack([8.0 * np.arange(29), 100.0 + np.arange(29)], 1) + (k - 1) / 2
+    np.testing.assert_allclose(arrays["points"][1], expected, atol=1e-4)
+    np.testing.assert_allclose(arrays["scale"], 0.5)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("file,x0", "name,x0", "not a table of file, x0, y0, t0"),
+        ("testset/image_0002.jpg", "testset/image_0009.jpg", "testset/image_0009.jpg is not in landmarks68.csv"),
+        ("testset/image_0002.jpg", "trainset/image_0002.jpg", "line 3: 'trainset/image_0002.jpg' is no test face"),
+        (",128.0,2.0\n", ",128.0\n", "line 2 does not hold 29 points"),
+        ("100.0", "nan", "a point is not a number"),
+    ],
+)
+def test_a_bad_table_of_29_points_is_one_line(tmp_path, old, new, words):
+    path = write_crops29(tmp_path / "wrapped") / "lfpw29-test.csv"
+    text = path.read_text().replace("224.0,128.0,0.0", "224.0,128.0,2.0")
+    path.write_text(text.replace(old, new))
+    assert path.read_text() != text
+    with pytest.raises(UserError) as error:
+        list(alignment.lfpw29(tmp_path))
+    one_line(error, words)
 
 
 def test_pts_folders(tmp_path):
@@ -408,6 +449,31 @@ def test_real_cofw_samples_survive_the_mat_file(raw_samples, tmp_path, python_or
         for (u, v), hidden in zip(np.round(row["points"][16:18]).astype(int), face.occluded[16:18], strict=True):
             assert hidden or crop[v - 3 : v + 4, u - 3 : u + 4].min() < 60, "a visible pupil is dark"
         assert face.occluded.tolist() == occluded.tolist()
+
+
+def test_real_lfpw_in_cofws_markup_agrees_with_the_68_points(tmp_path):
+    """Order, mirror table, pupils and flags of COFW's path, on real faces that another group marked with 68 points."""
+    if not (MIRROR / "lfpw29-test.csv").is_file():
+        pytest.skip("no lfpw29-test.csv in DATA_MIRROR or ../shared/mirror")
+    for file in ("lfpw68-256.tar", "lfpw29-test.csv"):
+        unpack(MIRROR / file, tmp_path)
+    _, arrays = gather(alignment.lfpw29(tmp_path))
+    points, flags, markup = arrays["points"].astype(float), arrays["occluded"], markups.COFW29
+    assert points.shape == (221, 29, 2) and flags.sum() == 130 and (arrays["split"] == 1).all()
+    pupils = markups.inter_pupil(points, markup)
+    other = {row["name"]: row["points"] for _, row in alignment.lfpw_crops(tmp_path)}
+    sixty_eight = np.stack([other[name] for name in arrays["name"]]).astype(float)
+    twins = {8: 36, 9: 45, 10: 39, 11: 42, 20: 30, 22: 48, 23: 54, 28: 8, 0: 17, 1: 26, 2: 21, 3: 22}
+    for mine, theirs in twins.items():  # the same part of the face within a tenth of the pupils' distance
+        apart = np.linalg.norm(points[:, mine] - sixty_eight[:, theirs], axis=1) / pupils
+        assert apart.mean() < 0.08, markup.names[mine]
+    eyes = np.stack([sixty_eight[:, 36:42].mean(1), sixty_eight[:, 42:48].mean(1)], 1)
+    assert (np.linalg.norm(points[:, 16:18] - eyes, axis=2) / pupils[:, None]).mean() < 0.06
+    mirrored = markups.mirror(points, markup, 256)  # the mean face is nearly its own mirror image, point by point
+    shape = lambda p: ((p - p.mean(1, keepdims=True)) / pupils[:, None, None]).mean(0)
+    apart = lambda p: np.linalg.norm(shape(p) - shape(points), axis=1)
+    paired = np.array(markup.flip) != np.arange(29)
+    assert apart(mirrored).max() < 0.15 and apart(mirrored[:, np.argsort(markup.flip)])[paired].min() > 0.25
 
 
 def test_real_lfpw_crops_and_photos_put_the_points_on_the_same_pixels(raw_samples, tmp_path):

@@ -249,7 +249,7 @@ def lfpw_crops(folder: AnyPath) -> Iterator[Sample]:
     """
     folder = place(folder)
     table = folder / "landmarks68.csv"
-    listed = _crop_table(table)
+    listed = crop_table(table)
     for split in SPLITS:
         found = {f"{split}set/{p.name}" for p in entries(folder / f"{split}set", "*.jpg")}
         odd = found ^ {file for file in listed if file.startswith(f"{split}set/")}
@@ -258,19 +258,56 @@ def lfpw_crops(folder: AnyPath) -> Iterator[Sample]:
                 folder / min(odd), "listed but missing" if min(odd) in listed else "not listed in landmarks68.csv"
             )
     for file, (side, points) in listed.items():
-        path, k = folder / file, CROP / side
-        encoded = path.read_bytes()
-        size, _ = image_header(encoded, path)
-        if size != (CROP, CROP):
-            raise _bad(path, f"{size[0]}x{size[1]} pixels, expected {CROP}x{CROP}")
-        points = points + (k - 1) / 2
-        _check(points, None, CROP, CROP, f"{table}: {file}")
-        split = file.split("set/")[0]
-        name = f"lfpw/{Path(file).with_suffix('')}"
-        yield encoded, _row(points, None, None, split, "lfpw", name, side / CROP)
+        yield _lfpw_crop(folder, file, side, points, None, table)
 
 
-def _crop_table(path: AnyPath) -> dict[str, tuple[float, np.ndarray]]:
+def lfpw29(folder: AnyPath) -> Iterator[Sample]:
+    """221 test faces of the crop archive in COFW's markup: lfpw29-test.csv beside landmarks68.csv and testset/.
+
+    LFPW's own 35 points, the mean of three annotators, without those of the ears; in COFW's order, and with a flag that
+    is above 0 where a point is hidden or unclear (file, then x, y and flag of each point, in the crop's pixels and by
+    the convention of `lfpw_crops`). Corners of eyes and mouth lie a little up and left of iBUG's. No boxes.
+    """
+    folder = folder_with(place(folder), "landmarks68.csv", "lfpw29-test.csv")
+    table = folder / "lfpw29-test.csv"
+    sides = {file: side for file, (side, _) in crop_table(folder / "landmarks68.csv").items()}
+    for file, values in points_table(table).items():
+        if file not in sides:
+            raise _bad(table, f"{file} is not in landmarks68.csv")
+        yield _lfpw_crop(folder, file, sides[file], values[:, :2], values[:, 2] > 0, table)
+
+
+def _lfpw_crop(folder, file, side, points, occluded, table):
+    """The sample of a stored crop with points as its table has them."""
+    path, k = folder / file, CROP / side
+    encoded = path.read_bytes()
+    size, _ = image_header(encoded, path)
+    if size != (CROP, CROP):
+        raise _bad(path, f"{size[0]}x{size[1]} pixels, expected {CROP}x{CROP}")
+    points = points + (k - 1) / 2
+    _check(points, None, CROP, CROP, f"{table}: {file}")
+    split, name = file.split("set/")[0], f"lfpw/{Path(file).with_suffix('')}"
+    return encoded, _row(points, None, occluded, split, "lfpw", name, side / CROP)
+
+
+def points_table(path: AnyPath, n_points: int = 29) -> dict[str, np.ndarray]:
+    """{file: (n_points, 3) x, y, flag} from lfpw29-test.csv."""
+    listed = {}
+    with open(path, newline="", errors="replace") as handle:
+        rows = csv.reader(handle)
+        if next(rows, []) != ["file", *(f"{a}{i}" for i in range(n_points) for a in "xyt")]:
+            raise _bad(path, f"not a table of file, x0, y0, t0 .. t{n_points - 1}")
+        for number, row in enumerate(rows, 2):
+            try:
+                listed[row[0]] = np.array(row[1:], dtype=float).reshape(n_points, 3)
+            except (ValueError, IndexError):
+                raise _bad(path, f"line {number} does not hold {n_points} points with flags") from None
+            if not row[0].startswith("testset/"):
+                raise _bad(path, f"line {number}: {row[0]!r} is no test face")
+    return listed
+
+
+def crop_table(path: AnyPath) -> dict[str, tuple[float, np.ndarray]]:
     """{file: (crop side in photo px, points (68, 2))} from landmarks68.csv."""
     listed = {}
     with open(path, newline="", encoding="utf-8-sig", errors="replace") as handle:
