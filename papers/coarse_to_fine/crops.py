@@ -128,11 +128,15 @@ class Feed:
     pick: Callable[[int], torch.Tensor]  # step -> places (batch,) in `fit`
 
     @classmethod
-    def of(cls, cfg: Config, device: torch.device) -> "Feed":
-        """The faces of `cfg.data` on a device. MissingData where the set is not on this machine."""
+    def of(cls, cfg: Config, device: torch.device, fold: int | None = None) -> "Feed":
+        """The faces of `cfg.data` on a device, parted by its split, or by a `fold` of cfg.folds.
+
+        MissingData where the set is not on this machine.
+        """
         faces = data.load(cfg.data)
         crops = FaceCrops(faces, cfg.crop, cfg.margin, device)
-        fit, val, test = (part.to(device) for part in data.split(faces, cfg.val_share))
+        parts = data.split(faces, cfg.val_share) if fold is None else data.fold(faces, cfg.folds, fold)
+        fit, val, test = (part.to(device) for part in parts)
         pick = seeding.shuffled(len(fit), cfg.batch, cfg.seed)
         return cls(cfg, faces, crops, crops.offsets(fit), fit, val, test, pick)
 

@@ -46,6 +46,14 @@ def split(faces: sets.AlignmentSet, val_share: float) -> tuple[torch.Tensor, tor
     return train[held_out:].sort().values, train[:held_out].sort().values, test
 
 
+def fold(faces: sets.AlignmentSet, folds: int, number: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """As `split`, of one of several folds: each face is tested in one fold, the same one for every seed and row."""
+    order = torch.randperm(len(faces), generator=seeding.generator(29))
+    held = torch.zeros(len(faces), dtype=torch.bool)
+    held[order[number::folds]] = True
+    return (~held).nonzero().flatten(), torch.zeros(0, dtype=torch.long), held.nonzero().flatten()
+
+
 def boxes(faces: sets.AlignmentSet) -> str:
     """Which test boxes a number rests on, for records and claims."""
     has_boxes = not torch.isnan(faces.box).any()

@@ -5,18 +5,20 @@
 Reads top to bottom: data, model, loop, evaluation, record. `torchrun --nproc-per-node 2 -m ...` runs the same.
 """
 
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from facepapers.common import cli, paths
+from facepapers.common import cli, paths, storage
 from facepapers.common.evidence import jobs, runs
 from facepapers.common.progress import phase
 from facepapers.common.training import checkpoint, loop, optimizers, parallel, precision, schedules
 from facepapers.common.vision import networks
-from facepapers.papers.coarse_to_fine import data, evaluate, figures, method
+from facepapers.papers.coarse_to_fine import data, evaluate, figures, method, transfer
 from facepapers.papers.coarse_to_fine.config import PAPER, Config, Model, check, preset
 from facepapers.papers.coarse_to_fine.crops import Crops, Feed
 
@@ -42,6 +44,8 @@ def train(cfg: Config, device: torch.device, out: Path = paths.LOCAL) -> dict | 
     run = runs.Run(PAPER, cfg.run_name, cfg, preset(cfg.preset, cfg.row, cfg.data), out)
     if finished := run.finished_record():
         return finished
+    if cfg.folds:
+        return cross_validated(jobs.begin(run, cfg, device, begun(run.folder)))
     job = jobs.begin(run, cfg, device)
     feed = Feed.of(job.cfg, device)
     torch.manual_seed(cfg.seed)
@@ -61,10 +65,13 @@ def train(cfg: Config, device: torch.device, out: Path = paths.LOCAL) -> dict | 
         return record(job, model, feed, test, steps, best)
 
 
-def fit(job: jobs.Job, model: Model, feed: Feed, watched: Crops) -> tuple[loop.Steps, loop.Best]:
+def fit(
+    job: jobs.Job, model: Model, feed: Feed, watched: Crops, folder: Path | None = None
+) -> tuple[loop.Steps, loop.Best]:
     """The loop. Leaves `model` with its last weights; returns the finished Steps and the best-validation holder.
 
-    The error on the `watched` crops goes to the history; validation faces' also chooses weights.
+    The error on the `watched` crops goes to the history; validation faces' also chooses weights. `folder`: of the
+    checkpoint, where it is not the run's.
     """
     cfg, average = job.cfg, loop.averaged(model, job.cfg.averaging)
     tested = average.module if cfg.averaging else model
@@ -74,7 +81,7 @@ def fit(job: jobs.Job, model: Model, feed: Feed, watched: Crops) -> tuple[loop.S
     control = cfg.row if cfg.row in ("direct", "principal") else "cft"
     stages = method.schedule(method.stages(cfg.first_stage), cfg.steps, control)
     column = "val_nme_pct" if len(feed.val) else "train_nme_pct"
-    steps = job.steps(parts, cfg.steps, cfg.batch, "crops", describe=feed.names)
+    steps = job.steps(parts, cfg.steps, cfg.batch, "crops", folder=folder, describe=feed.names)
     for step in steps:
         start, weights, stage_lr = next((a, w, r) for a, b, w, r in stages if a <= step < b)
         if step == start > 0 and cfg.optimizer == "sgd":  # each stage starts from the best of the one before
@@ -134,6 +141,65 @@ def record(job: jobs.Job, model: Model, feed: Feed, test: Crops, steps: loop.Ste
         weights=weights,
         best_validation={"step": best.step, "nme_pct": best.value} if best.value is not None else None,
     )  # fmt: skip
+
+
+# ---- Cross-validation of a network that starts from one for other points (transfer.py)
+
+
+def begun(folder: Path) -> str | None:
+    """The precision that an interrupted cross-validation's finished folds computed in; None before the first."""
+    done = sorted(folder.glob("fold*.json"))
+    return storage.read_json(done[0])["precision"] if done else None
+
+
+def cross_validated(job: jobs.Job) -> dict | None:
+    """Train and test a network for each fold, pool what they say of their test faces, write the record."""
+    cfg, run = job.cfg, job.run
+    logs = [one_fold(job, number) for number in range(cfg.folds)]
+    if not parallel.is_main():
+        return None
+    feed = Feed.of(cfg, job.device, 0)
+    parts = [runs.read_predictions(run.folder / f"fold{k}.npz") for k in range(cfg.folds)]
+    pooled = {key: value if key == "principal" else np.concatenate([p[key] for p in parts])
+              for key, value in parts[0].items()}  # fmt: skip
+    written = run.finish(
+        metrics=evaluate.measure(pooled), predictions=pooled,
+        history=[{"fold": k, **row} for k, log in enumerate(logs) for row in log["history"]],
+        data={
+            "name": cfg.data, "fingerprint": feed.faces.fingerprint, "test_faces": len(pooled["error_px"]),
+            "boxes": data.boxes(feed.faces), "folds": cfg.folds, "trunk_sha256": logs[0]["trunk"],
+        },
+        selection="last, running average", device=job.device, seconds=sum(log["seconds"] for log in logs),
+        samples=cfg.steps * cfg.batch * cfg.folds,
+    )  # fmt: skip
+    for path in run.folder.glob("fold*.*"):  # the record holds all of it now
+        path.unlink()
+    return written
+
+
+def one_fold(job: jobs.Job, number: int) -> dict:
+    """Train and test one fold, unless it is done; returns its history, seconds and trunk."""
+    cfg, folder = job.cfg, job.run.folder
+    path = folder / f"fold{number}.json"
+    if path.exists():
+        return storage.read_json(path)
+    feed = Feed.of(cfg, job.device, number)
+    torch.manual_seed(cfg.seed)
+    model, trunk = transfer.started(cfg)
+    networks.channels_last(model, job.device)
+    watched = feed.plain(feed.fit[:WATCHED])
+    print(f"{job.run.name} fold {number}: {len(feed.fit)} training, {len(feed.test)} test faces", file=sys.stderr)
+    steps, _ = fit(job, model, feed, watched, folder / f"fold{number}")
+    done = {"history": steps.history, "seconds": steps.seconds, "trunk": trunk, "precision": cfg.precision}
+    if parallel.is_main():
+        errors = evaluate.errors(
+            model, feed.plain(feed.test), feed.faces, feed.test, feed.crops.reduction, mirrored=True
+        )
+        errors.setdefault("occluded", np.zeros(errors["error_px"].shape, bool))
+        runs.write_predictions(folder / f"fold{number}.npz", errors)
+        storage.write_json(path, done)
+        shutil.rmtree(folder / f"fold{number}", ignore_errors=True)
+    return done
 
 
 def save(job: jobs.Job, model: Model, points: int) -> dict[str, str]:
