@@ -124,7 +124,11 @@ def tested_twice(
                 f"{record['folder']}: {name} is {recorded:.3f} by the run's weights and {value:.3f} by the file to be "
                 f"released, more than {MOVED} away; store more bits, or release another run"
             )
-    return (arrays, more) if used == "fp32" else module.tested(path, record["config"] | {"precision": "fp32"}, device)
+    return (
+        (arrays, more)
+        if used == "fp32" or module.TESTED_IN_FLOAT32
+        else module.tested(path, record["config"] | {"precision": "fp32"}, device)
+    )
 
 
 def check_size(path: Path, folder: Path) -> None:

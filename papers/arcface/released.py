@@ -15,6 +15,7 @@ from facepapers.papers.arcface.config import PAPER, Config
 from facepapers.papers.arcface.nets import Net, load_net
 
 NAMES = ("embedding",)
+TESTED_IN_FLOAT32 = True  # by its own run too, whatever that was trained in
 
 
 class Embedding(NamedTuple):

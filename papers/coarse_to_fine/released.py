@@ -15,6 +15,7 @@ from facepapers.papers.coarse_to_fine.config import PAPER, Config, Model
 from facepapers.papers.coarse_to_fine.crops import Feed
 
 NAMES = ("landmarks68", "landmarks68_cft")  # the first is our heatmap variant, the more exact one
+TESTED_IN_FLOAT32 = True  # by its own run too, whatever that was trained in
 
 
 class Points(NamedTuple):

@@ -15,6 +15,7 @@ from facepapers.papers.face_attributes.config import PAPER, Config
 from facepapers.papers.face_attributes.source import Source
 
 NAMES = ("attributes",)
+TESTED_IN_FLOAT32 = False  # by its own run in what that was trained in
 
 
 class Attributes(torch.nn.Module):

@@ -17,6 +17,7 @@ from facepapers.papers.hybrid_order_distillation.config import PAPER, Config, pr
 from facepapers.papers.hybrid_order_distillation.degrade import coefficients, filtered, resize
 
 NAMES = ("embedding16",)
+TESTED_IN_FLOAT32 = True  # by its own run too, whatever that was trained in
 
 
 class Embedding(NamedTuple):

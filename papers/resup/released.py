@@ -14,6 +14,7 @@ from facepapers.papers.resup.config import PAPER, Config
 from facepapers.papers.resup.nets import PeerNetworks
 
 NAMES = ("expression", "expression_noisy")  # trained on clean labels; with 30 % of them flipped
+TESTED_IN_FLOAT32 = False  # by its own run in what that was trained in
 LUMA = (0.299, 0.587, 0.114)  # of grey, as Pillow makes it
 
 
