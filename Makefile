@@ -88,7 +88,7 @@ lint: $(VENV)/.ready ## ruff, and mypy over functions with annotations
 
 lock: $(VENV)/.ready ## rewrite requirements.lock from pyproject.toml (needs network)
 	@$(PY) -m pip install --quiet --upgrade --target build/uv uv
-	@PYTHONPATH=build/uv $(PY) -m uv pip compile pyproject.toml --extra reproduce --extra dev --extra sweep --extra export --universal --python-version 3.11 --generate-hashes --no-header --quiet -o requirements.lock
+	@PYTHONPATH=build/uv $(PY) -m uv pip compile pyproject.toml --extra reproduce --extra dev --extra export --universal --python-version 3.11 --generate-hashes --no-header --quiet -o requirements.lock
 
 clean: ## remove caches and your own runs (results/local); data and records stay
 	rm -rf results/local .pytest_cache .ruff_cache build *.egg-info

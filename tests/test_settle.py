@@ -223,7 +223,7 @@ def test_a_sweep_without_its_engine_is_one_line(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(cli.UserError) as error:
         sweep.main(["coarse-to-fine"])
-    one_line_error(error, "pip install 'facepapers[sweep]'")
+    one_line_error(error, "pip install 'snakemake>=9.20,<10'")
 
 
 def test_words_behind_two_dashes_are_the_engines():

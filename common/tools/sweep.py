@@ -1,6 +1,6 @@
 """Many runs of one preset, in the order that they need, on this machine or on a cluster: `make sweep PAPER=arcface`.
 
-Snakemake does the work (`pip install 'facepapers[sweep]'`): each run is a rule whose output is its record. What is
+Snakemake does the work (`.venv/bin/pip install 'snakemake>=9.20,<10'`, or the extra `sweep`): each run is a rule whose output is its record. What is
 finished is not run again, a killed sweep continues, and Snakemake's own options follow `--`:
 
     make sweep PAPER=resup PRESET=short SEEDS="0 1 2"
@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> None:
     argv, own = split(list(argv))
     options, more = cli.command_and_rest(Command, argv, "python -m facepapers.common.tools.sweep", __doc__)
     if importlib.util.find_spec("snakemake") is None:
-        raise cli.UserError("snakemake: not installed; install it with `pip install 'facepapers[sweep]'`")
+        raise cli.UserError("snakemake: not installed; install it with `pip install 'snakemake>=9.20,<10'`")
     paper = chosen_papers(options.paper)[0]
     plans = graph.settings(paper).PLAN
     preset, data = choose(plans, options.preset, options.data)
