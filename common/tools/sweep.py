@@ -1,7 +1,8 @@
 """Many runs of one preset, in the order that they need, on this machine or on a cluster: `make sweep PAPER=arcface`.
 
-Snakemake does the work (`.venv/bin/pip install 'snakemake>=9.20,<10'`, or the extra `sweep`): each run is a rule whose output is its record. What is
-finished is not run again, a killed sweep continues, and Snakemake's own options follow `--`:
+Snakemake does the work (the extra `sweep`, or `.venv/bin/pip install 'snakemake>=9.20,<10'`): each run is a rule whose
+output is its record. What is finished is not run again, a killed sweep continues, and Snakemake's own options follow
+`--`:
 
     make sweep PAPER=resup PRESET=short SEEDS="0 1 2"
     make sweep PAPER=resup PRESET=short SEEDS="0 1 2" ARGS="-- --executor slurm --jobs 20"
