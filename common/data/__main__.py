@@ -3,16 +3,20 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from facepapers.common import cli
+from facepapers.common import cli, paths
 from facepapers.common.cli import MissingData, UserError
 from facepapers.common.data.obtain import on_disk
 from facepapers.common.data.pack import Pack
 from facepapers.common.data.registry import DataSet, counts_text, find, mirror_place, registry
-from facepapers.common.data.sets import current_pack, get, verify
+from facepapers.common.data.sets import current_pack, files, get, verify
 
 
 def _state(entry: DataSet) -> tuple[str, str, str, str]:
     """One line of the table: name, state, counts, fingerprint."""
+    if entry.files:
+        there = all((paths.data_root() / entry.name / item["file"]).is_file() for item in entry.files)
+        state = "present" if there else "files present" if on_disk(entry, mirror_place()) else "absent"
+        return entry.name, state, "no images", "-"
     try:
         prepared = current_pack(entry)
     except UserError:
@@ -45,6 +49,14 @@ def _print_pack(prepared: Pack) -> None:
     for item in meta["origin"]:
         print(f"  from         {item['file']} (sha256 {item['sha256'] or 'of a folder is not taken'})")
     print(f"  file         {prepared.path} ({prepared.path.stat().st_size / 1e6:.1f} MB)")
+    print(f"  terms        {entry.terms}")
+    print(f"  cite         {entry.citation}")
+
+
+def _print_files(entry: DataSet, checked: list[dict[str, str | None]]) -> None:
+    print(f"{entry.name}: {entry.title}")
+    for item in checked:
+        print(f"  file         {paths.data_root() / entry.name / str(item['file'])} (sha256 {item['sha256']})")
     print(f"  terms        {entry.terms}")
     print(f"  cite         {entry.citation}")
 
@@ -83,10 +95,16 @@ def main(argv: Sequence[str]) -> None:
         _print_table()
     elif isinstance(options, Get):
         try:
-            _print_pack(get(options.name, options.mirror))
+            entry = find(options.name)
+            if entry.files:
+                _print_files(entry, files(entry.name, options.mirror))
+            else:
+                _print_pack(get(options.name, options.mirror))
         except MissingData:
             _print_steps(find(options.name))
             raise
+    elif find(options.name).files:
+        _print_files(find(options.name), files(options.name, obtain=False))
     else:
         _print_pack(verify(options.name))
         print("  verified     the decoded content has the recorded fingerprint")

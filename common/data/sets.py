@@ -22,7 +22,7 @@ import numpy as np
 from facepapers.common import paths
 from facepapers.common.cli import MissingData, UserError
 from facepapers.common.data import archive, pack
-from facepapers.common.data.obtain import collect, on_disk
+from facepapers.common.data.obtain import check_hash, collect, on_disk, take_out
 from facepapers.common.data.registry import (
     DataSet,
     Mirror,
@@ -65,6 +65,26 @@ def get(name: str, mirror: str | None = None) -> pack.Pack:
         except UserError as error:
             print(f"rebuilding: {error}", file=sys.stderr)
         return _prepare(entry, mirror_place(mirror), official=True)
+
+
+def files(name: str, mirror: str | None = None, obtain: bool = True) -> list[dict[str, str | None]]:
+    """Obtain, unless they are there, and check the `files` of an entry that has no pictures; [{file, sha256}].
+
+    Raises MissingData where they are not on this machine and cannot be had, UserError for files that are not the
+    registry's.
+    """
+    entry = find(name)
+    folder = paths.data_root() / name
+    there = all((folder / item["file"]).is_file() for item in entry.files)
+    if not there and not obtain:
+        raise MissingData(missing_line(entry))
+    if not there:
+        with (
+            errors_in_one_line(), _lock(entry),
+            tempfile.TemporaryDirectory(prefix=f".{name}~", dir=paths.data_root()) as work,
+        ):  # fmt: skip
+            take_out(entry, Path(work), mirror_place(mirror))
+    return [{"file": item["file"], "sha256": check_hash(folder / item["file"], item["hash"])} for item in entry.files]
 
 
 def verify(name: str) -> pack.Pack:

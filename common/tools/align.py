@@ -1,4 +1,4 @@
-"""Five points for a tree of photos: `python -m facepapers.common.tools.align PHOTOS --mtcnn FOLDER --to FILE.csv`."""
+"""Five points for a tree of photos: `python -m facepapers.common.tools.align PHOTOS --to FILE.csv`."""
 
 import csv
 import sys
@@ -13,7 +13,7 @@ from facepapers.common.data.photos import read_photo
 from facepapers.common.data.readers.alignment import identity_files
 from facepapers.common.progress import progress
 from facepapers.common.storage import atomic
-from facepapers.common.vision.mtcnn import Mtcnn, main_face
+from facepapers.common.vision.mtcnn import Mtcnn, folder, main_face
 
 PARTS = ("leye", "reye", "nose", "lmouth", "rmouth")
 HEAD = ("file", "prob", *(f"{part}_{axis}" for part in PARTS for axis in "xy"))
@@ -25,7 +25,7 @@ class Command:
     """Write the five points of the main face of every photo."""
 
     photos: Path  # folder of photos, as <identity>/<image>
-    mtcnn: Path | None = None  # folder of the detector's weights (pnet.pt, rnet.pt, onet.pt); needed
+    mtcnn: Path | None = None  # folder of the detector's networks, if not that of `make data-mtcnn`
     to: Path = Path("landmarks.csv")  # file that is written
     fill: bool = False  # give photos without a face the median of the others' points, for photos of one framing
 
@@ -33,9 +33,7 @@ class Command:
 def main(argv: Sequence[str]) -> None:
     """Find the faces and write their points. UserError, and no table, where no photo shows a face."""
     options = cli.command(Command, argv, "python -m facepapers.common.tools.align", __doc__)
-    if options.mtcnn is None:
-        raise cli.UserError("--mtcnn FOLDER: name the folder of the detector's weights")
-    found = points_of(options.photos, Mtcnn(options.mtcnn))
+    found = points_of(options.photos, Mtcnn(options.mtcnn or folder()))
     missing = [name for name, (_, points) in found.items() if points is None]
     if len(missing) == len(found):
         raise cli.UserError(f"{options.photos}: no face was found in any of {len(found)} photos; no table was written")

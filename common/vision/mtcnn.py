@@ -3,11 +3,20 @@
 import pickle
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from facepapers.common import paths
 from facepapers.common.cli import MissingData, UserError
+
+FILES = ("pnet.pt", "rnet.pt", "onet.pt")
+
+
+def folder() -> Path:
+    """Where `make data-mtcnn` puts the networks."""
+    return paths.data_root() / "mtcnn"
 
 
 class PNet(nn.Module):
@@ -72,7 +81,7 @@ def _flat(x: torch.Tensor) -> torch.Tensor:
 
 
 class Mtcnn:
-    """Detector from a folder with pnet.pt, rnet.pt and onet.pt (facenet-pytorch's state dicts).
+    """Detector from a folder with FILES (facenet-pytorch's state dicts).
 
     Raises MissingData when a file is absent and UserError when it is not that network's state dict.
     """
@@ -83,8 +92,8 @@ class Mtcnn:
     def __init__(self, folder: Path | str, device: torch.device | str = "cpu", min_face_px: float = 20) -> None:
         self.device, self.min_face_px = device, min_face_px
         self.pnet, self.rnet, self.onet = (
-            _load(net, Path(folder) / f"{name}.pt").to(device)
-            for net, name in ((PNet(), "pnet"), (RNet(), "rnet"), (ONet(), "onet"))
+            _load(net, Path(folder) / name).to(device)
+            for net, name in zip((PNet(), RNet(), ONet()), FILES, strict=True)
         )
 
     @torch.no_grad()
@@ -131,22 +140,29 @@ class Mtcnn:
 
 
 def main_face(boxes: torch.Tensor, points: torch.Tensor, width: int, height: int) -> torch.Tensor:
-    """Five points (5, 2) of the face that is large and near the middle; UserError when there is none.
-
-    Size counts by area, the distance of the box's centre from the image's by twice its square (facenet's rule).
-    """
+    """Five points (5, 2) of the face that `main_number` takes; UserError when there is none."""
     if not len(boxes):
         raise UserError("no face was found; give its five points, or lower min_face_px")
+    return points[main_number(boxes, width, height)]
+
+
+def main_number(boxes: torch.Tensor, width: int, height: int) -> int:
+    """Number of the box, of (F, 4) x0, y0, x1, y1, that is large and near the middle of the photo.
+
+    Size counts by area, the distance of the box's centre from the photo's by twice its square (facenet's rule).
+    """
     size = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     centre = (boxes[:, :2] + boxes[:, 2:]) / 2 - torch.tensor([width / 2, height / 2])
-    return points[(size - 2 * centre.square().sum(1)).argmax()]
+    return int((size - 2 * centre.square().sum(1)).argmax())
 
 
 def _load(net: nn.Module, path: Path) -> nn.Module:
     try:
         net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     except FileNotFoundError:
-        raise MissingData(f"{path}: no such file; it comes with facenet-pytorch (see data/README.md)") from None
+        raise MissingData(
+            f"{path}: no such file; obtain it by `make data-mtcnn`, or name its folder by --mtcnn"
+        ) from None
     except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, TypeError, ValueError) as error:
         reason = str(error).splitlines()[0][:80]
         raise UserError(f"{path}: not {type(net).__name__}'s state dict ({reason}); fetch it again") from None
@@ -158,10 +174,21 @@ def _scaled(x: torch.Tensor) -> torch.Tensor:
 
 
 def _nms(boxes: torch.Tensor, score: torch.Tensor, overlap: float) -> torch.Tensor:
-    """Indices of boxes that no better one overlaps by more than `overlap`, best first."""
-    from torchvision.ops import nms
+    """Indices of boxes that no better one overlaps by more than `overlap` (intersection over union), best first.
 
-    return nms(boxes, score, overlap)
+    torchvision.ops.nms without torchvision, whose import takes as long as torch's own.
+    """
+    order = score.argsort(descending=True, stable=True)
+    x0, y0, x1, y1 = boxes[order].cpu().double().numpy().T
+    area, kept, left = (x1 - x0) * (y1 - y0), [], np.arange(len(boxes))
+    while len(left):
+        best, left = left[0], left[1:]
+        kept.append(int(best))
+        width = np.minimum(x1[best], x1[left]) - np.maximum(x0[best], x0[left])
+        height = np.minimum(y1[best], y1[left]) - np.maximum(y0[best], y0[left])
+        both = width.clip(0) * height.clip(0)
+        left = left[both <= overlap * (area[best] + area[left] - both)]
+    return order[kept]
 
 
 def _shift(boxes: torch.Tensor, shift: torch.Tensor, extra: int = 1) -> torch.Tensor:
