@@ -65,6 +65,12 @@ export: EXTRAS = export
 export: $(VENV)/.ready ## released models as ONNX and torch.export files in build/export (PAPER=<one>, ARGS="--out FOLDER")
 	@$(PY) -m facepapers.common.tools.export $(PAPER) $(ARGS)
 
+# A paper has one of two commands: `predict` says what a face shows, `verify` whether two show the same person.
+predict: $(VENV)/.ready ## what a paper's network says of photos (PAPER=resup IMAGES="a.jpg folder" ARGS="--whole")
+	@[ -n "$(PAPER)" ] && [ -f papers/$(subst -,_,$(PAPER))/released.py ] || { echo "error: name a paper: make predict PAPER=coarse-to-fine IMAGES=photo.jpg (known: $(subst _,-,$(PAPERS)))" >&2; exit 2; }
+	@paper=$(subst -,_,$(PAPER)); command=predict; [ -f papers/$$paper/predict.py ] || command=verify; \
+	$(PY) -m facepapers.papers.$$paper.$$command $(IMAGES) $(ARGS)
+
 data: $(VENV)/.ready ## the data sets and their state
 	@$(PY) -m facepapers.common.data list
 
@@ -94,4 +100,4 @@ clean: ## remove caches and your own runs (results/local); data and records stay
 	rm -rf results/local .pytest_cache .ruff_cache build *.egg-info
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
-.PHONY: help setup reproduce-all settle sweep new-paper test verify report why release weights export data notebooks bench lint lock clean FORCE
+.PHONY: help setup reproduce-all settle sweep new-paper test verify report why release weights export predict data notebooks bench lint lock clean FORCE

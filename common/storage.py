@@ -35,7 +35,9 @@ def atomic(path: Path | str) -> Iterator[Path]:
         full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
         if full or "file write failed" in str(error) or "unexpected pos" in str(error):
             raise UserError(f"{path}: the disk is full; free some space and run the same command again") from None
-        if isinstance(error, PermissionError | FileExistsError | NotADirectoryError):
+        kinds = PermissionError | FileExistsError | NotADirectoryError | IsADirectoryError
+        unfit = errno.EROFS, errno.ENAMETOOLONG  # read-only, or a name that this disk does not take
+        if isinstance(error, OSError) and (isinstance(error, kinds) or error.errno in unfit):
             raise UserError(f"{path}: cannot be written ({error.strerror}); choose another folder") from None
         raise
     finally:

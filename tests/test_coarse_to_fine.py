@@ -455,8 +455,8 @@ def test_a_photo_gets_the_points_of_the_evaluation(trained, photo, drawn_faces, 
         ]
     )
     written = json.loads((photo.parent / "face.points.json").read_text())
-    assert written["markup"] == "COFW-29"
-    np.testing.assert_allclose(written["points_xy"], expected.numpy(), atol=0.02)
+    assert written["markup"] == "COFW-29" and len(written["faces"]) == 1
+    np.testing.assert_allclose(written["faces"][0]["points_xy"], expected.numpy(), atol=0.02)
     assert Image.open(photo.parent / "face.points.png").size == (64, 64) and "29 points" in capsys.readouterr().out
 
 
@@ -470,35 +470,24 @@ def fails(words, *said):
 def test_missing_weights_end_with_3(photo, tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "LOCAL", tmp_path / "a")
     monkeypatch.setattr(paths, "RECORDED", tmp_path / "b")
-    assert fails([photo], "no trained weights", "make reproduce-coarse-to-fine").exit_code == 3
-    fails(["--weights", tmp_path / "no.safetensors", photo], "no.safetensors", "no such")
+    monkeypatch.setattr(predict.released, "NAMES", ("none",))
+    assert fails([photo, "--whole"], "no trained weights", "make reproduce-coarse-to-fine").exit_code == 3
+    fails(["--weights", tmp_path / "no.safetensors", photo, "--whole"], "no.safetensors", "no such")
     fails([], "IMAGES", "--help")
     fails(["--wieghts=x", photo], "did you mean --weights?")
-
-
-def test_bad_pictures_are_one_line(trained, tmp_path, photo):
-    text, cut, absent = tmp_path / "text.png", tmp_path / "cut.png", tmp_path / "absent.png"
-    text.write_text("not an image")
-    cut.write_bytes(photo.read_bytes()[:400])
-    for path in (text, cut, absent, tmp_path):
-        fails(["--weights", weights_of(trained), path], path)
-    assert not list(tmp_path.glob("*.points.*"))
-
-
-@pytest.mark.parametrize("box", ["70,0,10,10", "0,0,0,10", "0,0,-4,9", "1,2,3", "a,b,c,d", "nan,0,9,9", "0,0,inf,9"])
-def test_bad_boxes_are_one_line(trained, photo, box):
-    fails(["--weights", weights_of(trained), f"--box={box}", photo], box)
 
 
 def test_weights_of_another_row_name_the_keys(trained, photo, tmp_path):
     path = tmp_path / "w.safetensors"
     about = dict(points=29, crop=32, margin=1.25, test_shift=0.05, test_log_size=0.05)
     checkpoint.save_weights(path, config.Model(settings("heatmap"), COFW29), row="cft", **about)
-    fails(["--weights", path, photo], path, "another architecture", "keys missing (net.", "keys unknown (net.")
+    fails(
+        ["--weights", path, photo, "--whole"], path, "another architecture", "keys missing (net.", "keys unknown (net."
+    )
     checkpoint.save_weights(path, torch.nn.Linear(2, 2))
-    fails(["--weights", path, photo], path, "no weights of this paper")
+    fails(["--weights", path, photo, "--whole"], path, "no weights of this paper")
     checkpoint.save_weights(path, torch.nn.Linear(2, 2), row="cft", points=30, crop=32, margin=1)
-    fails(["--weights", path, photo], path, "30")
+    fails(["--weights", path, photo, "--whole"], path, "30")
 
 
 # Control

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from facepapers.common import cli, storage
-from facepapers.common.data import expressions, photos
+from facepapers.common.data import expressions
 from facepapers.common.data import sets as registry
 from facepapers.common.evidence import claims, runs
 from facepapers.common.training import checkpoint, precision
@@ -144,17 +144,17 @@ def look_at_one_face(tmp_path, chosen, capsys):
     Image.fromarray(dataset.images[index[0]].permute(1, 2, 0).numpy()).save(tmp_path / "face.png")
     Image.fromarray(dataset.images[index[0]].permute(1, 2, 0).numpy()).resize((131, 131)).save(tmp_path / "large.png")
     capsys.readouterr()
-    predict.main(
-        [str(tmp_path / "face.png"), str(tmp_path / "large.png"), "--weights", str(weights), "--device", "cpu"]
-    )
+    words = ["--weights", str(weights), "--device", "cpu", "--whole", "--frame", "aligned"]
+    predict.main([str(tmp_path / "face.png"), str(tmp_path / "large.png"), *words])
     said = capsys.readouterr().out
-    assert "perceptions, not facts" in said and "GFLOP" in said and "emotion" in said
-    small, large = (json.loads((tmp_path / f"{n}.attributes.json").read_text()) for n in ("face", "large"))
-    assert small["gflop"] == pytest.approx(chosen["metrics"]["gflop"], rel=1e-5)
-    assert sum(small["attributes"]["emotion"]["probabilities"].values()) == pytest.approx(1, abs=1e-3)
-    assert small["attributes"]["gender"]["probability"] == pytest.approx(
-        large["attributes"]["gender"]["probability"], abs=0.2
-    ), "images of other sizes are brought to the trunk's"
+    assert "perceptions, not facts" in said and "emotion" in said
+    small, large = (
+        json.loads((tmp_path / f"{n}.attributes.json").read_text())["faces"][0]["attributes"] for n in ("face", "large")
+    )
+    assert sum(small["emotion"]["probabilities"].values()) == pytest.approx(1, abs=1e-3)
+    assert small["gender"]["probability"] == pytest.approx(large["gender"]["probability"], abs=0.2), (
+        "images of other sizes are brought to the trunk's"
+    )
     evaluate.main(["--weights", str(weights), "--data", "embedded", "--device", "cpu"])
     assert "emotion, accuracy" in capsys.readouterr().out
 
@@ -462,26 +462,14 @@ def test_missing_or_other_weights_are_one_line(faces, tmp_path, trunk_weights):
         start(tmp_path, "stage2")
     one_line_error(error, "--row trunk")
     with pytest.raises(cli.UserError) as error:
-        predict.main([str(tmp_path / "x.png"), "--weights", str(trunk_weights)])
+        predict.main([str(tmp_path / "x.png"), "--whole", "--weights", str(trunk_weights)])
     one_line_error(error, "no shared attribute network")
 
 
-def test_images_that_are_no_face_crop_are_one_line(tmp_path):
-    tall = torch.zeros(3, 90, 40, dtype=torch.uint8)
+def test_an_unknown_frame_is_one_line(tmp_path):
     with pytest.raises(cli.UserError) as error:
-        predict.aligned(tall, 112, "utkface", None, "tall.png")
-    one_line_error(error, "tall.png", "40x90", "--mtcnn")
-    with pytest.raises(cli.UserError, match="--frame lfpw"):
-        predict.aligned(tall, 112, "lfpw", None, "tall.png")
-    for side in (20, 80, 700):
-        assert predict.aligned(torch.zeros(3, side, side + 3).byte(), 112, "utkface", None, "x").shape == (
-            1,
-            3,
-            112,
-            112,
-        )
-    with pytest.raises(cli.UserError):
-        photos.read_photo(tmp_path / "absent.png")
+        predict.main([str(tmp_path / "x.png"), "--whole", "--frame", "lfpw"])
+    one_line_error(error, "--frame lfpw", "utkface")
 
 
 # ---- Metrics, tuning, claims

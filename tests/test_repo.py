@@ -30,13 +30,14 @@ FLOORS = (
     ("data",),
     ("faces",),
     ("evidence",),
+    ("prediction",),
     ("papers",),
     ("tools",),
 )
 # Rooms whose public functions say the types of their parameters and results.
 TYPED = (
     "cli", "paths", "storage", "seeding", "plan", "progress", "training", "protocols", "vision", "data", "faces",
-    "tools",
+    "prediction", "tools",
 )  # fmt: skip
 # Functions above 40 lines or with more than eight parameters (`self` aside), and why they are better in one piece.
 LONG = {

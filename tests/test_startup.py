@@ -8,7 +8,7 @@ import pytest
 from tests.conftest import REPOSITORY, python
 
 PAPERS = sorted(path.parent.name for path in REPOSITORY.glob("papers/*/claims.toml"))
-LEAVES = ("method", "nets", "config", "predict", "evaluate", "train")
+LEAVES = ("method", "nets", "config", "predict", "verify", "evaluate", "train")
 # Prints what each module named in the arguments loads beyond the standard library, our own code and torch.
 LOADED = """
 import contextlib, importlib, io, json, runpy, sys
@@ -36,7 +36,12 @@ def foreign(modules, allowed=()):
 def loaded():
     """Command -> modules that it loads which no command before it did, imports and --help in a fresh process each."""
     commands = [[f"facepapers.papers.{paper}.{leaf}"] for paper in PAPERS for leaf in LEAVES if exists(paper, leaf)]
-    helped = [[f"facepapers.papers.{paper}.predict", "--help"] for paper in PAPERS if exists(paper, "predict")]
+    helped = [
+        [f"facepapers.papers.{paper}.{leaf}", "--help"]
+        for paper in PAPERS
+        for leaf in ("predict", "verify")
+        if exists(paper, leaf)
+    ]
     found = {}
     for some in (helped, commands):
         done = python("-c", LOADED, json.dumps(some))

@@ -23,6 +23,7 @@ from facepapers.common.cli import MissingData, UserError
 from facepapers.common.data import duplicates, sets
 from facepapers.common.faces import drawing, sampling, shape
 from facepapers.common.vision import alignment, images
+from facepapers.common.vision.alignment import FRAMES
 from facepapers.papers.face_attributes.config import Config
 
 SPLITS = Path(__file__).parent / "splits"
@@ -33,11 +34,6 @@ AGE_CLASSES = ("0-2", "3-9", "10-19", "20-29", "30-39", "40-49", "50-59", "60-69
 GENDER = ("male", "female")
 ETHNICITY = ("White", "Black", "Asian", "Indian", "Other")
 FAIRFACE_ETHNICITY = ("White", "Black", "Latino_Hispanic", "East Asian", "Southeast Asian", "Indian", "Middle Eastern")
-# Left eye, right eye, nose, mouth corners as shares of the crop's side: MTCNN's medians on 300 faces of each set.
-FRAMES = {
-    "utkface": ((0.3025, 0.2932), (0.6956, 0.2923), (0.4951, 0.5281), (0.3228, 0.6977), (0.6727, 0.6997)),
-    "ferplus": ((0.3239, 0.3949), (0.6983, 0.3881), (0.5069, 0.6002), (0.3582, 0.7881), (0.6683, 0.7852)),
-}
 # Synthetic faces; see faces/drawing.py. `group` of the renderer stands for no population and is called ethnicity here
 # only so that the demo runs the same code. People of the trunk vary in age from picture to picture, as on photographs
 # of years; the attribute faces are all different people.

@@ -1,127 +1,138 @@
-"""All attributes of a face in one pass.
+"""All attributes of the faces in any photo, in one pass each.
 
 `python -m facepapers.papers.face_attributes.predict IMAGE ...`
 
-IMAGE is a face crop as of the set that the weights were trained on, or with `--mtcnn` any photo. Writes
-IMAGE.attributes.json beside each image.
+IMAGE is a photo or a folder of photos. Writes IMAGE.attributes.json and IMAGE.attributes.png beside each. As a library:
+`attributes(released.load(), photos, boxes, five_points)` for a batch of photos (B, 3, H, W).
 """
 
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 
-from facepapers.common import cli, storage
-from facepapers.common.data import photos
-from facepapers.common.evidence import runs
-from facepapers.common.training import parallel
-from facepapers.common.vision import alignment, images, mtcnn, networks
-from facepapers.papers.face_attributes import assemble, data, evaluate, method, shared
-from facepapers.papers.face_attributes.config import PAPER, Config
+from facepapers.common import cli
+from facepapers.common.prediction import command, crops, drawing, finding
+from facepapers.common.vision import alignment
+from facepapers.papers.face_attributes import released
+from facepapers.papers.face_attributes.config import PAPER
 
 STATEMENT = (
     "These are guesses of how annotators would label the picture, in fixed categories: perceptions, not facts about "
     "the person, and wrong more often for some groups than for others (see the card). They are for research on the "
     "method; decide nothing about anybody by them."
 )
+KNOWN = {"aligned": alignment.ALIGNED, **alignment.FRAMES}
+LARGEST_STRETCH = 1.2  # of a crop's sides: more than that is no face crop
 
 
 @dataclass(frozen=True)
 class Command:
-    """Guess the attributes of faces."""
+    """Guess the attributes of faces. A --box, or with --whole the photo, is a square face crop: see --frame."""
 
-    images: tuple[Path, ...]  # image files
-    weights: Path | None = None  # weights file of a `chosen` row; without it the newest of this machine
-    frame: str | None = None  # position of the face in a crop: aligned (ArcFace's template), or as in a set named here
-    mtcnn: Path | None = None  # folder of MTCNN's weights: finds and aligns the main face of any photo
-    out: Path | None = None  # folder of what is written; without it the image's own
-    device: str = "auto"  # auto (a GPU where there is one), cpu or cuda
+    images: tuple[Path, ...]  # photos, or folders of photos
+    weights: str | None = None  # a released model, or weights of a `chosen` row; without it attributes, or your newest
+    frame: str = "utkface"  # how a face lies in a --box or --whole: utkface, ferplus, or aligned (ArcFace's template)
+    photos: command.Options = field(default=command.Options())  # where the faces are, what is written
 
 
 def main(argv: Sequence[str]) -> None:
-    """Write and print the attributes of each image."""
-    options = cli.command(Command, argv, "python -m facepapers.papers.face_attributes.predict", __doc__)
-    weights = options.weights or runs.newest_weights(PAPER, "*-chosen-*")
-    net, cfg, attributes, pixels = shared.load_shared(weights, parallel.start(options.device))
-    frame = options.frame or cfg.data.split("+")[0]
-    detector = mtcnn.Mtcnn(options.mtcnn) if options.mtcnn else None
-    cost = computation(net, cfg)
-    for path in options.images:
-        face = aligned(photos.read_photo(path), cfg.input_px, frame, detector, path)
-        started = time.perf_counter()
-        found = predict(net, attributes, networks.to_input(face, pixels))
-        spent = 1000 * (time.perf_counter() - started)
-        value = {"image": path.name, "attributes": found, "gflop": cost, "statement": STATEMENT}
-        storage.write_json((options.out or path.parent) / f"{path.stem}.attributes.json", value)
-        print(f"{path}: {spent:.1f} ms, {cost:.3f} GFLOP (2 per multiply-add)")
-        for name, answer in found.items():
-            years = f", {answer['years']:.0f} years" if "years" in answer else ""
-            print(f"  {name:10s} {answer['label']} ({answer['probability']:.2f}{years})")
-    print(STATEMENT)
+    """Write and print the attributes of each photo's faces."""
+    given = cli.command(Command, argv, "python -m facepapers.papers.face_attributes.predict", __doc__, least=0)
+    if given.frame not in KNOWN:
+        raise cli.UserError(f"--frame {given.frame}: known are {', '.join(KNOWN)}")
+    device, find = command.begin(given.images, given.photos)
+    net = released.load(command.weights(given.weights, PAPER, released.NAMES[0], "*-chosen-*"), device)
+    command.run(task_of(net, given.frame), given.images, given.photos, find)
 
 
-def frames() -> tuple[str, ...]:
-    """Positions of a face in a crop that `--frame` knows by name."""
-    return ("aligned", *data.FRAMES)
+def task_of(net: released.Attributes, frame: str) -> command.Task:
+    """The attributes' part of the command."""
+
+    def answers(photo: torch.Tensor, faces: finding.Faces) -> list[dict[str, Any]]:
+        if faces.points is None:
+            check_square(faces.boxes[0])
+        found = attributes(net, [photo], faces.boxes, faces.points, [0] * len(faces), frame)
+        return [{"attributes": worded(net, {k: v[n] for k, v in found.items()})} for n in range(len(faces))]
+
+    columns = [c for name in net.classes for c in (name, f"{name}_probability")]
+    columns += ["age_years"] if any(a.years for a in net.attributes.values()) else []
+    return command.Task(
+        kind="attributes", answers=answers, line=lambda answer: ", ".join(lines(answer)),
+        mark=lambda answer: drawing.Mark(text=lines(answer)), columns=columns, row=row, about={"statement": STATEMENT},
+    )  # fmt: skip
 
 
-def aligned(photo: torch.Tensor, px: int, frame: str, detector: mtcnn.Mtcnn | None, path: Path | str) -> torch.Tensor:
-    """The trunk's input pixels (1, 3, px, px) 0..255 of a photo (3, H, W) of any size.
-
-    Raises UserError when a crop is expected and the image is far from square, or no face is found.
-    """
-    height, width = photo.shape[1:]
-    if detector is not None:
-        boxes, _, points = detector.detect(photo)
-        try:
-            five = mtcnn.main_face(boxes, points, width, height)
-        except cli.UserError:
-            raise cli.UserError(f"{path}: no face was found; give a face crop without --mtcnn") from None
-        return resampled(alignment.align(photo[None], five[None].numpy(), 2 * px), px)
-    if frame not in ("embedded", *frames(), *data.READERS):
-        raise cli.UserError(f"--frame {frame}: known are {', '.join(frames())}")
-    if max(height, width) > 1.2 * min(height, width):
+def check_square(box: torch.Tensor) -> None:
+    """UserError for a crop (4,) that is far from square: stretched faces were never trained on."""
+    width, height = box[2:].tolist()
+    if max(width, height) > LARGEST_STRETCH * min(width, height):
         raise cli.UserError(
-            f"{path}: {width}x{height} is no square face crop; cut it, or find the face by --mtcnn FOLDER"
+            f"{width:g}x{height:g} px are no square face crop; give a square --box, or neither --box nor --whole, so "
+            "that the detector finds the face"
         )
-    side = min(height, width)
-    square = photo[:, (height - side) // 2 :, (width - side) // 2 :][None, :, :side, :side]
-    while square.shape[-1] > 2 * 112:
-        square = images.halve(square)
-    where = images.similarity(torch.full((1, 2), 55.5), torch.full((1,), 112.0), torch.zeros(1), torch.zeros(1) > 0, px)
-    return images.crop(square, data.after(data.frame_of(frame, square.shape[-1]), where), px)
 
 
-def resampled(faces: torch.Tensor, px: int) -> torch.Tensor:
-    """uint8 faces as float pixels of px x px."""
-    return evaluate.resized(faces, px)
+@torch.inference_mode()
+def attributes(
+    net: released.Attributes,
+    photos: torch.Tensor | Sequence[torch.Tensor],
+    boxes: torch.Tensor,
+    points: torch.Tensor | None = None,
+    owner: Sequence[int] | None = None,
+    frame: str = "aligned",
+) -> dict[str, torch.Tensor]:
+    """Attribute -> probabilities (N, classes), and `age_years` (N,), of N faces in one pass.
+
+    photos: uint8 (B, 3, H, W), or (3, H, W) of any sizes; `owner` (N,) numbers each face's photo, by default the n-th.
+    Faces are placed by five `points` (N, 5, 2); without these, boxes (N, 4) are crops in which they lie as in `frame`.
+    """
+    device = next(iter(net.state_dict().values())).device
+    # With points the crop is the template's; a box is another frame's, in which the template's points are found.
+    placed = points if points is not None else points_in(boxes, frame)
+    to_photo = crops.frame_maps(boxes, placed, alignment.ALIGNED, net.input_px)
+    pixels = crops.cut(photos, to_photo, net.input_px, owner, device)
+    return {name: value.float().cpu() for name, value in net(pixels).items()}
 
 
-@torch.no_grad()
-def predict(
-    net: method.SharedNet, attributes: dict[str, data.Attribute], x: torch.Tensor
-) -> dict[str, dict[str, object]]:
-    """Attribute -> {label, probability, probabilities} (and years) for one face (1, 3, px, px), all in one pass."""
-    found = {}
-    for name, score in net.eval()(x.to(next(net.parameters()).device)).items():
-        attribute, probability = attributes[name], score.float().softmax(1).cpu()
-        groups = evaluate.groups_of(probability) if attribute.years else probability
-        best = int(groups.argmax())
-        found[name] = {
-            "label": attribute.classes[best], "probability": round(float(groups[0, best]), 4),
-            "probabilities": {c: round(float(p), 4) for c, p in zip(attribute.classes, groups[0], strict=True)},
+def points_in(boxes: torch.Tensor, frame: str) -> torch.Tensor:
+    """Five points (N, 5, 2), in the photo, of faces that lie in square crops `boxes` (N, 4) as `frame` says."""
+    side = boxes[:, 2:].prod(1).sqrt().view(-1, 1, 1)
+    corner = (boxes[:, :2] + boxes[:, 2:] / 2).unsqueeze(1) - side / 2
+    return corner + side * torch.as_tensor(np.asarray(KNOWN[frame]), dtype=torch.float32)
+
+
+def worded(net: released.Attributes, found: dict[str, torch.Tensor]) -> dict[str, dict[str, Any]]:
+    """Attribute -> {label, probability, probabilities} (and years) of one face's probabilities."""
+    answer = {}
+    for name, classes in net.classes.items():
+        best = int(found[name].argmax())
+        answer[name] = {
+            "label": classes[best], "probability": round(float(found[name][best]), 4),
+            "probabilities": {c: round(float(p), 4) for c, p in zip(classes, found[name], strict=True)},
         }  # fmt: skip
-        if attribute.years:
-            found[name]["years"] = round(float(method.expected_median(probability)[0]), 1)
+        if f"{name}_years" in found:
+            answer[name]["years"] = round(float(found[f"{name}_years"]), 1)
+    return answer
+
+
+def lines(answer: dict[str, Any]) -> list[str]:
+    """One line an attribute: `gender female 0.93`."""
+    years = lambda value: f", {value['years']:.0f} years" if "years" in value else ""
+    return [f"{name} {value['label']} {value['probability']:.2f}{years(value)}"
+            for name, value in answer["attributes"].items()]  # fmt: skip
+
+
+def row(answer: dict[str, Any]) -> dict[str, Any]:
+    """Label and probability of each attribute, and the years."""
+    found: dict[str, Any] = {}
+    for name, value in answer["attributes"].items():
+        found |= {name: value["label"], f"{name}_probability": value["probability"]}
+        found |= {f"{name}_years": value["years"]} if "years" in value else {}
     return found
-
-
-def computation(net: method.SharedNet, cfg: Config) -> float:
-    """GFLOP (2 per multiply-add) of all predictions of one face."""
-    per_stage, heads = assemble.costs(net, cfg)
-    return 2 * method.pattern_macs(per_stage, net.starts, heads) / 1e9
 
 
 if __name__ == "__main__":

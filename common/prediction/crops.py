@@ -1,0 +1,112 @@
+"""Crops of faces from photos of any size: boxes or five points to maps, maps to one batch of pixels.
+
+Boxes are x, y, width, height and points x, y in pixels of the photo, pixel centres at integers: a whole photo is the
+box (-0.5, -0.5, width, height).
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from facepapers.common.vision import alignment, images
+
+Shares = np.ndarray | Sequence[Sequence[float]]  # (5, 2) of a crop's side, from its upper left corner
+SHRINK = 2.2  # bilinear sampling may shrink by about two; beyond it, pixels are averaged first
+STRIP = 2**24  # pixels that are averaged at once, so that a photo of 20,000 pixels a side needs no copy in float32
+
+
+def box_maps(boxes: torch.Tensor, size: int) -> torch.Tensor:
+    """Maps (N, 2, 3) from crops of `size` px to the photo: the square of each box's area around its centre (N, 4)."""
+    boxes = boxes.double()
+    centre, side = boxes[:, :2] + boxes[:, 2:] / 2, boxes[:, 2:].prod(1).sqrt()
+    still = torch.zeros(len(boxes), dtype=torch.float64)
+    return images.similarity(centre, side, still, still.bool(), size)
+
+
+def point_maps(points: torch.Tensor, target: np.ndarray) -> torch.Tensor:
+    """Maps (N, 2, 3) from crops to the photo that best take `target` (5, 2), in the crop, to five points (N, 5, 2).
+
+    Least squares over rotation, scale and shift. Raises UserError when all points of a face coincide.
+    """
+    onto_crop = torch.from_numpy(alignment.similarity_transform(points.double().numpy(), target))
+    return images.invert(onto_crop)
+
+
+def frame_maps(boxes: torch.Tensor, points: torch.Tensor | None, shares: Shares, size: int) -> torch.Tensor:
+    """Maps (N, 2, 3) from crops of `size` px, in which five points lie at `shares` (5, 2) of the side, to the photo.
+
+    Without `points` (N, 5, 2) each box (N, 4) is such a crop already.
+    """
+    return box_maps(boxes, size) if points is None else point_maps(points, np.asarray(shares) * size - 0.5)
+
+
+def sides(to_photo: torch.Tensor, size: int) -> torch.Tensor:
+    """Sides (N,), in pixels of the photo, of crops of `size` px with these maps (N, 2, 3)."""
+    return size * torch.linalg.det(to_photo[:, :, :2].double()).abs().sqrt()
+
+
+def cut(
+    photos: torch.Tensor | Sequence[torch.Tensor],
+    to_photo: torch.Tensor,
+    size: int,
+    owner: Sequence[int] | None = None,
+    device: torch.device | str = "cpu",
+) -> torch.Tensor:
+    """Crops (N, 3, size, size) float32 0..255 on `device` of uint8 photos (B, 3, H, W), or (3, H, W) of any sizes.
+
+    `to_photo` (N, 2, 3) maps crop pixels to photo pixels, `owner` (N,) numbers the photo of each (by default the n-th).
+    Where a crop shrinks the photo by more than SHRINK, the part that it shows is halved first, so nothing aliases.
+    Outside the photo its edge pixels are repeated.
+    """
+    owner = range(len(to_photo)) if owner is None else owner
+    layout = torch.channels_last  # in which convolutions are fastest
+    crops = torch.empty(len(to_photo), 3, size, size, device=device, memory_format=layout)
+    for n, (k, part) in enumerate(zip(owner, _parts(photos, to_photo.double().numpy(), size, owner), strict=True)):
+        (top, bottom, left, right), levels = part
+        pixels = photos[k][None, :, top:bottom, left:right]
+        for _ in range(levels):
+            pixels = halved(pixels)
+        crops[n] = images.crop(pixels.to(device), _inside(to_photo[n], left, top, levels)[None], size)[0]
+    return crops
+
+
+def _parts(photos, maps, size, owner):
+    """For each crop ((top, bottom, left, right) of the part that it shows, how often that is halved)."""
+    edge = size - 0.5
+    corners = np.array([[-0.5, -0.5], [edge, -0.5], [-0.5, edge], [edge, edge]]) @ maps[:, :, :2].swapaxes(1, 2)
+    corners = corners + maps[:, None, :, 2]
+    scales = np.sqrt(np.abs(np.linalg.det(maps[:, :, :2])))
+    found = []
+    for k, scale, low, high in zip(owner, scales, corners.min(1), corners.max(1), strict=True):
+        height, width = photos[k].shape[-2:]
+        levels = 0
+        while scale / 2**levels > SHRINK and min(height, width) >> levels >= 2:
+            levels += 1
+        rows, columns = (_span(low[a], high[a], extent, 2**levels) for a, extent in ((1, height), (0, width)))
+        found.append(((*rows, *columns), levels))
+    return found
+
+
+def _span(low, high, extent, block):
+    """First and end pixel, within 0..extent, of what lies between low and high: in whole blocks, with a margin of two.
+
+    A last, incomplete block is left out, as halving does; without any, the nearest block is taken.
+    """
+    last = extent // block - 1
+    first = min(max(int(np.floor(low / block)) - 2, 0), last)
+    end = min(max(int(np.ceil(high / block)) + 2, first), last) + 1
+    return first * block, end * block
+
+
+def _inside(to_photo, left, top, levels):
+    """The map to pixels of the part that begins at (left, top) and was halved `levels` times."""
+    block, moved = 2**levels, to_photo.double().clone()
+    moved[:, 2] -= torch.tensor([left, top], dtype=torch.float64) + (block - 1) / 2
+    return (moved / block).float()
+
+
+def halved(pixels: torch.Tensor) -> torch.Tensor:
+    """images.halve of one uint8 photo (1, 3, H, W), in strips of rows."""
+    rows = max(2, STRIP // pixels.shape[-1] // 2 * 2)
+    return torch.cat([images.halve(strip) for strip in pixels.split(rows, 2) if strip.shape[2] > 1], 2)

@@ -1,0 +1,146 @@
+"""Which photos a command takes, where its results go, and the table of many faces."""
+
+import csv
+import json
+import os
+import re
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from facepapers.common.cli import UserError
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
+OURS = re.compile(r"\.(points|attributes|expression|verify)\.png$")  # pictures that these commands wrote
+POLL_S = 0.5  # how often a watched folder is looked at
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A photo and the path of what is written about it, which lacks its ending (`face` for face.points.json)."""
+
+    path: Path
+    base: Path
+
+
+def listed(given: Sequence[Path], out: Path | None = None) -> tuple[list[Photo], list[UserError]]:
+    """(photos, errors): the files given and those in the folders given, each once, with a base of its own.
+
+    A base is the photo's name without suffix, in the photo's folder or in `out`. Where two of these are equal, names
+    keep their suffix; where that is not enough, `out` repeats the photos' folders. A folder without a picture is an
+    error, which does not keep the others from being done.
+    """
+    paths: dict[str, Path] = {}
+    errors = []
+    for one in given:
+        found = pictures_in(one) if one.is_dir() else [one]
+        if not found:
+            errors.append(UserError(f"{one}: no picture in this folder ({' '.join(sorted(SUFFIXES))})"))
+        for path in found:
+            paths.setdefault(os.path.abspath(path), path)
+    top = os.path.commonpath([os.path.dirname(path) for path in paths]) if paths else ""
+    places = [
+        [(out or path.parent) / path.stem for path in paths.values()],
+        [(out or path.parent) / path.name for path in paths.values()],
+        [Path(out or top) / os.path.relpath(path, top) for path in paths],
+    ]
+    bases = next(bases for bases in places if len(set(bases)) == len(bases))
+    return [Photo(path, base) for path, base in zip(paths.values(), bases, strict=True)], errors
+
+
+def pictures_in(folder: Path) -> list[Path]:
+    """The pictures in a folder and in those below it, by name; hidden ones and results of ours are left out."""
+    return sorted(
+        path for path in folder.rglob("*")
+        if path.suffix.lower() in SUFFIXES and not OURS.search(path.name) and path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )  # fmt: skip
+
+
+def arriving(folder: Path, out: Path | None, done: set[str], poll_s: float = POLL_S) -> Iterator[Photo]:
+    """The photos of a folder as they come, without end; those whose paths are in `done` are left out.
+
+    A photo is taken when it did not change between two looks, and again when it is changed later. UserError when the
+    folder is not there.
+    """
+    if not folder.is_dir():
+        raise UserError(f"--watch {folder}: no such folder")
+    taken: dict[Path, tuple] = {}
+    before: dict[Path, tuple] = {}
+    while True:
+        now = {path: state for path in pictures_in(folder) if (state := _state(path))}
+        for path, state in now.items():
+            if before.get(path) == state and taken.get(path) != state:
+                taken[path] = state
+                if str(path) in done:
+                    done.discard(str(path))  # until it changes
+                else:
+                    yield Photo(path, (out / path.relative_to(folder)) if out else path)
+        before = now
+        time.sleep(poll_s)
+
+
+def _state(path):
+    """What changes while a file is being written; None for one that is gone again."""
+    try:
+        about = path.stat()
+    except OSError:
+        return None
+    return about.st_size, about.st_mtime_ns
+
+
+class Table:
+    """One row or line per face in a .csv or .jsonl file, written at once; `more` continues a file that is there.
+
+    `done` holds the photos that the continued file names. Raises UserError for another kind of file, one that cannot
+    be written, and a table of other columns.
+    """
+
+    def __init__(self, path: Path, columns: Sequence[str], more: bool = False) -> None:
+        if path.suffix not in (".csv", ".jsonl"):
+            raise UserError(f"--table {path}: name a .csv or a .jsonl file")
+        self.path, self.columns = path, list(columns)
+        more = more and path.exists() and path.stat().st_size > 0
+        self.done = self._photos_of() if more else set()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.file: IO[str] = open(path, "a" if more else "w", newline="")  # noqa: SIM115
+        except OSError as error:
+            raise UserError(f"{path}: cannot be written ({error.strerror}); choose another file") from None
+        if not more and path.suffix == ".csv":
+            self._write([self.columns])
+
+    def add(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Write rows; what is no number or string becomes JSON in a .csv file."""
+        if self.path.suffix == ".jsonl":
+            self._write([json.dumps(row, allow_nan=False) for row in rows])
+        else:
+            plain = lambda value: value if isinstance(value, str | int | float) else json.dumps(value)
+            self._write([[plain(row.get(column, "")) for column in self.columns] for row in rows])
+
+    def _write(self, rows):
+        try:
+            if self.path.suffix == ".csv":
+                csv.writer(self.file, lineterminator="\n").writerows(rows)
+            else:
+                self.file.writelines(f"{row}\n" for row in rows)
+            self.file.flush()
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be written ({error.strerror}); make room") from None
+
+    def _photos_of(self):
+        """Paths of the photos in the file."""
+        try:
+            whole = self.path.read_bytes().rfind(b"\n") + 1  # a killed process may have left half a line
+            os.truncate(self.path, whole)
+            with open(self.path, newline="") as file:
+                if self.path.suffix == ".jsonl":
+                    return {json.loads(line)["photo"] for line in file}
+                rows = csv.DictReader(file)
+                if rows.fieldnames != self.columns:
+                    raise UserError(f"{self.path}: a table of other columns; name another file by --table")
+                return {row["photo"] for row in rows}
+        except (OSError, ValueError, KeyError, UnicodeDecodeError) as error:
+            raise UserError(f"{self.path}: cannot be continued ({error}); name another file by --table") from None

@@ -1,0 +1,450 @@
+"""The commands that predict: crops, faces found, files taken and written, errors photo by photo, a watched folder."""
+
+import csv
+import functools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from facepapers.common.cli import MissingData, UserError
+from facepapers.common.faces import drawing as embedded
+from facepapers.common.prediction import crops, drawing, files, finding, identity
+from facepapers.common.vision import alignment, images, mtcnn
+from facepapers.papers.arcface import verify
+from facepapers.papers.coarse_to_fine import predict as landmarks
+from facepapers.papers.face_attributes import predict as attributes
+from facepapers.papers.hybrid_order_distillation import verify as low
+from facepapers.papers.resup import predict as expression
+from tests import test_released
+from tests.conftest import one_line_error
+
+weights = test_released.files  # paper -> a small weights file
+COMMANDS = {
+    "heatmap": landmarks, "attributes": attributes, "expression": expression, "embedding": verify, "embedding16": low,
+}  # fmt: skip
+FIVE = torch.tensor(alignment.TEMPLATE_112).float()
+
+
+@functools.cache
+def drawn():
+    """Three faces of 96 px."""
+    return embedded.generate(3, 7, size=96)
+
+
+@pytest.fixture(scope="module")
+def people():
+    return drawn()
+
+
+@pytest.fixture
+def group(tmp_path, people):
+    """A photo of 480x200 px with the three faces, the second one on the left."""
+    picture = np.full((200, 480, 3), 120, np.uint8)
+    for k, x in ((0, 180), (1, 20), (2, 340)):
+        picture[50:146, x : x + 96] = people.images[k].permute(1, 2, 0).numpy()
+    Image.fromarray(picture).save(tmp_path / "group.png")
+    return tmp_path / "group.png"
+
+
+class Detector:
+    """Finds the three faces of `group` where they are, the best first; none in photos that are all of one colour."""
+
+    def __init__(self, *words):
+        pass
+
+    def detect(self, photo):
+        if float(photo.float().std()) < 1:
+            return torch.empty(0, 4), torch.empty(0), torch.empty(0, 5, 2)
+        corner = torch.tensor([[180.0, 50], [20, 50], [340, 50]])
+        points = drawn().five.float() + corner[:, None]
+        return torch.cat([corner + 10, corner + 80], 1), torch.tensor([0.99, 0.98, 0.97]), points
+
+
+@pytest.fixture
+def detector(monkeypatch, tmp_path):
+    monkeypatch.setattr(mtcnn, "Mtcnn", Detector)
+    monkeypatch.setattr(mtcnn, "folder", lambda: tmp_path / "mtcnn")
+    (tmp_path / "mtcnn").mkdir()
+    for name in mtcnn.FILES:
+        (tmp_path / "mtcnn" / name).touch()
+
+
+def run(name, weights, *words):
+    COMMANDS[name].main([*map(str, words), "--weights", str(weights[name]), "--device", "cpu"])
+
+
+def fails(name, weights, *words):
+    with pytest.raises(UserError) as error:
+        run(name, weights, *words)
+    one_line_error(error)
+    return error.value
+
+
+def table_of(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+# ---- Crops
+
+
+def whole_photo(photo, to_photo, size):
+    """What `cut` must give: the photo itself is halved, and then cut."""
+    pixels, times = photo[None], 1
+    scale = float(torch.linalg.det(to_photo[:, :2]).abs().sqrt())
+    while scale / times > crops.SHRINK and min(pixels.shape[-2:]) >= 2:
+        pixels, times = images.halve(pixels), 2 * times
+    moved = to_photo.clone()
+    moved[:, 2] -= (times - 1) / 2
+    return images.crop(pixels, (moved / times).float()[None], size)[0]
+
+
+def test_crops_are_those_of_the_whole_photo(monkeypatch):
+    """Of photos of any size, turned and mirrored, also far outside; in strips, too."""
+    monkeypatch.setattr(crops, "STRIP", 400)
+    gen = torch.Generator().manual_seed(3)
+    photos = [torch.randint(0, 256, (3, h, w), generator=gen, dtype=torch.uint8)
+              for h, w in ((1, 9), (40, 31), (400, 130), (33, 300), (7, 7), (256, 256))]  # fmt: skip
+    owner = torch.randint(6, (80,), generator=gen).tolist()
+    extent = torch.tensor([photos[k].shape[:0:-1] for k in owner]).double()
+    centre = (torch.rand(80, 2, generator=gen) * 1.8 - 0.4) * extent
+    side, angle = torch.rand(80, generator=gen).double() * 500 + 1, torch.rand(80, generator=gen).double() * 6
+    to_photo = images.similarity(centre, side, angle, angle > 3, 16)
+    found = crops.cut(photos, to_photo, 16, owner)
+    expected = torch.stack([whole_photo(photos[k], m, 16) for k, m in zip(owner, to_photo, strict=True)])
+    torch.testing.assert_close(found, expected, rtol=0, atol=0.02)
+    assert crops.cut(photos, to_photo[:0], 16, []).shape == (0, 3, 16, 16)
+
+
+def test_a_box_is_the_square_of_its_area_and_a_whole_photo_keeps_its_pixels(people):
+    photo = people.images[0]
+    whole = torch.tensor([[-0.5, -0.5, 96.0, 96.0]])
+    torch.testing.assert_close(
+        crops.cut(photo[None], crops.box_maps(whole, 96), 96)[0], photo.float(), rtol=0, atol=0.01
+    )
+    wide = crops.box_maps(torch.tensor([[10.0, 20.0, 8.0, 32.0]]), 16)
+    assert crops.sides(wide, 16).tolist() == [16.0]
+    middle = images.transform_points(torch.tensor([[[7.5, 7.5]]]).double(), wide)
+    assert middle.flatten().tolist() == [14.0, 36.0]
+
+
+def test_five_points_lie_where_the_frame_says():
+    points = FIVE[None] * 1.7 + torch.tensor([30.0, 4.0])
+    to_photo = crops.frame_maps(torch.zeros(1, 4), points, alignment.ALIGNED, 56)
+    where = (torch.as_tensor(alignment.ALIGNED) * 56 - 0.5)[None]
+    torch.testing.assert_close(images.transform_points(where, to_photo), points.double(), rtol=0, atol=1e-4)
+
+
+# ---- Faces
+
+
+def test_faces_are_numbered_from_left_to_right_at_any_size(monkeypatch):
+    photo = torch.randint(0, 256, (3, 200, 480), dtype=torch.uint8)
+    found = finding.detected(Detector(), photo)
+    assert found.boxes[:, 0].tolist() == [30, 190, 350] and found.boxes[:, 2:].eq(70).all()
+    assert found.probability.tolist() == pytest.approx([0.98, 0.99, 0.97])
+    monkeypatch.setattr(finding, "LOOK_PX", 240)  # the detector now sees half of each photo
+    large = finding.detected(Detector(), photo.repeat_interleave(2, 1).repeat_interleave(2, 2)[:, :200, :480])
+    torch.testing.assert_close(large.boxes, torch.cat([found.boxes[:, :2] * 2 + 0.5, found.boxes[:, 2:] * 2], 1))
+    torch.testing.assert_close(large.points, found.points * 2 + 0.5)
+
+
+def test_no_detector_and_no_box_name_both_remedies(group, weights, tmp_path, monkeypatch):
+    monkeypatch.setattr(mtcnn, "folder", lambda: tmp_path / "none")
+    for name in COMMANDS:
+        with pytest.raises(MissingData) as error:
+            run(name, weights, group, group)
+        one_line_error(error, "make data-mtcnn", "--box X,Y,W,H")
+
+
+@pytest.mark.parametrize("box", ["0,0,0,10", "0,0,-4,9", "1,2,3", "a,b,c,d", "nan,0,9,9", "0,0,inf,9", "480,0,9,9"])
+def test_boxes_that_are_none_or_outside(group, weights, box):
+    assert "box" in str(fails("heatmap", weights, group, f"--box={box}"))
+    assert "give one of them" in str(fails("heatmap", weights, group, "--box=0,0,9,9", "--whole"))
+
+
+# ---- Files
+
+
+def touch(folder, *names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    return [folder / name for name in names]
+
+
+def test_every_photo_has_a_base_of_its_own(tmp_path):
+    a, b, twin, _, _, _ = touch(tmp_path, "x/a.jpg", "y/a.jpg", "x/a.png", "x/a.points.png", "x/.b.jpg", "x/notes.txt")
+    bases = lambda given, out=None: [str(p.base.relative_to(tmp_path)) for p in files.listed(given, out)[0]]
+    assert bases([a, b]) == ["x/a", "y/a"]
+    assert bases([a, a, tmp_path / "x" / ".." / "x" / "a.jpg", b], tmp_path / "o") == ["o/x/a.jpg", "o/y/a.jpg"]
+    assert bases([a, twin]) == ["x/a.jpg", "x/a.png"]
+    assert bases([b], tmp_path / "o") == ["o/a"]
+    assert bases([tmp_path]) == ["x/a.jpg", "x/a.png", "y/a.jpg"], "hidden ones and our own pictures are left out"
+    photos, errors = files.listed([tmp_path / "x", *touch(tmp_path, "z/text")[0].parents[:1]])
+    assert len(photos) == 2 and "no picture in this folder" in str(errors[0])
+
+
+def test_a_table_is_continued_after_a_half_written_line(tmp_path):
+    for ending, half in ((".csv", '"b.jpg",0.'), (".jsonl", '{"photo": "b.jpg", "p')):
+        path = tmp_path / f"t{ending}"
+        files.Table(path, ["photo", "p"]).add([{"photo": "a,1.jpg", "p": 0.5}])
+        with open(path, "a") as file:
+            file.write(half)
+        table = files.Table(path, ["photo", "p"], more=True)
+        assert table.done == {"a,1.jpg"}
+        table.add([{"photo": "b.jpg", "p": [1, 2]}])
+        assert files.Table(path, ["photo", "p"], more=True).done == {"a,1.jpg", "b.jpg"}
+    with pytest.raises(UserError, match="of other columns"):
+        files.Table(tmp_path / "t.csv", ["photo", "q"], more=True)
+    with pytest.raises(UserError, match=r"name a \.csv"):
+        files.Table(tmp_path / "t.txt", ["photo"])
+    with pytest.raises(UserError, match="cannot be written"):
+        files.Table(tmp_path / "t.csv" / "t.csv", ["photo"])
+
+
+def test_a_watched_folder_gives_finished_photos_once(tmp_path, monkeypatch):
+    """One that grows waits, one that changes comes again, and what is `done` comes when it changes."""
+    old, growing = touch(tmp_path, "old.png", "sub/growing.png")
+    looks = []
+
+    def sleep(seconds):
+        looks.append(seconds)
+        if len(looks) <= 2:
+            growing.write_text("x" * len(looks))
+        if len(looks) == 6:
+            old.write_text("again")
+        assert len(looks) < 20, "nothing came"
+
+    monkeypatch.setattr(files.time, "sleep", sleep)
+    stream = files.arriving(tmp_path, tmp_path / "out", {str(old)})
+    first = next(stream)
+    assert (first.path, first.base, len(looks)) == (growing, tmp_path / "out" / "sub" / "growing.png", 3)
+    assert next(stream).path == old and len(looks) == 7
+    with pytest.raises(UserError, match="no such folder"):
+        next(files.arriving(tmp_path / "none", None, set()))
+
+
+# ---- The commands
+
+
+@pytest.mark.parametrize("name", ["heatmap", "attributes", "expression"])
+def test_all_faces_of_a_photo_are_predicted(name, group, weights, detector, tmp_path, capsys):
+    run(name, weights, group, "--out", tmp_path / "out")
+    kind = {"heatmap": "points", "attributes": "attributes", "expression": "expression"}[name]
+    written = json.loads((tmp_path / "out" / f"group.{kind}.json").read_text())
+    assert [face["face"] for face in written["faces"]] == [1, 2, 3]
+    assert [face["box_xywh"][0] for face in written["faces"]] == [30, 190, 350]
+    assert Image.open(tmp_path / "out" / f"group.{kind}.png").size == (480, 200)
+    said = capsys.readouterr().out
+    assert all(f"face {k} of 3: " in said for k in (1, 2, 3))
+    run(name, weights, group, "--table", tmp_path / "t.csv", "--no-picture")
+    rows = table_of(tmp_path / "t.csv")
+    assert [row["face"] for row in rows] == ["1", "2", "3"] and not list(tmp_path.glob("group.*.json"))
+    assert all(value for row in rows for value in row.values()), "no column is empty"
+
+
+def test_answers_of_a_batch_are_those_of_single_faces(group, weights, people):
+    """The library calls, by boxes and by points: five commands, three photos of one size."""
+    photos = torch.nn.functional.pad(people.images, (10, 30, 20, 12))
+    boxes, points = torch.tensor([[10.0, 20, 96, 96]] * 3), people.five.float() + torch.tensor([10.0, 20.0])
+    net = landmarks.released.load(weights["heatmap"])
+    calls = {"heatmap": lambda *words: landmarks.points(net, *words[:2])}
+    for name, function in (("attributes", attributes.attributes), ("expression", expression.expressions),
+                           ("embedding", verify.embeddings), ("embedding16", low.embeddings)):  # fmt: skip
+        calls[name] = functools.partial(function, COMMANDS[name].released.load(weights[name]))
+    for name, call in calls.items():
+        for words in ((boxes,), (boxes, points)):
+            together = call(photos, *words)
+            for k in range(3):
+                alone = call([photos[k]], *(w[k : k + 1] for w in words))
+                for a, b in zip(alone.values(), together.values()) if isinstance(alone, dict) else [(alone, together)]:
+                    torch.testing.assert_close(a[0], b[k], rtol=1e-3, atol=1e-3, msg=name)
+
+
+def test_points_follow_the_face(weights, people):
+    """A face elsewhere in the photo, twice as large, gets the same points there."""
+    net = landmarks.released.load(weights["heatmap"])
+    box = torch.tensor([[-0.5, -0.5, 96, 96]])
+    here = landmarks.points(net, people.images[:1], box)
+    large = torch.nn.functional.pad(people.images[:1].repeat_interleave(2, 2).repeat_interleave(2, 3), (30, 8, 50, 9))
+    there = landmarks.points(net, large, torch.tensor([[29.5, 49.5, 192.0, 192.0]]))
+    torch.testing.assert_close(there, (here + 0.5) * 2 - 0.5 + torch.tensor([30.0, 50.0]), rtol=0, atol=0.5)
+
+
+def test_a_frame_says_where_the_face_lies_in_a_box(weights, people):
+    """Boxes read as UTKFace's crops give the answers of those five points."""
+    net, box = attributes.released.load(weights["attributes"]), torch.tensor([[3.0, 5.0, 80.0, 80.0]])
+    by_box = attributes.attributes(net, people.images[:1], box, frame="utkface")
+    points = torch.tensor(alignment.FRAMES["utkface"]).float()[None] * 80 + torch.tensor([3.0, 5.0])
+    by_points = attributes.attributes(net, people.images[:1], box, points)
+    torch.testing.assert_close(by_box, by_points)
+    assert not torch.allclose(by_box["gender"], attributes.attributes(net, people.images[:1], box)["gender"])
+
+
+def bad_photos(folder):
+    """Name -> what is said of it."""
+    Image.fromarray(np.full((60, 60, 3), 9, np.uint8)).save(folder / "plain.png")
+    (folder / "broken.jpg").write_bytes((folder / "group.png").read_bytes()[:3000])
+    (folder / "text.png").write_text("no picture")
+    Image.new("RGB", (1, 1)).save(folder / "dot.png")
+    return {"plain.png": "no face", "broken.jpg": "damaged", "text.png": "not an image", "dot.png": "too small",
+            "absent.png": "no such file", "empty": "no picture in this folder"}  # fmt: skip
+
+
+def test_bad_photos_are_one_line_each_and_the_others_are_done(group, weights, detector, tmp_path, capsys):
+    bad = bad_photos(tmp_path)
+    (tmp_path / "empty").mkdir()
+    Image.open(group).convert("L").save(tmp_path / "grey.png")
+    Image.fromarray(np.asarray(Image.open(group).convert("L")).astype(np.uint16) * 257).save(tmp_path / "deep.png")
+    frames = [Image.open(group).convert("P")] * 2
+    frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
+    good = ["group.png", "grey.png", "deep.png", "moving.gif"]
+    words = [tmp_path / n for pair in zip(bad, [*good, *good]) for n in pair]
+    said = str(fails("heatmap", weights, *words, "--out", tmp_path / "out"))
+    assert said == "6 of 10 failed, see above; the others are done"
+    written = {p.name for p in (tmp_path / "out").iterdir()}
+    assert written == {f"{Path(g).stem}.points.{ending}" for g in good for ending in ("json", "png")}
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 6
+    for file, reason in bad.items():
+        assert any(file in line and reason in line for line in errors), file
+    for file, reason in bad.items():  # alone, each is the one error
+        assert reason in str(fails("heatmap", weights, tmp_path / file))
+
+
+def test_a_face_at_the_border_a_narrow_photo_and_a_stretched_crop(group, weights, tmp_path):
+    run("heatmap", weights, group, "--box=-40,-30,90,90")
+    Image.new("RGB", (3000, 9)).save(tmp_path / "narrow.png")
+    run("heatmap", weights, tmp_path / "narrow.png", "--whole")
+    assert Image.open(tmp_path / "narrow.points.png").size == (1500, 4)
+    assert "group.png: 480x200 px are no square" in str(fails("attributes", weights, group, "--whole"))
+
+
+def test_what_cannot_be_written_is_one_line_and_the_others_are_done(group, weights, tmp_path):
+    (tmp_path / "locked").mkdir()
+    for path in (tmp_path / "locked" / "a.png", tmp_path / "b.png"):
+        path.write_bytes(group.read_bytes())
+    (tmp_path / "locked" / "a.points.png").mkdir()  # a folder stands where the picture goes
+    words = [tmp_path / "locked" / "a.png", tmp_path / "b.png", "--whole"]
+    assert "1 of 2 failed" in str(fails("heatmap", weights, *words))
+    assert (tmp_path / "b.points.json").exists()
+    assert "cannot be written" in str(fails("heatmap", weights, group, "--whole", "--out", tmp_path / "b.png"))
+    assert "IMAGES" in str(fails("heatmap", weights))
+    assert "IMAGES" in str(fails("heatmap", weights, group, "--watch", tmp_path))
+
+
+def test_weights_of_another_paper_are_one_line(group, weights):
+    for name, module in COMMANDS.items():
+        for other, path in weights.items():
+            if other not in (name, "cft") and (name, other) != ("embedding", "embedding16"):  # both are embeddings
+                with pytest.raises(UserError) as error:
+                    module.main([str(group), str(group), "--whole", "--weights", str(path), "--device", "cpu"])
+                one_line_error(error, path)
+
+
+def test_watching_appends_until_it_is_interrupted(group, weights, tmp_path, monkeypatch, capsys):
+    """A photo that is there, a broken one and a later one; started again, only what is new is predicted."""
+    folder, table = tmp_path / "in", tmp_path / "t.csv"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(group.read_bytes())
+    (folder / "b.png").write_text("broken")
+    looks = []
+
+    def sleep(seconds):
+        looks.append(seconds)
+        if len(looks) == 3:
+            (folder / "c.png").write_bytes(group.read_bytes())
+        if len(looks) in (6, 9):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(files.time, "sleep", sleep)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            run("heatmap", weights, "--watch", folder, "--table", table, "--whole")
+    assert [Path(row["photo"]).name for row in table_of(table)] == ["a.png", "c.png"]
+    said = capsys.readouterr()
+    assert said.err.count("b.png: not an image") == 2 and said.out.count("a.png: face 1 of 1") == 1
+
+
+# ---- Who is it
+
+
+def test_photos_are_compared_pair_by_pair(group, weights, detector, people, tmp_path, capsys):
+    for k in (0, 1):
+        Image.fromarray(people.images[k].permute(1, 2, 0).numpy()).save(tmp_path / f"{k}.png")
+    run("embedding", weights, tmp_path / "0.png", tmp_path / "1.png", tmp_path / "0.png", "--whole", "--threshold", 0.5)
+    said = capsys.readouterr().out
+    written = json.loads((tmp_path / "0.verify.json").read_text())
+    net = verify.released.load(weights["embedding"])
+    box = torch.tensor([[-0.5, -0.5, 96.0, 96.0]]).expand(2, -1)
+    a, b = verify.embeddings(net, people.images[:2], box)
+    assert written["pairs"][0]["distance"] == pytest.approx(float((a - b).square().sum()), abs=1e-3)
+    assert written["pairs"][0]["same"] == (written["pairs"][0]["distance"] < 0.5) and len(written["pairs"]) == 1
+    run("embedding", weights, tmp_path / "0.png", tmp_path / "1.png", "--whole", "--threshold", 0)
+    assert "different people" in capsys.readouterr().out
+    assert "error rates are not known" in said and Image.open(tmp_path / "0.verify.png").size[0] >= 400
+    run("embedding", weights, group, tmp_path / "1.png", "--mtcnn", "x")
+    heard = capsys.readouterr()
+    assert "3 faces; number 2 from the left, the main one" in heard.err and "no decision" in heard.out
+    for words, reason in (((group,), "name two photos"), ((group, tmp_path / "no.png", "--whole"), "no such file"),
+                          ((group, group, "--threshold", 5), "0 to 4")):  # fmt: skip
+        assert reason in str(fails("embedding", weights, *words))
+
+
+def test_the_rates_of_a_threshold_are_those_of_the_record(tmp_path, weights, group, people, capsys):
+    """Beside a run's weights lie its pairs: three of one person, four of two, one decision wrong each way."""
+    path = tmp_path / "run" / "model.safetensors"
+    path.parent.mkdir()
+    path.write_bytes(weights["embedding"].read_bytes())
+    distance = np.array([0.2, 0.4, 1.8, 0.45, 1.5, 1.6, 1.7])
+    np.savez(path.parent / "predictions.npz", distance=distance, same=np.arange(7) < 3)
+    options = identity.Options()
+    found = identity.threshold_of(path, "arcface", options)
+    assert 0.4 < found.value <= 0.45 and (found.false_accepts_pct, found.false_rejects_pct) == (0, 33.33)
+    assert "run, 7 pairs" in found.source
+    Image.fromarray(people.images[0].permute(1, 2, 0).numpy()).save(tmp_path / "0.png")
+    verify.main([str(group), str(tmp_path / "0.png"), "--whole", "--weights", str(path), "--device", "cpu"])
+    assert "calls 0.0 % of pairs of different people the same, and 33.3 %" in " ".join(capsys.readouterr().out.split())
+    assert identity.threshold_of(weights["embedding"], "arcface", options) is None
+
+
+def test_all_faces_of_a_folder_are_embedded_with_their_names(group, weights, detector, tmp_path, capsys):
+    bad_photos(tmp_path)
+    to = tmp_path / "out" / "e.npz"
+    with pytest.raises(UserError, match="4 of 5 failed"):
+        run("embedding", weights, "embed", tmp_path, "--to", to)
+    found = np.load(to)
+    assert found["photo"].tolist() == [str(group)] * 3 and found["face"].tolist() == [1, 2, 3]
+    assert found["embedding"].shape == (3, 16) and found["box_xywh"].shape == (3, 4)
+    np.testing.assert_allclose(np.linalg.norm(found["embedding"], axis=1), 1, rtol=1e-5)
+
+
+def test_low_faces_are_taken_as_they_are_or_reduced_on_request(weights, people, tmp_path, capsys):
+    net = low.released.load(weights["embedding16"])
+    small = torch.nn.functional.interpolate(people.images[:2].float(), 16).to(torch.uint8)
+    box = torch.tensor([[-0.5, -0.5, 16.0, 16.0]]).expand(2, -1)
+    assert torch.equal(low.low(net, small, box, None, None, None), small), "16 pixels stay as they are"
+    assert not torch.equal(low.low(net, small, box, None, None, 8), small)
+    large = torch.tensor([[-0.5, -0.5, 96.0, 96.0]]).expand(2, -1)
+    assert torch.equal(low.low(net, people.images[:2], large, None, None, None), net.preprocess(people.images[:2]))
+    for k in (0, 1):
+        Image.fromarray(small[k, :, :10, :10].permute(1, 2, 0).numpy()).save(tmp_path / f"{k}.png")
+    run("embedding16", weights, tmp_path / "0.png", tmp_path / "1.png", "--whole")
+    assert "a face of 10 px" in capsys.readouterr().err
+    assert "--size 113" in str(fails("embedding16", weights, tmp_path / "0.png", tmp_path / "1.png", "--whole",
+                                     "--size", 113))  # fmt: skip
+
+
+def test_pictures_show_points_numbers_and_words_inside(tmp_path):
+    photo = torch.full((3, 100, 300), 128, dtype=torch.uint8)
+    marks = [((10, 10, 40, 40), drawing.Mark([(30, 30)])), ((285, 60, 14, 30), drawing.Mark(text=["happiness 0.93"]))]
+    drawn = np.asarray(Image.open(drawing.write(photo, marks, tmp_path / "a.png"))).astype(int)
+    assert tuple(drawn[30, 30]) == drawing.POINT and tuple(drawn[10, 30]) == drawing.BOX
+    dark = np.argwhere((drawn == 0).all(2) | (drawn > 200).all(2))
+    assert len(dark) > 200 and tuple(drawn[80, 10]) == (128, 128, 128)
+    assert (drawn[:, 200:284] > 200).all(2).sum() > 30, "the words of a face at the border are moved inside"
