@@ -2,24 +2,28 @@
 
 import dataclasses
 import math
+import tempfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
 
-from facepapers.common import seeding
+from facepapers.common import seeding, storage
 from facepapers.common.data import markups
 from facepapers.common.data.alignment import AlignmentSet
 from facepapers.common.data.markups import Markup
+from facepapers.common.data.photos import read_photo
 from facepapers.common.faces import drawing as embedded
+from facepapers.common.prediction import drawing
 from facepapers.common.protocols import metrics
 from facepapers.common.training import precision
 from facepapers.common.vision import networks
-from facepapers.papers.coarse_to_fine import data, method, train
+from facepapers.papers.coarse_to_fine import data, method, predict, released, train
 from facepapers.papers.coarse_to_fine.config import Config, Model, preset
 from facepapers.papers.coarse_to_fine.crops import Crops, FaceCrops, Offsets, landmark_boxes
 
-BATCH, ROUND = 64, 20
+BATCH, ROUND, PHOTOS = 64, 20, 32
 
 
 def trained_networks() -> Iterator[tuple]:
@@ -58,6 +62,38 @@ def comparisons() -> Iterator[tuple]:
     for row in ("cft", "heatmap"):
         model, one = predictor(preset("short", row), faces.markup, device)
         yield f"{row}: one face, batch 1", "prediction", lambda model=model, one=one: model(one), "", None
+    for row in ("cft", "heatmap"):
+        cfg = preset("short", row)
+        yield from streams(row, released.Landmarks(predictor(cfg, faces.markup, device)[0], cfg, faces.markup), faces)
+
+
+def streams(row: str, net: released.Landmarks, faces: AlignmentSet) -> Iterator[tuple]:
+    """Points of a face in each of PHOTOS photos, as one batch of tensors against photo after photo.
+
+    Once without files, and once as the command does it, which reads the photo and writes its points and a picture.
+    """
+    large = torch.nn.functional.interpolate(faces.images[:PHOTOS].float(), scale_factor=2).to(torch.uint8)
+    photos = torch.nn.functional.pad(large, (224, 224, 144, 144))  # 192 px in 640x480 photos
+    centre, side = landmark_boxes(faces.points[:PHOTOS], net.margin)
+    boxes = 2 * torch.cat([centre - side[:, None] / 2 + torch.tensor([112.0, 72.0]), side[:, None].expand(-1, 2)], 1)
+    batch = lambda: predict.points(net, photos, boxes)
+    singly = lambda: [predict.points(net, photos[k : k + 1], boxes[k : k + 1]) for k in range(PHOTOS)]
+    torch.testing.assert_close(batch(), torch.cat(singly()), rtol=1e-3, atol=0.05)
+    what = f"{row}: points in {PHOTOS} photos"
+    yield what, "one batch", batch, "one at a time", singly
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [Path(folder, f"{k}.png") for k in range(PHOTOS)]
+        for path, photo in zip(paths, photos, strict=True):
+            drawing.write(photo, [], path)
+
+        def files() -> None:
+            for path, box in zip(paths, boxes, strict=True):
+                photo = read_photo(path)
+                found = predict.points(net, photo[None], box[None])[0].tolist()
+                storage.write_json(path.with_suffix(".json"), {"points_xy": found})
+                drawing.write(photo, [(box.tolist(), drawing.Mark(found))], path.with_suffix(".points.png"))
+
+        yield what, "one batch", batch, "one at a time, files read and written", files
 
 
 def stepper(cfg: Config, markup: Markup, batch: Crops, device: torch.device) -> Callable[[], None]:
