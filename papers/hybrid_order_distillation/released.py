@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from facepapers.common.cli import UserError
 from facepapers.common.protocols import verification
 from facepapers.common.training import released
-from facepapers.common.vision import networks
+from facepapers.common.vision import networks, resampling
 from facepapers.papers.hybrid_order_distillation import data, evaluate
 from facepapers.papers.hybrid_order_distillation.config import PAPER, Config, preset
-from facepapers.papers.hybrid_order_distillation.degrade import coefficients, filtered, resize
+from facepapers.papers.hybrid_order_distillation.degrade import resize
 
 NAMES = ("embedding16",)
 TESTED_IN_FLOAT32 = True  # by its own run too, whatever that was trained in
@@ -33,16 +33,13 @@ class LowEmbedder(torch.nn.Module):
     embeddings, which the loss reads; see the card.
     """
 
-    columns: torch.Tensor  # a buffer
-
     def __init__(self, net: networks.IResNet | networks.MobileFaceNetReLU, cfg: Config) -> None:
         super().__init__()
         self.net, self.input_px, self.aligned_px, self.operator = net, cfg.resolution, cfg.teacher_px, cfg.operator
         self.expects = (
             f"a face aligned to ArcFace's template (common/vision/alignment.py) that has {cfg.resolution} pixels a side"
         )
-        enlarge = coefficients(cfg.resolution, net.input_px, cfg.operator.split("_")[1])
-        self.register_buffer("columns", enlarge, persistent=False)
+        self.enlarge = resampling.PillowResize(cfg.resolution, net.input_px, cfg.operator.split("_")[1])
 
     def preprocess(self, faces: torch.Tensor) -> torch.Tensor:
         """Aligned uint8 faces (B, 3, H, H), or one, reduced to (B, 3, r, r); faces of r pixels stay as they are.
@@ -61,7 +58,7 @@ class LowEmbedder(torch.nn.Module):
 
     def network_input(self, faces: torch.Tensor) -> torch.Tensor:
         """What `net` takes of faces (B, 3, r, r) uint8."""
-        return networks.to_input(filtered(filtered(faces, self.columns.T), self.columns, left=True), self.net.pixels)
+        return networks.to_input(self.enlarge(faces), self.net.pixels)
 
     def forward(self, faces: torch.Tensor) -> Embedding:
         x = self.network_input(faces)
