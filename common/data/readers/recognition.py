@@ -88,6 +88,11 @@ def five_points(folder: AnyPath, images: AnyPath) -> dict[str, np.ndarray] | Non
             f"{first}: {size[0]}x{size[1]} px, not aligned to {ALIGNED_PX}; put landmarks.csv with five points a photo "
             "beside it (`python -m facepapers.common.tools.align` writes one with MTCNN)"
         ) from None
+    return read_points(path)
+
+
+def read_points(path: AnyPath) -> dict[str, np.ndarray]:
+    """{name: (5, 2)} of a landmarks.csv. Raises UserError for a bad line."""
     with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as handle:
         rows = list(csv.reader(handle))[1:]
     points = {}
