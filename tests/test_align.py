@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from facepapers.common.cli import MissingData, UserError
+from facepapers.common.data.readers import recognition
 from facepapers.common.vision import alignment, mtcnn
 
 torch.set_num_threads(1)
@@ -176,6 +177,58 @@ def test_bad_mtcnn_weights(tmp_path):
         mtcnn.Mtcnn(tmp_path)
 
 
+# ---- Crops that another fit has made
+
+
+class Points:
+    """A detector that finds a face with the next of the given points (5, 2) of a crop, or none where that is None."""
+
+    def __init__(self, found, margin):
+        self.found, self.margin = iter(found), margin
+
+    def detect(self, image):
+        five = next(self.found)
+        if five is None:
+            return torch.empty(0, 4), torch.empty(0), torch.empty(0, 5, 2)
+        box = torch.tensor([[0.0, 0, image.shape[2], image.shape[1]]])
+        return box, torch.ones(1), torch.tensor(five + self.margin)[None]
+
+
+@pytest.mark.parametrize("size", [112, 224])
+def test_crops_by_another_fit_are_off_the_template(size):
+    crops, target = [torch.zeros(3, size, size, dtype=torch.uint8)] * 4, alignment.template(size)
+    distance = lambda found: mtcnn.off_template_px(crops, Points(found, size // 2))
+    rng = np.random.default_rng(0)
+    shapes = [target + rng.normal(size=(5, 2)) * size / 30 for _ in range(4)]  # four faces' own shapes, then aligned
+    fits = alignment.similarity_transform(np.stack(shapes), target)
+    shapes = [five @ fit[:, :2].T + fit[:, 2] for five, fit in zip(shapes, fits)]
+    assert distance(shapes) == pytest.approx(0, abs=1e-4)
+    assert distance([five + [3 * size / 112, 0] for five in shapes]) == pytest.approx(3, abs=1e-3)
+    assert distance([shapes[0] + size, None, shapes[1], shapes[2]]) == pytest.approx(0, abs=1e-4)  # a median
+    assert distance([None] * 4) is None
+
+
+def test_readers_say_in_one_line_that_crops_look_otherwise(monkeypatch, capsys):
+    faces = torch.zeros(100, 3, 112, 112, dtype=torch.uint8)
+    for shift, said in ((1.4, 0), (1.6, 1)):
+        found = [alignment.TEMPLATE_112 + [0, shift]] * recognition.SAMPLED
+        monkeypatch.setattr(mtcnn, "installed", lambda found=found, **_: Points(found, 56))
+        recognition.say_fit("faces", len(faces), lambda k: faces[k])
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == said, lines
+    assert "faces: 32 of its faces lie 1.6 px off the template" in lines[0] and "tools.align" in lines[0]
+
+
+def test_the_fit_is_looked_at_only_where_the_detector_is_installed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("DATA_ROOT", str(tmp_path))
+    folder = tmp_path / "raw" / "mtcnn"
+    folder.mkdir(parents=True)
+    assert mtcnn.installed() is None
+    recognition.say_fit("faces", 5, lambda k: pytest.fail("no face is read"))
+    made_up_weights(folder)
+    assert mtcnn.installed(40).min_face_px == 40
+
+
 @pytest.mark.skipif(not (SHARED / "mirror" / "lfw-112.tar").is_file(), reason="no ../shared beside the checkout")
 def test_mtcnn_and_alignment_on_real_faces():
     """Against points and crops that an independent implementation made of the same photos."""
@@ -197,3 +250,18 @@ def test_mtcnn_and_alignment_on_real_faces():
             assert np.abs(mtcnn.main_face(boxes, points, 250, 250).numpy() - expected).max() < 0.05
             crop = alignment.align(image[None], expected[None])[0].float()
             assert (crop - decode(lfw, f"lfw/{name}").float()).abs().mean() < 4  # JPEG's error
+
+
+@pytest.mark.skipif(not (SHARED / "mirror" / "lfw-112.tar").is_file(), reason="no ../shared beside the checkout")
+def test_real_crops_lie_on_the_template_and_those_of_another_fit_do_not():
+    from PIL import Image
+
+    detector = mtcnn.Mtcnn(SHARED / "weights" / "mtcnn", min_face_px=60)
+    with tarfile.open(SHARED / "mirror" / "lfw-112.tar") as lfw:
+        names = [name for name in lfw.getnames() if name.endswith(".jpg")][::400][:24]
+        faces = [np.array(Image.open(io.BytesIO(lfw.extractfile(name).read())).convert("RGB")) for name in names]
+    crops = torch.from_numpy(np.stack(faces)).permute(0, 3, 1, 2)
+    assert mtcnn.off_template_px(crops, detector) < recognition.OFF_PX
+    moved = alignment.TEMPLATE_112 * 0.95 + 2.8  # the whole face 5 % larger in the crop
+    larger = alignment.align(crops, np.broadcast_to(moved, (24, 5, 2)))
+    assert mtcnn.off_template_px(larger, detector) > recognition.OFF_PX

@@ -443,6 +443,23 @@ def test_evaluate_reads_a_bin_file(tmp_path, capsys):
         evaluate.main([*words, "--protocol", "view1"])
 
 
+def test_aligned_faces_are_looked_at_whatever_they_come_in(tmp_path, monkeypatch):
+    """Folders that train, folders with pairs, .bin files: their fit is checked once, as many faces as there are."""
+    looked = []
+    monkeypatch.setattr(sets, "say_fit", lambda where, n, face: looked.append((where, n, face(n - 1).shape[1])))
+    for person in ("A", "B"):
+        (tmp_path / "set" / person).mkdir(parents=True)
+        for i in (1, 2):
+            (tmp_path / "set" / person / f"{person}_{i:04d}.jpg").write_bytes(jpeg(60 * i, 112))
+    pairs = tmp_path / "pairs.txt"
+    pairs.write_text("2\t1\n" + "A\t1\t2\nA\t1\tB\t2\n" * 2)
+    write_bin(tmp_path / "x.bin")
+    sets.large_training(config.preset("paper"), tmp_path / "set")
+    sets.folder_test(tmp_path / "set", pairs)
+    sets.bin_test(tmp_path / "x.bin")
+    assert looked == [(tmp_path / "set", 4, 112), (tmp_path / "set", 3, 112), (tmp_path / "x.bin", 40, 112)]
+
+
 @pytest.mark.parametrize("row", ["arcface", "triplet"])
 def test_identity_folders_are_read_in_place(tmp_path, row):
     for k in range(4):

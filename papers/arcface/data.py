@@ -12,6 +12,7 @@ import torch
 from facepapers.common import seeding
 from facepapers.common.cli import MissingData, UserError
 from facepapers.common.data import registry, sets
+from facepapers.common.data.readers.recognition import say_fit
 from facepapers.common.faces import people
 from facepapers.common.protocols import pair_lists
 from facepapers.common.vision import images
@@ -214,6 +215,7 @@ def large_training(cfg: Config, source: Path | None) -> tuple[Training, str]:
     else:
         dataset = readers.FolderSet(folder)
         labels, what = dataset.labels, "identity folders"
+    say_fit(folder, len(dataset), lambda k: dataset[k][0])
     return as_wanted(cfg, Training(labels, dataset.classes, dataset=dataset)), f"{what}, {len(dataset)} images"
 
 
@@ -228,6 +230,7 @@ def bin_tests(folder: Path) -> list[Test]:
 def bin_test(path: Path, name: str = "") -> Test:
     """The Test of a .bin file, with ten folds as `pair_lists.folds_of` has them."""
     pictures, same = readers.read_bin(path)
+    say_fit(path, len(pictures), lambda k: pictures[k])
     left = 2 * np.arange(len(same))
     return Test(name, pictures, np.stack([left, left + 1, same, pair_lists.folds_of(same, path)], 1))
 
@@ -239,6 +242,7 @@ def folder_test(folder: Path, pairs_file: Path) -> Test:
     left, right = pair_lists.index_pairs(pairs, named, pairs_file)
     used, moved = np.unique([left, right], return_inverse=True)
     pictures = torch.stack([dataset[int(k)][0] for k in used])
+    say_fit(folder, len(pictures), lambda k: pictures[k])
     left, right = moved.reshape(2, -1)
     return Test("", pictures, np.stack([left, right, pairs.same, pairs.fold], 1))
 

@@ -6,9 +6,11 @@ Every bad input raises UserError: one line with the file, what is wrong, and the
 """
 
 import csv
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 
 import numpy as np
+import torch
 
 from facepapers.common.cli import UserError
 from facepapers.common.data.archive import AnyPath
@@ -17,9 +19,11 @@ from facepapers.common.data.photos import open_image, read_photo, upright_sample
 from facepapers.common.data.readers.alignment import identity_files
 from facepapers.common.data.readers.files import folder_with
 from facepapers.common.protocols import pair_lists
-from facepapers.common.vision import alignment
+from facepapers.common.vision import alignment, mtcnn
 
 ALIGNED_PX = 112
+SAMPLED = 32  # aligned faces whose fit is looked at
+OFF_PX = 1.5  # median distance off the template that is told: right crops have 0.9, see mtcnn.off_template_px
 
 
 def identity_folder(folder: AnyPath) -> Iterator[Sample]:
@@ -43,7 +47,10 @@ def lfw(folder: AnyPath) -> Iterator[Sample]:
     expected = people[0] | people[1]
     found: dict[str, int] = {}
     names: list[str] = []
-    for path, name, identity in identity_files(images):
+    files = list(identity_files(images))
+    if points is None:
+        say_fit(images, len(files), lambda k: read_photo(files[k][0]))
+    for path, name, identity in files:
         person = path.parent.name
         found[person] = found.get(person, 0) + 1
         names.append(name)
@@ -116,6 +123,25 @@ def aligned(path: AnyPath, points: np.ndarray | None) -> np.ndarray:
             f"{path}: has no line in landmarks.csv (no face was found there?); add one, or remove the photo"
         )
     return alignment.align(read_photo(path)[None], points[None], ALIGNED_PX)[0].permute(1, 2, 0).numpy()
+
+
+def say_fit(where: AnyPath | str, count: int, face: Callable[[int], torch.Tensor]) -> None:
+    """Say in one line on stderr when aligned faces look as if another fit than ours had made them.
+
+    face(k) is one of the `count` faces, uint8 (3, S, S); a few are looked at, spread evenly, and only where MTCNN's
+    weights lie in data/raw/mtcnn. Verification loses by crops that are made otherwise (papers/arcface/NOTES.md).
+    """
+    detector = mtcnn.installed(min_face_px=60)
+    if detector is None or not count:
+        return
+    chosen = np.linspace(0, count - 1, min(count, SAMPLED)).astype(int)
+    off = mtcnn.off_template_px([face(int(k)) for k in chosen], detector)
+    if off is not None and off > OFF_PX:
+        print(
+            f"{where}: {len(chosen)} of its faces lie {off:.1f} px off the template in the median (about 1 is usual): "
+            "another fit or template? align the photos anew by `python -m facepapers.common.tools.align`",
+            file=sys.stderr,
+        )
 
 
 def read_in_place(folder: AnyPath) -> Iterator[Sample]:
