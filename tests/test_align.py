@@ -265,3 +265,23 @@ def test_real_crops_lie_on_the_template_and_those_of_another_fit_do_not():
     moved = alignment.TEMPLATE_112 * 0.95 + 2.8  # the whole face 5 % larger in the crop
     larger = alignment.align(crops, np.broadcast_to(moved, (24, 5, 2)))
     assert mtcnn.off_template_px(larger, detector) > recognition.OFF_PX
+
+
+# ---- insightface's own crop, where it is installed (its package is large and no dependency)
+
+
+@pytest.mark.parametrize("size", [112, 224, 128, 256])
+def test_our_crop_is_insightfaces(size):
+    """norm_crop of insightface 2.1: the same matrix, and pixels up to rounding (OpenCV 4 warps in steps of 1/32 px)."""
+    face_align = pytest.importorskip("insightface.utils.face_align")
+    rng = np.random.default_rng(size)
+    coarse = torch.from_numpy(rng.uniform(0, 255, (1, 3, 12, 12)))
+    photo = torch.nn.functional.interpolate(coarse, (250, 250), mode="bicubic").clamp(0, 255).round().byte()
+    for _ in range(5):
+        five = motion(alignment.TEMPLATE_112, rng.uniform(-40, 40), rng.uniform(0.6, 1.5), rng.uniform(20, 60, 2))
+        five += rng.normal(size=(5, 2)) * 3
+        ours = alignment.similarity_transform(five[None], alignment.template(size))[0]
+        np.testing.assert_allclose(ours, face_align.estimate_norm(five, size), atol=1e-4)
+        theirs = face_align.norm_crop(photo[0].permute(1, 2, 0).numpy(), five, size)
+        apart = alignment.align(photo, five[None], size)[0].permute(1, 2, 0).int().numpy() - theirs.astype(int)
+        assert np.abs(apart).mean() < 0.1 and (np.abs(apart) > 1).mean() < 0.005

@@ -9,7 +9,7 @@ import torch
 from sklearn.model_selection import KFold
 
 from facepapers.common.cli import MissingData, UserError
-from facepapers.common.protocols import angles, pair_lists, verification
+from facepapers.common.protocols import angles, metrics, pair_lists, verification
 from tests.conftest import one_line_error
 
 torch.set_num_threads(1)
@@ -127,6 +127,33 @@ def test_roc():
     for f, t, d in zip(fpr[1:], tpr[1:], threshold[1:]):
         assert f == np.mean(np.array([0.2, 0.4]) <= d) and t == np.mean(np.array([0.1, 0.3]) <= d)
     assert (fpr[0], tpr[0], fpr[-1], tpr[-1]) == (0, 0, 1, 1)
+
+
+@pytest.mark.parametrize("batch", [64, 300, 6000])
+def test_area_and_accuracy_do_not_depend_on_batches_in_lfws_order(batch):
+    """LFW lists 300 same pairs, then 300 different ones, ten times, so that a batch often holds one kind alone.
+
+    An evaluator that looks at each batch's range goes wrong here: torchmetrics 1.9, see findings/.
+    """
+    rng = np.random.default_rng(1)
+    same = np.tile(np.repeat([True, False], 300), 10)
+    angle = np.clip(np.where(same, rng.normal(60, 12, 6000), rng.normal(95, 8, 6000)), 1, 179)
+    pictures = torch.from_numpy(np.stack([np.zeros(6000), angle], 1)).reshape(-1, 1, 1, 1)  # left and right in turn
+
+    def network(x):  # a unit vector at the angle that a picture holds
+        turn = torch.deg2rad(x.flatten())
+        return torch.stack([turn.cos(), turn.sin()], 1)
+
+    rows = verification.embed(network, pictures, lambda x: x.double(), batch=batch, flip=False)
+    distance = verification.squared_distances(rows[::2], rows[1::2])
+    np.testing.assert_allclose(verification.angles_deg(distance), angle, atol=1e-3)
+    literal = np.mean([(angle[same] < other).mean() for other in angle[~same]])
+    area = metrics.area_under_roc(-distance, same)
+    assert 0.98 < area < 1 and area == pytest.approx(literal, abs=1e-6)
+    mixed = rng.permutation(6000)
+    assert metrics.area_under_roc(-distance[mixed], same[mixed]) == pytest.approx(area, abs=1e-12)
+    exact = verification.verify(2 - 2 * np.cos(np.radians(angle)), same)
+    assert verification.verify(distance, same).accuracy_pct == pytest.approx(exact.accuracy_pct, abs=0.05)
 
 
 def test_embed_adds_the_mirror_image_before_normalising():
