@@ -82,7 +82,7 @@ def test_opencvs_fits_move_the_crops_of_faces_that_are_unlike_the_template(faces
     for name in ("ransac", "lmeds"):
         same, moved = preprocessing.variant(name, faces, file)
         assert (same.int() - faces.images[0].int()).abs().max() <= 1
-        # Without the nose the four others fit exactly, so they end on the template: the crop that our fit of them gives.
+        # Without the nose the four others fit exactly, so they end on the template: our crop by those.
         ours = alignment.similarity_transform(unlike[None], alignment.TEMPLATE_112)[0]
         in_crop = like @ ours[:, :2].T + ours[:, 2]
         expected = alignment.align(faces.images[1:], in_crop[None])[0].int()

@@ -91,7 +91,8 @@ class Pack:
     ) -> torch.Tensor:
         """Images as one uint8 tensor (N, channels, H, W), RGB or, with channels=1, grey.
 
-        size: side of the squares to resize to (antialiased); without it all images must have one size.
+        size: side of the squares to resize to (antialiased); without it all images must have one size. Of images that
+        are not square Pillow 13 makes other pixels than 12 (findings/), by up to some 14 grey levels.
         Raises UserError when sizes differ or an image is damaged.
         """
         import torch
