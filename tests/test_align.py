@@ -221,7 +221,7 @@ def test_readers_say_in_one_line_that_crops_look_otherwise(monkeypatch, capsys):
 
 def test_the_fit_is_looked_at_only_where_the_detector_is_installed(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("DATA_ROOT", str(tmp_path))
-    folder = tmp_path / "raw" / "mtcnn"
+    folder = tmp_path / "mtcnn"
     folder.mkdir(parents=True)
     assert mtcnn.installed() is None
     recognition.say_fit("faces", 5, lambda k: pytest.fail("no face is read"))

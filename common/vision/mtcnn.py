@@ -159,10 +159,9 @@ def main_number(boxes: torch.Tensor, width: int, height: int) -> int:
 
 
 def installed(min_face_px: float = 20) -> Mtcnn | None:
-    """The detector whose three files lie in data/raw/mtcnn, or None where they do not."""
-    folder = paths.data_root() / "raw" / "mtcnn"
-    there = all((folder / f"{name}.pt").is_file() for name in ("pnet", "rnet", "onet"))
-    return Mtcnn(folder, min_face_px=min_face_px) if there else None
+    """The detector of `make data-mtcnn`, or None where it is not on this machine."""
+    there = all((folder() / name).is_file() for name in FILES)
+    return Mtcnn(folder(), min_face_px=min_face_px) if there else None
 
 
 def off_template_px(crops: Sequence[torch.Tensor], detector: Mtcnn) -> float | None:

@@ -129,7 +129,7 @@ def say_fit(where: AnyPath | str, count: int, face: Callable[[int], torch.Tensor
     """Say in one line on stderr when aligned faces look as if another fit than ours had made them.
 
     face(k) is one of the `count` faces, uint8 (3, S, S); a few are looked at, spread evenly, and only where MTCNN's
-    weights lie in data/raw/mtcnn. Verification loses by crops that are made otherwise (papers/arcface/NOTES.md).
+    weights are on this machine. Verification loses by crops that are made otherwise (papers/arcface/NOTES.md).
     """
     detector = mtcnn.installed(min_face_px=60)
     if detector is None or not count:
