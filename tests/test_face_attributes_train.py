@@ -14,7 +14,7 @@ from PIL import Image
 from facepapers.common import cli, storage
 from facepapers.common.data import expressions
 from facepapers.common.data import sets as registry
-from facepapers.common.evidence import claims, runs
+from facepapers.common.evidence import claims, runs, statistics
 from facepapers.common.training import checkpoint, precision
 from facepapers.common.vision import networks
 from facepapers.papers.face_attributes import config, evaluate, figures, method, predict, shared, source, train, tune
@@ -484,6 +484,15 @@ def test_metrics_by_hand():
     assert found["age_less_gender_pct"] == -25 and found["emotion_less_gender_pct"] == pytest.approx(-25)
     assert found["age_less_gender_logit"] == pytest.approx(np.log(2.5 / 2.5) - np.log(3.5 / 1.5))
     assert found["gflop"] == pytest.approx(0.7)
+
+
+def test_faces_of_two_sets_vary_about_their_own_accuracy():
+    """Sets of 300 and 500 faces, accuracies of 90 and 40 %: the squares of the two standard errors add."""
+    one, other = np.arange(300) < 270, np.arange(500) < 200
+    p = {"emotion_correct": one, "gender_correct": other}
+    found = statistics.level(evaluate.METRICS["emotion_less_gender_pct"], [p])
+    expected = 1.645 * 100 * np.hypot(np.sqrt(0.9 * 0.1 / 300), np.sqrt(0.4 * 0.6 / 500))
+    assert found.mean == pytest.approx(50) and found.half == pytest.approx(expected, rel=0.005)
 
 
 def test_ages_are_counted_in_groups_and_years():

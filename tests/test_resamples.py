@@ -128,24 +128,41 @@ def test_area_of_a_resample_without_negatives_is_unknown():
 # ---- The bootstrap
 
 
-def literal_error(metric, runs_a, runs_b=()):
-    """The bootstrap standard error as a loop over 400 resamples drawn with replacement."""
+def literal_variance(metric, runs_a, runs_b=()):
+    """The bootstrap variance as a loop over 400 resamples drawn with replacement."""
     rng, n, results = np.random.default_rng(0), len(runs_a[0][metric.needs[0]]), []
     for _ in range(400):
         index = rng.integers(0, n, n)
-        a, b = ([metric.value({k: run[k][index] for k in metric.needs}) for run in side] for side in (runs_a, runs_b))
+        a, b = ([value_on(metric, run, index) for run in side] for side in (runs_a, runs_b))
         results.append(np.mean(a) - (np.mean(b) if b else 0))
-    return np.std(results, ddof=1)
+    return np.var(results, ddof=1)
+
+
+def value_on(metric, run, index):
+    """A metric on a resample; of what the resample's own thresholds change, the part that statistics.py keeps."""
+    value = metric.value({key: run[key][index] for key in metric.needs})
+    if metric.held is None:
+        return value
+    held = metric.held(run)[index].mean()
+    return held + (value - held) / np.sqrt(2)
 
 
 @pytest.mark.parametrize("name", ["accuracy_pct", "auc_pct", "gap_deg", "separation"])
-def test_the_error_is_that_of_a_loop_over_the_same_draws(name):
+def test_the_variance_is_that_of_a_loop_over_the_same_draws(name):
     metric, rng = claims.metrics_of("arcface")[name], np.random.default_rng(5)
     whole = pairs(rng, 60, "")
     a, b = ([whole | {"distance": whole["distance"] + rng.random(60)} for _ in range(3)] for _ in range(2))
-    error = lambda *sides: statistics._sampling_error(metric, *sides, statistics.Bootstrap())
-    assert error(a, ()) == pytest.approx(literal_error(metric, a), rel=1e-10)
-    assert error(a, b) == pytest.approx(literal_error(metric, a, b), rel=1e-10)
+    shared = lambda *sides: statistics._sampling_covariance(metric, *sides, statistics.Bootstrap())
+    assert shared(a[:1], ()) == pytest.approx(literal_variance(metric, a[:1]), rel=1e-10)
+    assert shared(a[:1], b[:1]) == pytest.approx(literal_variance(metric, a[:1], b[:1]), rel=1e-10)
+    of_one = np.mean([literal_variance(metric, a[k : k + 1], b[k : k + 1]) for k in range(3)])
+    assert shared(a, b) == pytest.approx((3 * literal_variance(metric, a, b) - of_one) / 2, rel=1e-8)
+
+
+def test_thresholds_held_give_the_accuracy_itself():
+    for paper, name in (("arcface", "accuracy_pct"), ("face_attributes", "identity_accuracy_pct")):
+        metric, predictions = claims.metrics_of(paper)[name], made_up(paper)
+        assert metric.held(predictions).mean() == pytest.approx(metric.value(predictions), rel=1e-12)
 
 
 @pytest.mark.parametrize("block", [1, 1000, 2**22])

@@ -85,7 +85,7 @@ def notes_block(paper, cells):
     figures = entries(Path(paths.RECORDED, paper, "figures"), "*.png")
     pictures = [f"![{f.stem}](../../results/{paper}/figures/{f.name})\n" for f in figures]
     note = (
-        "Intervals cover seeds (Student's t) and test samples, added in quadrature; with one seed they cover the "
+        "Intervals cover seeds (Student's t) and test samples, each counted once; with one seed they cover the "
         f"samples alone. A gain is positive when the first-named side is better. `make why CELL={paper}.<claim>` "
         "explains a cell, `make verify` recomputes all of them.\n"
     )

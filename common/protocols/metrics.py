@@ -19,7 +19,8 @@ class Metric:
     Where a metric is no mean, its interval comes from resampling the samples, and one of two replaces `per_sample`:
     `ratio(predictions)`, two (N,) arrays whose sums are divided, or `statistic(predictions)`, the value itself. Beside
     `statistic`, `resampled(predictions, counts)` may give the values (R,) of R resamples at once, in which sample i
-    stands counts[i, r] times, (N, R): the numbers that `statistic` gives on each of them, sooner.
+    stands counts[i, r] times, (N, R): the numbers that `statistic` gives on each of them, sooner. `held(predictions)`,
+    (N,), is for a statistic that learns thresholds from the samples: its mean is the value with those thresholds held.
     `lower_is_better` belongs to the metric, not to the claim.
     """
 
@@ -31,6 +32,7 @@ class Metric:
     needs: tuple[str, ...] = ()
     ratio: Callable[[dict], tuple[np.ndarray, np.ndarray]] | None = None
     resampled: Callable[[dict, np.ndarray], np.ndarray] | None = None
+    held: Callable[[dict], np.ndarray] | None = None
 
     def available(self, predictions: Mapping[str, np.ndarray]) -> bool:
         """Whether a run's predictions hold the arrays that it needs."""

@@ -135,6 +135,7 @@ def accuracy_metric(name: str, label: str, keys: tuple[str, str, str]) -> Metric
     return Metric(
         name, label, False, needs=keys,
         statistic=lambda p: 100 * verify(*arrays(p), both=False).correct.mean(),
+        held=lambda p: 100 * verify(*arrays(p), both=False).correct,
         resampled=lambda p, counts: 100 * accuracy_resampled(*arrays(p), counts),
     )  # fmt: skip
 

@@ -16,16 +16,16 @@ def _hits(name):
 def _difference(a, b):
     """Per face, accuracy of `a` less that of `b` in points.
 
-    Faces of two different sets are lined up one after another and weighted so that the mean is the difference of the
-    two accuracies; they share no face, so their errors add as independent ones do.
+    Faces of two different sets are lined up one after another and weighted so that the spread of each set about its own
+    accuracy counts, not that between the sets: they share no face, and the squares of both standard errors add.
     """
 
     def per_sample(p):
         x, y = 100.0 * p[f"{a}_correct"], 100.0 * p[f"{b}_correct"]
         if len(x) == len(y):
             return x - y
-        n = len(x) + len(y)
-        return np.concatenate([x * n / len(x), -y * n / len(y)])
+        n, gain = len(x) + len(y), x.mean() - y.mean()
+        return gain + np.concatenate([(x - x.mean()) * n / len(x), (y.mean() - y) * n / len(y)])
 
     return per_sample
 
