@@ -48,6 +48,12 @@ def test_what_seeds_and_samples_add_is_counted_once():
     assert statistics.level(ERROR, runs).half == pytest.approx(expected)
 
 
+def test_a_level_ends_at_zero_unless_it_is_a_difference():
+    assert statistics.level(ERROR, [run(0, 0, 1, 9)]).low == 0
+    below = statistics.level(ERROR, [run(-1, -1, -2, -10)])
+    assert below.low < below.mean < below.high and below.mean == -3.5
+
+
 def test_runs_without_any_spread():
     """Equal runs are one run; without spread between samples either, the interval is a point."""
     values = np.random.default_rng(1).normal(5, 2, 40)

@@ -76,6 +76,8 @@ def level(metric, runs, confidence=LEVEL_CONFIDENCE, bootstrap=None):
     """
     values, covariance = parts(metric, runs, (), bootstrap)
     found = _interval(values, covariance, _count(metric, runs[0]), confidence)
+    if values.min() < 0:  # a difference
+        return found
     return replace(found, low=max(0.0, found.low))  # errors, rates and areas cannot be negative
 
 
@@ -212,4 +214,6 @@ def _drawn(n):
 
 
 def _count(metric, run):
+    if metric.among is not None:
+        return len(metric.among(run))
     return len(run[metric.needs[0]]) if metric.needs else len(metric.per_sample(run))

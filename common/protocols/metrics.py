@@ -21,6 +21,8 @@ class Metric:
     `statistic`, `resampled(predictions, counts)` may give the values (R,) of R resamples at once, in which sample i
     stands counts[i, r] times, (N, R): the numbers that `statistic` gives on each of them, sooner. `held(predictions)`,
     (N,), is for a statistic that learns thresholds from the samples: its mean is the value with those thresholds held.
+    `among(predictions)`, (N,) places or None, is for a metric of some samples of one known list: these alone count, and
+    None says that the predictions are of another list.
     `lower_is_better` belongs to the metric, not to the claim.
     """
 
@@ -33,10 +35,12 @@ class Metric:
     ratio: Callable[[dict], tuple[np.ndarray, np.ndarray]] | None = None
     resampled: Callable[[dict, np.ndarray], np.ndarray] | None = None
     held: Callable[[dict], np.ndarray] | None = None
+    among: Callable[[Mapping[str, np.ndarray]], np.ndarray | None] | None = None
 
     def available(self, predictions: Mapping[str, np.ndarray]) -> bool:
-        """Whether a run's predictions hold the arrays that it needs."""
-        return all(key in predictions for key in self.needs)
+        """Whether a run's predictions hold the arrays that it needs, of the list that it is about."""
+        known = all(key in predictions for key in self.needs)
+        return known and (self.among is None or self.among(predictions) is not None)
 
     def value(self, predictions: dict[str, np.ndarray]) -> float:
         """The metric of one run, a float."""
@@ -64,8 +68,11 @@ class Metric:
 
 
 def measure(metrics: dict[str, Metric], predictions: dict) -> dict[str, float]:
-    """Every one of a paper's `metrics` that the predictions allow, name -> value."""
-    return {name: m.value(predictions) for name, m in metrics.items() if m.available(predictions)}
+    """Every one of a paper's `metrics` that the predictions allow, name -> value.
+
+    Not those of a part of one known list: claims ask for them, and name the data set.
+    """
+    return {name: m.value(predictions) for name, m in metrics.items() if not m.among and m.available(predictions)}
 
 
 def show(metrics: dict[str, Metric], values: dict[str, float]) -> None:

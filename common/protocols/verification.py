@@ -10,7 +10,7 @@ Everything returns per-pair values, so that intervals and paired tests can be co
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -122,18 +122,24 @@ def accuracy_resampled(distance: np.ndarray, same: np.ndarray, fold: np.ndarray,
     return right / counts.sum(0, dtype=np.int64)
 
 
-def accuracy_metric(name: str, label: str, keys: tuple[str, str, str]) -> Metric:
+def accuracy_metric(
+    name: str,
+    label: str,
+    keys: tuple[str, str, str],
+    among: Callable[[Mapping[str, np.ndarray]], np.ndarray | None] | None = None,
+) -> Metric:
     """Metric in percent: the share of pairs that `verify` judges rightly, of the arrays `keys` (distance, same, fold).
 
-    It is the mean over the folds when these are of one size, as in every list here.
+    It is the mean over the folds when these are of one size, as in every whole list here. `among` as in Metric.
     """
 
     def arrays(predictions: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        distance, same, fold = keys
-        return predictions[distance], predictions[same], predictions[fold]
+        distance, same, fold = (predictions[key] for key in keys)
+        places = slice(None) if among is None else among(predictions)
+        return distance[places], same[places], fold[places]
 
     return Metric(
-        name, label, False, needs=keys,
+        name, label, False, needs=keys, among=among,
         statistic=lambda p: 100 * verify(*arrays(p), both=False).correct.mean(),
         held=lambda p: 100 * verify(*arrays(p), both=False).correct,
         resampled=lambda p, counts: 100 * accuracy_resampled(*arrays(p), counts),

@@ -5,6 +5,7 @@ import numpy as np
 from facepapers.common.protocols import metrics, verification
 from facepapers.common.protocols.metrics import Metric, area_metric, sums
 from facepapers.common.protocols.verification import accuracy_metric
+from facepapers.papers.arcface import overlap
 
 
 def pair_keys(name: str) -> tuple[str, ...]:
@@ -14,6 +15,10 @@ def pair_keys(name: str) -> tuple[str, ...]:
 
 def _tar(keys, far):
     return lambda p: 100 * verification.tar_at_far(*(p[key] for key in keys), far=far, both=False).tar
+
+
+def _apart(p):
+    return overlap.apart(p["same"].astype(bool), p["fold"])
 
 
 def _gap(p):
@@ -72,6 +77,9 @@ def _verification_metrics():
     yield area_metric("auc_pct", "area under the ROC curve (%)", by_distance, keys)
     bayes = ("distance_bayes", "same", "fold")
     yield accuracy_metric("accuracy_bayes_pct", "verification accuracy by joint Bayes, ten folds (%)", bayes)
+    for key, end, by in (("distance", "", ""), ("distance_bayes", "_bayes", " by joint Bayes")):
+        label = f"verification accuracy{by} on View 2 without View 1's pairs, ten folds (%)"
+        yield accuracy_metric(f"accuracy{end}_apart_pct", label, (key, "same", "fold"), _apart)
     yield area_metric("auc_bayes_pct", "area under the ROC curve by joint Bayes (%)", by_bayes, bayes)
     yield Metric("gap_deg", "mean angle of different pairs less same pairs' (degrees)", False,
                  statistic=_gap, resampled=_gap_resampled, needs=keys)  # fmt: skip
