@@ -1,14 +1,15 @@
-"""`python -m facepapers.common.data list | get NAME | verify NAME`: the sets and their state."""
+"""`python -m facepapers.common.data list | get NAME | verify NAME | copies NAME`: the sets and their state."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from facepapers.common import cli, paths
 from facepapers.common.cli import MissingData, UserError
+from facepapers.common.data import copies
 from facepapers.common.data.obtain import on_disk
 from facepapers.common.data.pack import Pack
 from facepapers.common.data.registry import DataSet, counts_text, find, mirror_place, registry
-from facepapers.common.data.sets import current_pack, files, get, verify
+from facepapers.common.data.sets import current_pack, ensure, files, get, verify
 
 
 def _state(entry: DataSet) -> tuple[str, str, str, str]:
@@ -38,6 +39,20 @@ def _print_table() -> None:
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     for row in rows:
         print("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[4]]))
+    known = copies.read()
+    if known:
+        print("\nPictures held more than once (data/copies.json):")
+    for name, entry in known.items():
+        print(f"{name.ljust(widths[0])}  {copies.line(entry)}")
+
+
+def _count_copies(name: str) -> None:
+    """Count a set's copies anew and keep them in the record."""
+    prepared = ensure(name)
+    record = copies.read()
+    record[name] = copies.count(prepared, prepared.decode())
+    copies.write(record)
+    print(f"{name}: {copies.line(record[name])}")
 
 
 def _print_pack(prepared: Pack) -> None:
@@ -88,9 +103,16 @@ class Verify:
     name: str  # of a set
 
 
+@dataclass(frozen=True)
+class Copies:
+    """Count the pictures that a set holds more than once, and their labels; written to data/copies.json."""
+
+    name: str  # of a set
+
+
 def main(argv: Sequence[str]) -> None:
     """Do what the subcommand says."""
-    options = cli.command(List | Get | Verify, argv, "python -m facepapers.common.data", __doc__)
+    options = cli.command(List | Get | Verify | Copies, argv, "python -m facepapers.common.data", __doc__)
     if isinstance(options, List):
         _print_table()
     elif isinstance(options, Get):
@@ -103,6 +125,8 @@ def main(argv: Sequence[str]) -> None:
         except MissingData:
             _print_steps(find(options.name))
             raise
+    elif isinstance(options, Copies):
+        _count_copies(options.name)
     elif find(options.name).files:
         _print_files(find(options.name), files(options.name, obtain=False))
     else:

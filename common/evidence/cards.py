@@ -2,6 +2,8 @@
 
 import re
 from collections import Counter
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 from facepapers.common import cli, paths
@@ -62,12 +64,16 @@ def finding(cell):
 def findings(paper, cells):
     """A card's bullets, from `findings` of claims.toml.
 
-    {id} becomes the cell's value and {id.status} its status, so that no number is typed. UserError for an unknown id.
+    {id} becomes the cell's value and {id.status} its status, so that no number is typed; other names are those of the
+    paper's tables.facts(), if it has one. UserError for an unknown name.
     """
     known = {cell.claim["id"]: cell for cell in cells}
+    facts = facts_of(paper)
 
     def filled(match):
         name, status = match.groups()
+        if name in facts and not status:
+            return facts[name]
         if name not in known:
             raise cli.UserError(f"papers/{paper}/claims.toml: findings name {name!r}, which is no claim's id")
         cell = known[name]
@@ -75,6 +81,14 @@ def findings(paper, cells):
 
     bullets = claims.read(paper)["paper"].get("findings", [])
     return "".join(f"- {re.sub(r'{([a-z0-9-]+)([.]status)?}', filled, bullet)}\n" for bullet in bullets)
+
+
+def facts_of(paper):
+    """{name: text} of the paper's tables.facts(), empty where it has none."""
+    if not (paper and find_spec(f"facepapers.papers.{paper}.tables")):
+        return {}
+    of = getattr(import_module(f"facepapers.papers.{paper}.tables"), "facts", dict)
+    return of()
 
 
 def mean(cell):

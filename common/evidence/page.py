@@ -93,11 +93,15 @@ def section(paper: str, about: dict, cells: list[Cell]) -> Html:
 
 
 def findings(about: dict, cells: list[Cell]) -> Html:
-    """The card's findings; a number or a status in them leads to its chain."""
+    """The card's findings; a cell's number or status in them leads to its chain."""
     known, bullets = {cell.claim["id"]: cell for cell in cells}, []
+    facts = cards.facts_of(cells[0].paper) if cells else {}
     for bullet in about.get("findings", []):
         texts = re.split(r"{([a-z0-9-]+(?:[.]status)?)}", bullet)  # text and name in turn
         for k in range(1, len(texts), 2):
+            if texts[k] in facts:
+                texts[k] = facts[texts[k]]
+                continue
             cell = known[texts[k].removesuffix(".status")]
             word = cell.status if texts[k].endswith(".status") else cards.mean(cell)
             texts[k] = link(f"#{cell.name}", word)

@@ -15,6 +15,7 @@ from importlib import import_module
 from pathlib import Path
 
 from facepapers.common import cli, paths, storage
+from facepapers.common.data import copies
 from facepapers.common.evidence import cards, chain, claims, environment, export, model_cards, runs
 from facepapers.common.evidence.page import page
 from facepapers.common.evidence.tables import HEADS, insert, notes_block, precision_block, value
@@ -29,6 +30,8 @@ def generated(root: Path = paths.ROOT, *, cells: dict[str, list[claims.Cell]] | 
     blocks = {"score": cards.score(every), "results": cards.front_table(every), "precision": precision_block(cells)}
     path = Path(root, "README.md")
     files[path] = filled(path, blocks)
+    path = Path(root, "data", "README.md")
+    files[path] = filled(path, {"copies": copies.table(copies.read())})
     files |= {Path(root, "results", name): text for name, text in export.files(every).items()}
     files[Path(root, "results", "index.html")] = page(every)
     return files
