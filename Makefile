@@ -83,6 +83,9 @@ verify-data-%: $(VENV)/.ready ## decode a prepared data set and compare its fing
 notebooks: $(VENV)/.ready ## execute every notebook in place (PAPER=<one>)
 	@$(PY) -m facepapers.common.tools.notebooks $(if $(PAPER),papers/$(subst -,_,$(PAPER))/explain.ipynb) $(ARGS)
 
+coverage: $(VENV)/.ready ## simulate how often intervals hold the truth; continues results/coverage.csv (ARGS="--papers resup")
+	@$(PY) -m facepapers.common.tools.coverage $(ARGS)
+
 bench: $(VENV)/.ready ## speed as ratios measured in one run (PAPER=<one>)
 	@$(PY) -m facepapers.common.tools.bench $(PAPER) $(ARGS)
 
@@ -100,4 +103,4 @@ clean: ## remove caches and your own runs (results/local); data and records stay
 	rm -rf results/local .pytest_cache .ruff_cache build *.egg-info
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
-.PHONY: help setup reproduce-all settle sweep new-paper test verify report why release weights export predict data notebooks bench lint lock clean FORCE
+.PHONY: help setup reproduce-all settle sweep new-paper test verify report why release weights export predict data notebooks coverage bench lint lock clean FORCE

@@ -149,6 +149,7 @@ Everything here is written by code: runs write their folders, `make report` the 
 
 - [index.html](index.html): every number with its interval, status and origin; open it in a browser, no network needed
 - [cells.csv](cells.csv), [cells.json](cells.json): the same for machines
+- [coverage.csv](coverage.csv): how often simulated intervals held the truth (`make coverage`)
 - `<paper>/<run>/`: `run.json` (the record), `history.csv`, `predictions.npz` (each test sample's, from which every
   metric is recomputed); `<paper>/figures/`: the pictures
 

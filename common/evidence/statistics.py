@@ -43,30 +43,32 @@ class Bootstrap:
     """
 
     def __init__(self):
-        self._known = {}
+        self._drawn, self._known = {}, {}
+
+    def drawn(self, metric, run):
+        """The metric (DRAWS,) of a run's predictions on every resample."""
+        key = metric, id(run)
+        if key not in self._drawn:
+            values = [metric.on_resamples(run, counts) for counts in _resamples(_count(metric, run))]
+            self._drawn[key] = np.concatenate(values), run  # the run is kept, so that no other gets its id
+        return self._drawn[key][0]
 
     def values(self, metric, run):
-        """The metric (DRAWS,) of a run's predictions on every resample; `_calmed` where thresholds are learned."""
+        """Values (DRAWS,) whose spread is the metric's: as drawn, but with half the variance that thresholds add.
+
+        A resampled list is noisy twice, by the draw of the list and by that of the resample, and a threshold, the best
+        place of a step function, follows both: the spread of accuracies with thresholds learned anew is too wide
+        (Abrevaya and Huang: On the bootstrap of the maximum score estimator, Econometrica 2005).
+        """
+        if metric.held is None:
+            return self.drawn(metric, run)
         key = metric, id(run)
         if key not in self._known:
-            blocks = _resamples(_count(metric, run))
-            values = np.concatenate([_calmed(metric, run, counts) for counts in blocks])
-            self._known[key] = values, run  # the run is kept, so that no other gets its id
-        return self._known[key][0]
-
-
-def _calmed(metric, run, counts):
-    """The metric (R,) on resamples, with half of the variance that thresholds learned anew add to held ones.
-
-    A resampled list is noisy twice, by the draw of the list and by that of the resample, and a threshold, the best
-    place of a step function, follows both: the bootstrap's spread of such a value is too wide (Abrevaya and Huang: On
-    the bootstrap of the maximum score estimator, Econometrica 2005).
-    """
-    values = metric.on_resamples(run, counts)
-    if metric.held is None:
-        return values
-    held = sums(metric.held(run), counts) / counts.sum(0, dtype=np.int64)
-    return held + (values - held) / np.sqrt(2)
+            samples = metric.held(run)
+            held = [sums(samples, counts) / counts.sum(0, dtype=np.int64) for counts in _resamples(len(samples))]
+            held = np.concatenate(held)
+            self._known[key] = held + (self.drawn(metric, run) - held) / np.sqrt(2)
+        return self._known[key]
 
 
 def level(metric, runs, confidence=LEVEL_CONFIDENCE, bootstrap=None):

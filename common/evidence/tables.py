@@ -15,6 +15,13 @@ BEGIN, END = "<!-- generated: {name} -->", "<!-- end of {name} -->"
 BENCH = ("what", "ours", "ours_ms", "other", "other_ms", "ratio")  # columns of bench.csv that the notes show
 
 
+# Columns of coverage.csv that name a simulation, and forms of an interval -> their words in the notes.
+COVERED = {"metric": "intervals of", "kind": "kind", "preset": "preset", "row": "row", "than": "than",
+           "samples": "samples", "seeds": "seeds", "runs": "runs"}  # fmt: skip
+FORMS = {"ours": "ours", "quadrature": "in quadrature", "folds_t": "folds, Student's t",
+         "folds_normal": "folds, 1.96 std / √10", "folds_bootstrap": "folds, bootstrap"}  # fmt: skip
+
+
 HEADS = {
     "level": ("published cell", "published", "ours [90 % interval]", "seeds", "test boxes, protocol", "status"),
     "contrast": ("claim", "gain [95 % interval]", "seeds", "verdict"),
@@ -89,7 +96,37 @@ def notes_block(paper, cells):
         f"samples alone. A gain is positive when the first-named side is better. `make why CELL={paper}.<claim>` "
         "explains a cell, `make verify` recomputes all of them.\n"
     )
-    return "\n".join([*filter(None, blocks), note, *pictures, *speed_block(paper), *outside_block(paper)])
+    more = [*pictures, *coverage_block(paper), *speed_block(paper), *outside_block(paper)]
+    return "\n".join([*filter(None, blocks), note, *more])
+
+
+def coverage_block(paper):
+    """How often simulated intervals held the truth, from results/coverage.csv, if it has lines of the paper."""
+    path = Path(paths.RECORDED, "coverage.csv")
+    rows = list(csv.DictReader(path.read_text().splitlines())) if path.exists() else []
+    rows = [r for r in rows if r["paper"] == paper]
+    if not rows:
+        return []
+    places = dict.fromkeys(tuple(r[key] for key in COVERED) for r in rows)
+    known = {(*(r[key] for key in COVERED), r["form"]): r for r in rows}
+    forms = {name: words for name, words in FORMS.items() if any(r["form"] == name for r in rows)}
+    lines = [(*COVERED.values(), *forms.values()), ["---"] * (len(COVERED) + len(forms))]
+    lines += [(*place, *(covered(known.get((*place, form))) for form in forms)) for place in places]
+    text = "".join("| " + " | ".join(line) + " |\n" for line in lines)
+    counts = sorted({int(r["repetitions"]) for r in rows})
+    note = (
+        "**How often intervals hold the truth**, in percent, of those that promise 90 / 95. Simulated "
+        f"{' or '.join(map(str, counts))} times each, on samples and runs drawn as like the named rows' records, with "
+        "runs that differ by chance on single samples (alike) or also as wholes (apart): "
+        "`python -m facepapers.common.tools.coverage`. In quadrature: both halves added so, as this ledger did at "
+        "first. Folds: from the ten folds' accuracies alone.\n"
+    )
+    return [f"{note}\n{text}"]
+
+
+def covered(row):
+    """`90.4 / 95.1`, or a dash where that was not simulated."""
+    return f"{float(row['covered_90_pct']):.1f} / {float(row['covered_95_pct']):.1f}" if row else "—"
 
 
 def speed_block(paper):
