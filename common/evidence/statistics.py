@@ -1,7 +1,7 @@
 """Intervals and verdicts. A status is computed here and typed nowhere.
 
 Two things vary: the trained model (seeds) and the faces that happen to be in the test set. An interval covers both
-(see `_interval`). With one seed only the second is known, so fewer than SEEDS seeds get no verdict: their status says
+(see `_half`). With one seed only the second is known, so fewer than SEEDS seeds get no verdict: their status says
 how many there are and on which side they fell. `python -m facepapers.common.tools.coverage` measures how often
 intervals hold the truth (results/coverage.csv).
 """

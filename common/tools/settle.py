@@ -198,7 +198,7 @@ def needs_bf16(records: list[dict]) -> bool:
 
 
 def parts(cell: claims.Cell, evidence: claims.Evidence) -> tuple:
-    """(values of the cell's runs, error over test samples)."""
+    """(values of the cell's runs, sampling covariance of two of them; of a single run its sampling variance)."""
     ours, others = ([evidence.predictions(r) for r in side] for side in (cell.records, cell.others))
     return statistics.parts(cell.metric, ours, others, evidence.bootstrap)
 
@@ -217,18 +217,20 @@ def further_seeds(cell: claims.Cell, evidence: claims.Evidence, usual: float | N
     done = len(cell.records)
     if not done:
         return statistics.SEEDS  # nothing is known: begin
-    values, error = parts(cell, evidence)
-    spread = values.std(ddof=1) if done > 1 else error if usual is None else usual
+    values, covariance = parts(cell, evidence)
+    spread = values.std(ddof=1) if done > 1 else covariance**0.5 if usual is None else usual
     judged = len(margins.judged(cell.claim, cell.records, cell.others)) if cell.kind == "contrast" else 0
     for more in range(1, MOST - done + 1):
-        if done + more >= statistics.SEEDS and verdict(cell, values.mean(), spread, error, done + more, judged + more):
+        if done + more >= statistics.SEEDS and verdict(
+            cell, values.mean(), spread, covariance, done + more, judged + more
+        ):
             return more
     return 0
 
 
-def verdict(cell: claims.Cell, mean: float, spread: float, error: float, n: int, judged: int) -> bool:
+def verdict(cell: claims.Cell, mean: float, spread: float, covariance: float, n: int, judged: int) -> bool:
     """Whether n runs like those known, `judged` of them under today's margin, would settle a cell."""
-    expected = lambda count, level: statistics.forecast(mean, spread, error, count, level)
+    expected = lambda count, level: statistics.forecast(mean, spread, covariance, count, level)
     if cell.kind == "level":
         interval = expected(n, statistics.LEVEL_CONFIDENCE)
         published, tolerance = float(cell.claim["published"]), cell.claim["tolerance"]
