@@ -10,7 +10,7 @@ A line of results/coverage.csv is written when its simulation ends, and is not c
 
 import csv
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -186,10 +186,12 @@ def forms(
     metric: Metric, sides: list[list[Predictions]], confidence: float, boot: statistics.Bootstrap
 ) -> dict[str, Form]:
     """{name: interval} of a level (one side) or a contrast (two): ours, the former one and, of one run, over folds."""
-    ours = (statistics.contrast if len(sides) == 2 else statistics.level)(metric, *sides, confidence, boot)
+    interval: Callable[..., statistics.Interval] = statistics.contrast if len(sides) == 2 else statistics.level
+    ours = interval(metric, *sides, confidence, boot)
     found = {"ours": (ours.mean, ours.low, ours.high), "quadrature": quadrature(metric, sides, confidence, boot)}
     if metric.held is not None and len(sides[0]) == 1:
-        folds = [verification.verify(*(side[0][key] for key in metric.needs), both=False) for side in sides]
+        lists = [tuple(side[0][key] for key in metric.needs) for side in sides]
+        folds = [verification.verify(distance, same, fold, both=False) for distance, same, fold in lists]
         of_fold = folds[0].fold_accuracy_pct - (folds[1].fold_accuracy_pct if len(folds) == 2 else 0)
         found |= over_folds(of_fold, ours.mean, confidence)
     return found

@@ -8,7 +8,7 @@ another, the crop is warped by V L^-1, bilinear, its edge pixels repeated outsid
 the crop, and is sampled once instead of twice; `again` says what the second sampling alone costs.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -179,7 +179,7 @@ def square(matrix: np.ndarray) -> np.ndarray:
     return np.concatenate([matrix, np.tile([[[0.0, 0, 1]]], (len(matrix), 1, 1))], 1)
 
 
-def pixelwise(images: torch.Tensor, change: Callable[..., np.ndarray], *each: Sequence) -> torch.Tensor:
+def pixelwise(images: torch.Tensor, change: Callable[..., np.ndarray], *each: Iterable) -> torch.Tensor:
     """change(face (H, W, 3) uint8, one of each further sequence) of every image (N, 3, H, W), as images again."""
     rows = images.permute(0, 2, 3, 1).numpy()
     done = np.stack([change(*parts) for parts in zip(np.ascontiguousarray(rows), *each, strict=True)])
