@@ -279,7 +279,7 @@ def test_index_files_as_people_have_them(tmp_path):
         ("0\t1.5\n", "expected lines"),
         ("0\t-4\n", "expected lines"),
         ("0\t99999999999999999999\n", "expected lines"),
-        ("\xff\xfe0", "expected lines"),
+        ("0\t0\n\xff\xfe0", "not a text file, byte 4 is no UTF-8"),
     ):
         (tmp_path / "train.idx").write_bytes(text.encode("latin-1"))
         with pytest.raises(UserError, match=message) as error:
@@ -449,7 +449,7 @@ def test_lfw_folder(tmp_path):
 def test_lfw_that_is_incomplete(tmp_path):
     lfw_tree(tmp_path)
     (tmp_path / "lfw" / "Al_Gore" / "Al_Gore_0002.jpg").unlink()
-    with pytest.raises(UserError, match=r"1 people differ from the protocol, e.g. Al_Gore: 2 images, not 3"):
+    with pytest.raises(UserError, match=r"1 people differ from the protocol .*, e.g. Al_Gore: 2 images, not 3"):
         list(recognition.lfw(tmp_path))
     (tmp_path / "protocols" / "peopleDevTest.txt").unlink()
     with pytest.raises(UserError, match=r"no peopleDevTrain\.txt and peopleDevTest\.txt"):

@@ -270,7 +270,7 @@ def test_pts_errors(tmp_path):
         (lambda: path.write_text("version: 1\nn_points: 68\n{\n1 2\n"), "braces"),
         (lambda: path.write_text("version: 1\nn_points: 68\n{\n1 two\n}\n"), "not a .pts file"),
         (lambda: path.write_text("{\n1 2\n}\n"), "not a .pts file"),
-        (lambda: path.write_bytes(b"\x89PNG\xff\xfe"), "braces"),
+        (lambda: path.write_bytes(b"1 \x89PNG\xff\xfe"), "not a text file, byte 2 is no UTF-8"),
     ]
     for write, word in cases:
         write()

@@ -21,8 +21,8 @@ from typing import BinaryIO
 from facepapers.common import paths
 from facepapers.common.cli import MissingData, UserError
 from facepapers.common.data import archive
-from facepapers.common.data.registry import DataSet, Mirror, find, is_free, missing_line, one_line
-from facepapers.common.storage import atomic
+from facepapers.common.data.registry import DataSet, Mirror, find, is_free, missing_line
+from facepapers.common.storage import atomic, one_line
 
 LEVELS = ("", "*/", "*/*/", "*/*/*/")  # archives often wrap their content in folders of their own
 
@@ -44,7 +44,7 @@ def collect(
         origin += more
         if found != work / part.name:
             (work / part.name).symlink_to(found.resolve())
-    for path, known in [] if entry.parts else archives_of(entry, mirror, official):
+    for path, known in [] if entry.parts else archives_of(entry, mirror, official, work):
         origin.append({"file": path.name, "sha256": check_hash(path, known)})
         unpack(path, work, pictures)
     return work, origin
@@ -61,8 +61,11 @@ def _find_folder(entry: DataSet, mirror: Mirror) -> Path | None:
     return None
 
 
-def archives_of(entry: DataSet, mirror: Mirror, official: bool) -> list[tuple[Path, str]]:
-    """[(path, known hash)] of the first alternative that can be had. Raises MissingData when there is none."""
+def archives_of(entry: DataSet, mirror: Mirror, official: bool, work: Path) -> list[tuple[Path, str]]:
+    """[(path, known hash)] of the first alternative that can be had. Raises MissingData when there is none.
+
+    A download in progress lies in `work`, where whoever comes next clears what a killed process left.
+    """
     for alternative in entry.archives:
         places = [_find_file(entry, item["file"], mirror) for item in alternative]
         held = [(path, item["hash"]) for path, item in zip(places, alternative, strict=True) if path]
@@ -72,9 +75,9 @@ def archives_of(entry: DataSet, mirror: Mirror, official: bool) -> list[tuple[Pa
         if isinstance(mirror, str):
             urls = [f"{mirror.rstrip('/')}/{item['file']}" for item in alternative]
             with contextlib.suppress(MissingData):  # a mirror need not hold this set, or this alternative
-                return [(_download(*pair), pair[1]["hash"]) for pair in zip(urls, alternative, strict=True)]
+                return [(_download(*pair, work), pair[1]["hash"]) for pair in zip(urls, alternative, strict=True)]
         if official and is_free(alternative):
-            fetch = lambda item: _download(item["url"], item) if "url" in item else _from_index(item)
+            fetch = lambda item: _download(item["url"], item, work) if "url" in item else _from_index(item)
             return [(fetch(item), item["hash"]) for item in alternative]
     raise MissingData(missing_line(entry))
 
@@ -96,23 +99,28 @@ def on_disk(entry: DataSet, mirror: Mirror) -> bool:
     return any(all(_find_file(entry, item["file"], mirror) for item in files) for files in entry.archives)
 
 
-def _download(url: str, item: dict[str, str]) -> Path:
-    """Fetch `url` into data/raw and return the path. Raises MissingData when the server does not have it."""
+def _download(url: str, item: dict[str, str], work: Path) -> Path:
+    """Fetch `url` through `work` into data/raw and return the path. MissingData when the server does not have it."""
     import pooch
     import requests
 
     known = None if item["hash"] == "unknown" else item["hash"]
-    by_hand = f"fetch {item['file']} by hand into {paths.data_root() / 'raw'}"
+    raw, begun = paths.data_root() / "raw", work / ".download"
+    by_hand = f"fetch {item['file']} by hand into {raw}"
     pooch.get_logger().setLevel("WARNING")
+    raw.mkdir(parents=True, exist_ok=True)
     try:
-        path = pooch.retrieve(url, known, item["file"], paths.data_root() / "raw", progressbar=sys.stderr.isatty())
+        path = pooch.retrieve(url, known, item["file"], begun, progressbar=sys.stderr.isatty())
+        os.replace(path, raw / item["file"])
     except ValueError as error:  # pooch's word for a wrong hash; it has removed the file
         raise UserError(f"{url}: wrong hash ({one_line(error)}); try again or use another mirror") from None
     except requests.HTTPError as error:
         raise MissingData(f"{url}: {one_line(error)}; {by_hand}") from None
     except requests.RequestException as error:
         raise UserError(f"{url}: no connection ({one_line(error)}); {by_hand}") from None
-    return Path(path)
+    finally:
+        shutil.rmtree(begun, ignore_errors=True)
+    return raw / item["file"]
 
 
 def _from_index(item: dict[str, str]) -> Path:
@@ -187,7 +195,9 @@ def _damage_in_one_line(path: Path) -> Iterator[None]:
     """What tarfile and zipfile raise on a damaged archive becomes a UserError."""
     try:
         yield
-    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError) as error:
+    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError, OSError) as error:
+        if getattr(error, "errno", None):  # the system's word, not that of gzip or bz2: a full disk, no access
+            raise
         raise UserError(f"{path}: damaged archive ({one_line(error)}); delete it and obtain it again") from None
 
 
@@ -222,6 +232,21 @@ def _unpack_tar(path: Path, folder: Path, pictures: archive.Pictures | None) -> 
                 pictures.add(folder / info.name, read)
             else:
                 _extract(source, info, folder)
+        _check_end(source)
+
+
+def _check_end(source: tarfile.TarFile) -> None:
+    """Raise tarfile.ReadError unless the archive ends as one does: tarfile takes a damaged header for its end.
+
+    A compressed one is read to its end, where its checksum is compared; tarfile stops before.
+    """
+    handle = source.fileobj
+    assert handle is not None, "closed"
+    handle.seek(source.offset)
+    if handle.read(tarfile.BLOCKSIZE).strip(b"\0") or handle.tell() < source.offset + tarfile.BLOCKSIZE:
+        raise tarfile.ReadError("unexpected end of data, or a bad header")
+    while handle.read(1 << 20):
+        pass
 
 
 def _read_tarred(path: Path, handle: BinaryIO, offset: int, size: int) -> bytes:

@@ -27,6 +27,7 @@ import numpy as np
 from facepapers.common.cli import UserError
 from facepapers.common.data.photos import open_image, shown
 from facepapers.common.progress import progress
+from facepapers.common.storage import atomic, one_line
 
 if TYPE_CHECKING:
     import torch
@@ -68,7 +69,7 @@ class Pack:
         except FileNotFoundError:
             raise UserError(f"{path}: no such file; prepare it (`python -m facepapers.common.data get NAME`)") from None
         except _DAMAGE as error:
-            raise UserError(f"{path}: truncated or corrupt pack ({_short(error)}); {_remedy(path)}") from None
+            raise UserError(f"{path}: truncated or corrupt pack ({one_line(error)}); {_remedy(path)}") from None
         if meta.get("format") != FORMAT:
             raise UserError(f"{path}: made by another version of this code; {_remedy(path)}")
         if (np.diff(offsets) <= 0).any() or offsets[0] != 0 or offsets[-1] != len(blob):
@@ -188,8 +189,6 @@ def write(
 
     Raises UserError when there is nothing to write, an image is damaged, or the disk is full or read-only.
     """
-    from facepapers.common.storage import atomic
-
     path = Path(path)
     if not encoded:
         raise UserError(f"{path}: no images to store")
@@ -291,8 +290,3 @@ def _in_threads(work: Callable[[int], Result], jobs: Sequence[int], threads: int
 
 def _remedy(path: Path) -> str:
     return f"delete it and prepare the set again (`python -m facepapers.common.data get {Path(path).stem}`)"
-
-
-def _short(error: Exception) -> str:
-    """An error's text on one line."""
-    return " ".join(str(error).split())[:120] or type(error).__name__

@@ -3,17 +3,24 @@
 import contextlib
 import dataclasses
 import difflib
+import errno
 import os
 import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from facepapers.common import paths
+from facepapers.common import paths, storage
 from facepapers.common.cli import UserError
 
 REPOSITORY_DATA = paths.DATA
 REGISTRY = paths.REGISTRY
 Mirror = Path | str | None  # a folder, an http(s) address, none
+REMEDIES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "give access or set DATA_ROOT to another folder"),
+    **dict.fromkeys((errno.EEXIST, errno.ENOTDIR), "move the file that stands where a folder belongs"),
+    **dict.fromkeys((errno.ENOENT, errno.ELOOP), "restore it, or remove the link that leads there"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,10 +49,10 @@ class DataSet:
 def registry() -> dict[str, DataSet]:
     """{name: DataSet} from data/registry.toml. Raises UserError when it cannot be read."""
     try:
-        tables = tomllib.loads(REGISTRY.read_text())
+        tables = tomllib.loads(storage.read_text(REGISTRY, "restore it from git"))
         return {name: DataSet(name=name, **table) for name, table in tables.items()}
-    except (OSError, tomllib.TOMLDecodeError, TypeError) as error:
-        raise UserError(f"{REGISTRY}: {one_line(error)}; restore it from git") from None
+    except (tomllib.TOMLDecodeError, TypeError) as error:
+        raise UserError(f"{REGISTRY}: {storage.one_line(error)}; restore it from git") from None
 
 
 def find(name: str) -> DataSet:
@@ -76,17 +83,13 @@ def prepared_path(entry: DataSet) -> Path:
 
 @contextlib.contextmanager
 def errors_in_one_line() -> Iterator[None]:
-    """A full disk, a missing permission and the like become a UserError that names the file."""
+    """A full disk, a missing permission, a file that cannot be read become a UserError that names the file."""
     try:
         yield
     except OSError as error:
-        where, why = error.filename or paths.data_root(), error.strerror or one_line(error)
-        raise UserError(f"{where}: {why}; make room or give access, then run the same command again") from None
-
-
-def one_line(error: BaseException) -> str:
-    """What an error says, on one line."""
-    return " ".join(str(error).split())[:160] or type(error).__name__
+        where, why = error.filename or paths.data_root(), error.strerror or storage.one_line(error)
+        remedy = REMEDIES.get(error.errno or 0, "the file or its disk is damaged; restore it from its archive")
+        raise UserError(f"{where}: {why}; {remedy}, then run the same command again") from None
 
 
 def counts_text(counts: dict[str, int]) -> str:

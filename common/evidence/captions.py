@@ -13,7 +13,7 @@ def captions(paper: str) -> dict[str, dict[str, str]]:
     """
     found: dict[str, dict[str, str]] = {"CAPTIONS": {}, "ALTERNATIVES": {}}
     path = Path(paths.ROOT, "papers", paper, "figures.py")
-    tree = ast.parse(path.read_text() if path.exists() else "")
+    tree = ast.parse(path.read_text(encoding="utf-8") if path.exists() else "")
     for node in (node for node in tree.body if isinstance(node, ast.Assign)):
         target = node.targets[0]
         if isinstance(target, ast.Name) and target.id in found:

@@ -1,10 +1,12 @@
 """results/index.html: every number of ours on one page that needs no network, each with the chain behind it."""
 
 import re
+import zlib
 from pathlib import Path
 from string import Template
 
 from facepapers.common import paths
+from facepapers.common.cli import UserError
 from facepapers.common.data.archive import entries
 from facepapers.common.evidence import cards, chain, claims, runs, statistics, statuses
 from facepapers.common.evidence.captions import captions
@@ -15,6 +17,7 @@ from facepapers.common.evidence.plot import SHAPES, mark
 from facepapers.common.evidence.statuses import Status
 
 HERE = Path(__file__).parent
+PNG = b"\x89PNG\r\n\x1a\n"  # how such a file begins
 
 
 def page(all_cells: list[Cell]) -> str:
@@ -124,9 +127,15 @@ def pictures(paper: str) -> Html:
 
 
 def size(path: Path) -> tuple[int, int]:
-    """(width, height) of a PNG file in pixels, from its header."""
-    header = path.read_bytes()[16:24]
-    return int.from_bytes(header[:4], "big"), int.from_bytes(header[4:], "big")
+    """(width, height) of a PNG file in pixels. UserError where one of its checksums does not fit."""
+    content, at, kind = path.read_bytes(), 8, b""
+    while kind != b"IEND":  # parts: length, kind, data, checksum of kind and data
+        kind, end = content[at + 4 : at + 8], at + 12 + int.from_bytes(content[at : at + 4], "big")
+        check = zlib.crc32(content[at + 4 : end - 4]).to_bytes(4, "big")
+        if len(kind) < 4 or check != content[end - 4 : end] or not content.startswith(PNG):
+            raise UserError(f"{path}: damaged picture (at byte {at}); restore it from git, or draw it by `make report`")
+        at = end
+    return int.from_bytes(content[16:20], "big"), int.from_bytes(content[20:24], "big")
 
 
 def records(paper: str) -> Html:

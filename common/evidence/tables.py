@@ -5,7 +5,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
-from facepapers.common import cli, paths
+from facepapers.common import cli, paths, storage
 from facepapers.common.data.archive import entries
 from facepapers.common.evidence import claims, runs
 
@@ -131,10 +131,9 @@ def covered(row):
 
 def speed_block(paper):
     """The recorded comparisons of `make bench`, if there are any: [Markdown]."""
-    path = Path(paths.RECORDED, paper, "bench.csv")
-    if not path.exists():
+    rows = recorded_table(Path(paths.RECORDED, paper, "bench.csv"), (*BENCH, "date", "device", "threads", "torch"))
+    if not rows:
         return []
-    rows = list(csv.DictReader(path.read_text().splitlines()))
     one = rows[0]
     head = ("speed, in one run", "ours", "ms", "other", "ms", "other / ours")
     lines = [head, ["---"] * len(head), *([r[key] for key in BENCH] for r in rows)]
@@ -146,15 +145,29 @@ def speed_block(paper):
 
 def outside_block(paper):
     """The comparisons of results/outside.csv with code that `make bench` cannot run, if there are any: [Markdown]."""
-    path = Path(paths.RECORDED, "outside.csv")
-    rows = list(csv.DictReader(path.read_text().splitlines())) if path.exists() else []
-    rows = [r for r in rows if r["paper"] == paper]
+    keys = ("what", "peer", "commit", "faster", "smaller", "conditions")
+    rows = [r for r in recorded_table(Path(paths.RECORDED, "outside.csv"), ("paper", *keys)) if r["paper"] == paper]
     if not rows:
         return []
     head = ("speed, measured outside", "against", "commit", "times faster", "times smaller", "conditions")
-    keys = ("what", "peer", "commit", "faster", "smaller", "conditions")
     lines = [head, ["---"] * len(head), *([r[key] or "—" for key in keys] for r in rows)]
     return ["".join("| " + " | ".join(line) + " |\n" for line in lines)]
+
+
+def recorded_table(path, columns):
+    """Rows (list of dicts) of a table beside the records, none where it is not there.
+
+    UserError unless it has these columns, and every row as many values.
+    """
+    if not path.exists():
+        return []
+    with storage.open_text(path, storage.GIT) as handle:
+        rows = list(csv.DictReader(handle))
+    short = [number for number, row in enumerate(rows, 2) if None in row or None in row.values()]
+    if not rows or short or not {*columns} <= rows[0].keys():
+        what = f"row {short[0]} is" if short else "it is"
+        raise cli.UserError(f"{path}: {what} no row of {', '.join(columns)}; {storage.GIT}")
+    return rows
 
 
 def precision_block(papers):

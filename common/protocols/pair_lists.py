@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from facepapers.common import storage
 from facepapers.common.cli import MissingData, UserError
 
 
@@ -121,7 +122,8 @@ def read_pairs(path: os.PathLike[str] | str) -> Pairs:
     left, right, same = [], [], []
     for number, words in enumerate(lines[1:], start=2):
         if len(words) not in (3, 4) or not (words[1] + words[-1]).isdecimal():
-            raise UserError(f"{path}:{number}: expected 'name n n' or 'name n name n', found {' '.join(words)!r}")
+            found = " ".join(words)
+            raise UserError(f"{path}:{number}: expected 'name n n' or 'name n name n', found {found!r}; fetch it again")
         left.append(lfw_name(words[0], words[1]))
         right.append(lfw_name(words[-2] if len(words) == 4 else words[0], words[-1]))
         same.append(len(words) == 3)
@@ -171,11 +173,7 @@ def _composed(name):
 
 def _protocol_lines(path: os.PathLike[str] | str) -> list[list[str]]:
     """The words of each non-empty line: between tabs, where it has any, so that a name may hold blanks."""
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise MissingData(f"{path}: no such protocol file; `make data-lfw` obtains it") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not a text file; fetch the protocol file again") from None
-    lines = [line.strip() for line in text.split("\n")]
+    if not Path(path).exists():
+        raise MissingData(f"{path}: no such protocol file; `make data-lfw` obtains it")
+    lines = [line.strip() for line in storage.read_text(path, "fetch the protocol file again").split("\n")]
     return [[w.strip() for w in line.split("\t")] if "\t" in line else line.split() for line in lines if line]

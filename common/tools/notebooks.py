@@ -19,11 +19,10 @@ def execute(path: Path, timeout_s: int = 600) -> "nbformat.NotebookNode":
     It runs in its own folder, as Jupyter does it, and finds this checkout. UserError naming the notebook and the error
     of its first bad cell.
     """
-    import nbformat
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError
 
-    notebook = nbformat.read(path, as_version=4)
+    notebook = read(path)
     client = NotebookClient(
         notebook, timeout=timeout_s, kernel_name="python3", resources={"metadata": {"path": str(Path(path).parent)}},
         record_timing=False,
@@ -38,6 +37,19 @@ def execute(path: Path, timeout_s: int = 600) -> "nbformat.NotebookNode":
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
     notebook.metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    return notebook
+
+
+def read(path: Path) -> "nbformat.NotebookNode":
+    """A notebook from its file. UserError where that is none."""
+    import nbformat
+
+    text = storage.read_text(path, storage.GIT)
+    try:
+        notebook = nbformat.reads(text, as_version=4)
+        nbformat.validate(notebook)
+    except Exception as error:  # nbformat's and jsonschema's own kinds
+        raise cli.UserError(f"{path}: damaged notebook ({storage.one_line(error)}); {storage.GIT}") from None
     return notebook
 
 

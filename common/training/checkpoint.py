@@ -1,5 +1,6 @@
 """Weights with a hash, and state that resumes to the same bits."""
 
+import hashlib
 import json
 import random
 from pathlib import Path
@@ -8,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from facepapers.common.cli import UserError
-from facepapers.common.storage import atomic, sha256
+from facepapers.common.storage import atomic, check_zip, read_json, sha256
 from facepapers.common.training import state_dicts
 
 if TYPE_CHECKING:
     import torch
 
+AGAIN = "delete it to start again"
+RECORDS = ("run.json", "teacher.json")  # beside a run's weights; each names their hash
 SCALE, SMALL = ".scale", 4096  # ending of an int8 tensor's scales; tensors of fewer numbers stay float16
 
 
@@ -68,12 +71,13 @@ def compact(tensors: dict[str, "torch.Tensor"], bits: int = 16) -> dict[str, "to
 
 
 def read_weights(path: Path | str) -> tuple[dict[str, "torch.Tensor"], dict[str, str]]:
-    """(dict of tensors, dict of metadata) of a safetensors file; UserError when missing or damaged.
+    """(dict of tensors, dict of metadata) of a safetensors file; tensors that `compact` made int8 come as float32.
 
-    Tensors that `compact` made int8 come back as float32.
+    Raises UserError when it is missing or damaged, or is not the file that the record beside it names by its hash.
     """
     from safetensors import SafetensorError, safe_open
 
+    check_recorded(path)
     try:
         with safe_open(str(path), framework="pt") as handle:
             names = list(handle.keys())
@@ -81,12 +85,46 @@ def read_weights(path: Path | str) -> tuple[dict[str, "torch.Tensor"], dict[str,
             tensors = {name: handle.get_tensor(name) for name in names}
     except FileNotFoundError:
         raise UserError(f"{path}: no such weights file") from None
-    except (SafetensorError, OSError, json.JSONDecodeError) as error:
+    except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path}: not a readable safetensors file ({error}); fetch or train it again") from None
     scales = {name: tensors.pop(name) for name in names if name.removesuffix(SCALE) in tensors and name.endswith(SCALE)}
     for name, scale in scales.items():
         tensors[name.removesuffix(SCALE)] = tensors[name.removesuffix(SCALE)] * scale
     return tensors, about
+
+
+def check_recorded(path: Path | str) -> None:
+    """UserError where a record beside a weights file names another hash than the file's."""
+    path = Path(path)
+    for record in (path.with_name(name) for name in RECORDS):
+        if path.is_file() and record.is_file():
+            written = read_json(record)
+            known = written.get("weights") or {"file": path.name, "sha256": written.get("sha256")}
+            if known["file"] == path.name and known["sha256"] not in (None, sha256(path)):
+                raise UserError(f"{path}: damaged or not the weights that {record.name} names; fetch or train it again")
+
+
+def content_sha256(value: Any) -> str:
+    """Hex digest of nested dicts, lists and tuples of tensors and plain values."""
+    import torch
+
+    digest = hashlib.sha256()
+
+    def add(part):
+        if isinstance(part, torch.Tensor):
+            digest.update(f"{part.dtype}{tuple(part.shape)}".encode())
+            digest.update(part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        elif isinstance(part, dict):
+            add([(key, part[key]) for key in part])
+        elif isinstance(part, list | tuple):
+            digest.update(f"{len(part)}:".encode())
+            for one in part:
+                add(one)
+        else:
+            digest.update(f"{part!r};".encode())
+
+    add(value)
+    return digest.hexdigest()
 
 
 def rng_state() -> dict:
@@ -120,13 +158,13 @@ def save_state(path: Path, parts: dict[str, Any], **scalars: Any) -> None:
     """Write everything needed to continue: `parts` maps names to objects with a state_dict.
 
     The weights of `parts`, plain `scalars` (step, best value, history) and all generator states go into one
-    file that `torch.load(weights_only=True)` can read, so no code is ever unpickled.
+    file that `torch.load(weights_only=True)` can read, so no code is ever unpickled; with it a hash of all that.
     """
     import torch
 
-    state = {name: part.state_dict() for name, part in parts.items()}
+    state = {"parts": {name: part.state_dict() for name, part in parts.items()}, "scalars": scalars, "rng": rng_state()}
     with atomic(path) as temporary:
-        torch.save({"parts": state, "scalars": scalars, "rng": rng_state()}, temporary)
+        torch.save({**state, "sha256": content_sha256(state)}, temporary)
 
 
 def read_scalars(path: Path) -> dict[str, Any]:
@@ -134,22 +172,30 @@ def read_scalars(path: Path) -> dict[str, Any]:
     import torch
 
     try:
+        check_zip(path, AGAIN, end="/data.pkl")  # where the scalars are
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)["scalars"]
+    except UserError:
+        raise
     except Exception as error:  # torch.load raises many kinds for a truncated file
         raise _no_checkpoint(path, error) from None
 
 
 def _no_checkpoint(path: Path, error: Exception) -> UserError:
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return UserError(f"{path}: cannot resume from this checkpoint ({reason}); delete it to start again")
+    return UserError(f"{path}: cannot resume from this checkpoint ({reason}); {AGAIN}")
 
 
 def load_state(path: Path, parts: dict[str, Any]) -> dict[str, Any]:
-    """Restore `parts` in place; returns the scalars. UserError when the file is damaged or does not fit."""
+    """Restore `parts` in place; returns the scalars. UserError when the file is damaged or does not fit.
+
+    A file that was written before there were hashes is taken as it is.
+    """
     import torch
 
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
+        if saved.pop("sha256", None) not in (None, content_sha256(saved)):
+            raise ValueError("damaged: its content is not what was saved")
         if saved["parts"].keys() != parts.keys():
             raise KeyError(f"holds {sorted(saved['parts'])}, this run needs {sorted(parts)}")
         for name, part in parts.items():

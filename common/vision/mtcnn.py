@@ -1,6 +1,5 @@
 """MTCNN (Zhang et al. 2016): three small networks propose, refine and place the five points of a face."""
 
-import pickle
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from torch import nn
 
 from facepapers.common import paths
 from facepapers.common.cli import MissingData, UserError
+from facepapers.common.storage import check_zip, one_line
 from facepapers.common.vision import alignment
 
 FILES = ("pnet.pt", "rnet.pt", "onet.pt")
@@ -188,14 +188,15 @@ def off_template_px(crops: Sequence[torch.Tensor], detector: Mtcnn) -> float | N
 
 
 def _load(net: nn.Module, path: Path) -> nn.Module:
+    check_zip(path, "fetch it again")
     try:
         net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     except FileNotFoundError:
         raise MissingData(
             f"{path}: no such file; obtain it by `make data-mtcnn`, or name its folder by --mtcnn"
         ) from None
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, TypeError, ValueError) as error:
-        reason = str(error).splitlines()[0][:80]
+    except Exception as error:  # torch.load raises many kinds for a damaged file
+        reason = one_line(error, 80)
         raise UserError(f"{path}: not {type(net).__name__}'s state dict ({reason}); fetch it again") from None
     return net.eval()
 

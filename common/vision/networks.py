@@ -13,7 +13,7 @@ from torch import nn
 
 from facepapers.common import paths
 from facepapers.common.cli import MissingData, UserError
-from facepapers.common.storage import sha256
+from facepapers.common.storage import check_zip, sha256
 from facepapers.common.training.checkpoint import read_weights
 from facepapers.common.training.state_dicts import fill, unwrapped
 
@@ -250,6 +250,7 @@ def read_state(path: Path | str) -> dict[str, torch.Tensor]:
     if Path(path).suffix == ".safetensors":
         state = read_weights(path)[0]
     else:
+        check_zip(path, "fetch it again")
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
         except FileNotFoundError:

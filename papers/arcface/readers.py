@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from facepapers.common import storage
 from facepapers.common.cli import UserError
 from facepapers.common.data.photos import open_image, read_photo, shown
 from facepapers.common.data.readers.alignment import identity_files
@@ -25,6 +26,7 @@ MAGIC = 0xCED7230A  # starts every RecordIO part
 HEADER_WORDS = 10  # magic, length, flag, label, id (2), id2 (2) and the first two labels of a vector: 4 bytes each
 WINDOW = 16 << 20  # bytes of a record file that are mapped at a time
 FETCH = "fetch the file again"
+SET = "a RecordIO set is train.rec, train.idx and property: fetch them again"
 
 
 def decode(
@@ -250,7 +252,8 @@ class RecordIO(torch.utils.data.Dataset):
         place = np.searchsorted(self.index_keys, keys).clip(max=len(self.index_keys) - 1)
         missing = self.index_keys[place] != keys
         if missing.any():
-            raise UserError(f"{self.path}: the index has no record {keys[missing.argmax()]}; {FETCH}")
+            index = self.path.with_suffix(".idx")
+            raise UserError(f"{index}: the index has no record {keys[missing.argmax()]}; {FETCH}")
         return self.offsets[place]
 
     def _label(self, key):
@@ -277,7 +280,7 @@ class RecordIO(torch.utils.data.Dataset):
                 raise UserError(f"{self.path}: truncated: record {key} would start at byte {at}; {FETCH}")
             magic, word = struct.unpack("<II", head)
             if magic != MAGIC:
-                raise UserError(f"{self.path}: no record {key} at byte {at}; rec and idx do not belong together")
+                raise UserError(f"{self.path}: no record {key} at byte {at}, where train.idx has it; fetch both again")
             part, length = word >> 29, word & (1 << 29) - 1
             if at + 8 + length > len(self.bytes):
                 raise UserError(f"{self.path}: truncated inside record {key}; {FETCH}")
@@ -290,7 +293,7 @@ class RecordIO(torch.utils.data.Dataset):
 def read_property(path: Path | str) -> tuple[int, int, int]:
     """(classes, height, width) of a `property` file, one line of three numbers."""
     try:
-        classes, height, width = (int(word) for word in Path(path).read_text(encoding="utf-8-sig").split(","))
+        classes, height, width = (int(word) for word in storage.read_text(path, SET).split(","))
     except ValueError:
         raise UserError(
             f"{path}: expected one line 'classes,height,width', such as '10572,112,112'; write it, or remove the file "
@@ -308,8 +311,9 @@ def read_index(path: Path | str) -> tuple[np.ndarray, np.ndarray]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of an empty file; that is an error below
             lines = np.loadtxt(path, np.int64, comments=None, ndmin=2, encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; a RecordIO set is train.rec, train.idx and property") from None
+    except (FileNotFoundError, UnicodeDecodeError):
+        storage.read_text(path, SET)  # says which of both
+        raise
     except ValueError:
         raise UserError(f"{path}: expected lines 'key<TAB>offset'; {FETCH}") from None
     if not lines.size:

@@ -223,7 +223,7 @@ def record(job: jobs.Job, net: torch.nn.Module | None, tasks: Sequence[data.Task
     run, cfg = job.run, job.cfg
     stems = [task.name or "only" for task in tasks]
     parts = [runs.read_predictions(run.folder / f"{stem}.npz") for stem in stems]
-    logs = [storage.read_json(run.folder / f"{stem}.json") for stem in stems]
+    logs = [storage.read_json(run.folder / f"{stem}.json", ("seconds", "history")) for stem in stems]
     pooled = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
     written = run.finish(
         metrics=evaluate.measure(pooled),

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from facepapers.common import cli, seeding
+from facepapers.common import cli, seeding, storage
 from facepapers.common.cli import MissingData, UserError
 from facepapers.common.data import duplicates, sets
 from facepapers.common.faces import drawing, sampling, shape
@@ -229,8 +229,7 @@ def _stored(name):
         raise MissingData(
             f"{path}: no such split; restore it from git, or `python -m facepapers.papers.face_attributes.data {name}`"
         )
-    with np.load(path, allow_pickle=False) as archive:
-        return {key: archive[key] for key in archive.files}
+    return storage.read_arrays(path)
 
 
 def stored_split(name: str, names: Sequence[str]) -> np.ndarray:

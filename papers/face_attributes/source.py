@@ -136,7 +136,7 @@ class Source:
             path = self._path(number, split, view, self._kind())
             if not path.exists():
                 self._fill(number, split, view)
-            stored = np.load(path, mmap_mode="r")
+            stored = stored_array(path)
             self._views[number, split, view] = stored[:, self._columns()] if self._kind() == "averages" else stored
         return self._views[number, split, view]
 
@@ -189,6 +189,11 @@ class Source:
                     out[kind][rows.numpy()] = array
             for array in out.values():
                 array.flush()
+
+
+def stored_array(path: Path) -> np.ndarray:
+    """Stored activations, memory-mapped. UserError where the file is damaged."""
+    return storage.read_array(path, "delete it, and it is computed again", mapped=True)
 
 
 def channels_last(x: torch.Tensor) -> torch.Tensor:

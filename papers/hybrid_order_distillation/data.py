@@ -296,5 +296,10 @@ def view_outputs(
             if path:
                 with storage.atomic(path) as temporary, open(temporary, "wb") as handle:
                     np.save(handle, made.numpy())
-        rows.append(torch.from_numpy(np.load(path)) if path else made)
+        rows.append(stored_view(path) if path else made)
     return torch.stack(rows)
+
+
+def stored_view(path: Path) -> torch.Tensor:
+    """(N, d) embeddings of a view that is kept. UserError where the file is damaged."""
+    return torch.from_numpy(storage.read_array(path, "delete it, and it is computed again"))

@@ -95,7 +95,7 @@ def teacher_of(job: jobs.Job, training: data.Training, path: Path | None = None)
     if not (folder / "teacher.json").exists():
         train_teacher(dataclasses.replace(job, cfg=own), learner, training, folder)
     checkpoint.load_weights(folder / "model.safetensors", learner)
-    written = storage.read_json(folder / "teacher.json")
+    written = storage.read_json(folder / "teacher.json", ("sha256", "seconds"))
     if written.get("precision", own.precision) != own.precision and parallel.is_main():
         print(f"{folder}: this teacher was trained in {written['precision']}", file=sys.stderr)
     return Source(learner, own.teacher_px, job.device, written["sha256"], written["seconds"])

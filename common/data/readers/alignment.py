@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from facepapers.common import storage
 from facepapers.common.cli import UserError
 from facepapers.common.data.archive import AnyPath, entries, place
 from facepapers.common.data.pack import Sample
@@ -223,7 +224,7 @@ def read_pts(path: AnyPath, n_points: int = 68) -> np.ndarray:
 
     The file counts pixels from 1, as the 300-W page says (the top left pixel is x=1, y=1); we subtract 1.
     """
-    text = Path(path).read_text(encoding="utf-8-sig", errors="replace")
+    text = storage.read_text(path, "restore it from its archive")
     head, brace, body = text.partition("{")
     body, end, _ = body.partition("}")
     if not brace or not end:
@@ -293,7 +294,7 @@ def _lfpw_crop(folder, file, side, points, occluded, table):
 def points_table(path: AnyPath, n_points: int = 29) -> dict[str, np.ndarray]:
     """{file: (n_points, 3) x, y, flag} from lfpw29-test.csv."""
     listed = {}
-    with open(path, newline="", errors="replace") as handle:
+    with storage.open_text(path, "restore it from its archive") as handle:
         rows = csv.reader(handle)
         if next(rows, []) != ["file", *(f"{a}{i}" for i in range(n_points) for a in "xyt")]:
             raise _bad(path, f"not a table of file, x0, y0, t0 .. t{n_points - 1}")
@@ -310,7 +311,7 @@ def points_table(path: AnyPath, n_points: int = 29) -> dict[str, np.ndarray]:
 def crop_table(path: AnyPath) -> dict[str, tuple[float, np.ndarray]]:
     """{file: (crop side in photo px, points (68, 2))} from landmarks68.csv."""
     listed = {}
-    with open(path, newline="", encoding="utf-8-sig", errors="replace") as handle:
+    with storage.open_text(path, "restore it from its archive") as handle:
         rows = csv.reader(handle)
         header = next(rows, [])
         if header[:4] != ["file", "orig_w", "orig_h", "crop_side_px"] or len(header) != 140:

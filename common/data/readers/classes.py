@@ -5,6 +5,10 @@ CUB and Cars are split for retrieval, as in metric learning: the first half of t
 Every bad input raises UserError: one line with the file, what is wrong, and the remedy.
 """
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -39,29 +43,49 @@ def cifar100(folder: AnyPath) -> Iterator[Sample]:
 def cub200(folder: AnyPath) -> Iterator[Sample]:
     """Samples of CUB_200_2011: images.txt, image_class_labels.txt, images/. Classes 1-100 train, 101-200 test."""
     root = folder_with(folder, "images.txt", "image_class_labels.txt")
-    names, labels = (_table(root / file) for file in ("images.txt", "image_class_labels.txt"))
+    names = _table(root / "images.txt")
+    labels = {key: _class(root, key, word) for key, word in _table(root / "image_class_labels.txt").items()}
     if names.keys() != labels.keys():
         raise UserError(f"{root}: images.txt and image_class_labels.txt list different images; fetch the archive again")
-    half = max(map(int, labels.values())) // 2
+    half = max(labels.values()) // 2
     for key, name in names.items():
-        label = int(labels[key]) - 1
-        yield _bytes(root / "images" / name), _row(name, label, half)
+        yield _bytes(root / "images" / name, root / "images.txt"), _row(name, labels[key] - 1, half)
 
 
 def cars196(folder: AnyPath) -> Iterator[Sample]:
     """Samples of Cars196: cars_annos.mat and car_ims/. Classes 1-98 train, 99-196 test."""
-    from scipy.io import loadmat
-
     root = folder_with(folder, "cars_annos.mat")
-    try:
-        rows = loadmat(root / "cars_annos.mat", squeeze_me=True)["annotations"]
-        entries = [(str(row["relative_im_path"]), int(row["class"]) - 1) for row in rows]
-    except (KeyError, ValueError, NotImplementedError, TypeError) as error:
-        reason = " ".join(str(error).split())[:80]
-        raise UserError(f"{root / 'cars_annos.mat'}: not Cars196's annotations ({reason}); fetch it again") from None
-    half = (max(label for _, label in entries) + 1) // 2
+    entries = _car_annotations(root / "cars_annos.mat")
+    half = (max((label for _, label in entries), default=0) + 1) // 2
     for name, label in entries:
-        yield _bytes(root / name), _row(name, label, half)
+        yield _bytes(root / name, root / "cars_annos.mat"), _row(name, label, half)
+
+
+# In a process of its own: on some damaged files scipy's parser does not raise an error but ends the process.
+_READ_CARS = """
+import json, sys
+from scipy.io import loadmat
+rows = loadmat(sys.argv[1], squeeze_me=True)["annotations"]
+print(json.dumps([(str(row["relative_im_path"]), int(row["class"]) - 1) for row in rows]))
+"""
+
+
+def _car_annotations(path: AnyPath) -> list[tuple[str, int]]:
+    """[(picture, 0-based class)] of cars_annos.mat."""
+    done = subprocess.run([sys.executable, "-c", _READ_CARS, os.fspath(path)], capture_output=True, text=True)
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or [f"scipy ended with code {done.returncode}"])[-1][:80]
+        raise UserError(f"{path}: not Cars196's annotations, or damaged ({reason}); fetch it again")
+    return [(name, label) for name, label in json.loads(done.stdout)]
+
+
+def _class(root: AnyPath, key: str, word: str) -> int:
+    """The class, from 1 on, of image `key` in image_class_labels.txt."""
+    if not (word.isascii() and word.isdigit() and int(word)):
+        raise UserError(
+            f"{root / 'image_class_labels.txt'}: image {key} has class {word!r}, no number above 0; fetch it again"
+        )
+    return int(word)
 
 
 def omniglot(folder: AnyPath) -> Iterator[Sample]:
@@ -96,11 +120,11 @@ def _row(name: str, label: int, half: int) -> dict[str, Any]:
     return {"name": name, "split": np.uint8(label >= half), "label": np.int16(label)}
 
 
-def _bytes(path: AnyPath) -> bytes:
+def _bytes(path: AnyPath, listed: AnyPath) -> bytes:
     try:
         return path.read_bytes()
-    except OSError:
-        raise UserError(f"{path}: an image that the list names is absent; fetch the archive again") from None
+    except (OSError, ValueError):  # ValueError: a name with a zero byte
+        raise UserError(f"{path}: is absent, but {listed} names it; fetch the archive again") from None
 
 
 def _table(path: AnyPath) -> dict[str, str]:

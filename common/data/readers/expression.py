@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from facepapers.common import storage
 from facepapers.common.cli import UserError
 from facepapers.common.data.archive import AnyPath, entries
 from facepapers.common.data.expressions import AFFECTNET, FER2013_TO_FERPLUS, VOTES
@@ -227,8 +228,8 @@ def affectnet(folder: AnyPath) -> Iterator[Sample]:
 def _exp(path: AnyPath) -> np.int8:
     """The class in an _exp.npy file, a text or a number, as int8."""
     try:
-        code = int(np.load(path, allow_pickle=False).item())
-    except (ValueError, OSError, EOFError) as error:
+        code = int(storage.read_array(path, "restore it from its archive").item())
+    except ValueError as error:
         raise UserError(f"{path}: no expression code ({str(error)[:60]}); restore it from its archive") from None
     if code not in range(len(AFFECTNET)):
         raise UserError(f"{path}: code {code} is none of 0..{len(AFFECTNET) - 1}; restore it from its archive")

@@ -4,6 +4,7 @@ import csv
 from collections.abc import Iterable, Iterator, Set
 from pathlib import Path
 
+from facepapers.common import storage
 from facepapers.common.cli import UserError
 from facepapers.common.data.archive import AnyPath, entries, place, visible
 
@@ -38,11 +39,10 @@ def find_file(folder: AnyPath | str, *names: str) -> AnyPath | None:
 def table_lines(path: AnyPath, columns: Iterable[str]) -> Iterator[tuple[int, dict[str, str]]]:
     """Yields (line number, {column: text}) of a CSV; blanks around a column's name do not matter.
 
-    Raises UserError when the file is not there, or lacks one of `columns`, or a line ends before the last of them.
+    Raises UserError when the file is not there or no UTF-8 text, or lacks one of `columns`, or a line ends before the
+    last of them.
     """
-    if not Path(path).is_file():
-        raise UserError(f"{path}: no such file; fetch the table again")
-    with open(path, newline="", encoding="utf-8-sig", errors="replace") as handle:
+    with storage.open_text(path, "fetch the table again") as handle:
         reader = csv.DictReader(handle)
         reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
         missing = [column for column in columns if column not in reader.fieldnames]
@@ -56,7 +56,7 @@ def table_lines(path: AnyPath, columns: Iterable[str]) -> Iterator[tuple[int, di
 
 def text_lines(path: AnyPath) -> list[str]:
     """The lines of a text, without a byte order mark, any system's line ends and blank lines at the end."""
-    return path.read_text(encoding="utf-8-sig", errors="replace").rstrip().split("\n")
+    return storage.read_text(path, "fetch it again").rstrip().split("\n")
 
 
 def check_same_names(folder: AnyPath, files: Set[str], table: AnyPath | str, rows: Set[str]) -> None:

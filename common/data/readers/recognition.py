@@ -57,7 +57,7 @@ def lfw(folder: AnyPath) -> Iterator[Sample]:
         image = path.read_bytes() if points is None else aligned(path, points.get(name))
         split = np.uint8(person in people[1])
         yield image, {"name": name, "identity": identity, "split": split, "people_set": np.uint8(sets.get(person, 255))}
-    _check_people(images, expected, found)
+    _check_people(images, protocols, expected, found)
     parts = {"pairs": "pairs", "pairs_devtrain": "pairsDevTrain", "pairs_devtest": "pairsDevTest"}
     yield None, {key: _pairs(protocols / f"{file}.txt", names) for key, file in parts.items()}
 
@@ -69,13 +69,13 @@ def _pairs(path: AnyPath, names: list[str]) -> np.ndarray:
     return np.stack([left, right, pairs.same, pairs.fold], 1).astype(np.int32)
 
 
-def _check_people(images: AnyPath, expected: dict[str, int], found: dict[str, int]) -> None:
+def _check_people(images: AnyPath, protocols: AnyPath, expected: dict[str, int], found: dict[str, int]) -> None:
     wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name, 0) != found.get(name, 0))
     if wrong:
         have, want = found.get(wrong[0], 0), expected.get(wrong[0], 0)
         raise UserError(
-            f"{images}: {len(wrong)} people differ from the protocol, e.g. {wrong[0]}: {have} images, not {want}; "
-            "fetch the archive again"
+            f"{images}: {len(wrong)} people differ from the protocol ({protocols.name}/peopleDev*.txt), e.g. "
+            f"{wrong[0]}: {have} images, not {want}; fetch both again"
         )
 
 
