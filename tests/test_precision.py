@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from facepapers.common import cli, storage
-from facepapers.common.evidence import claims, runs
+from facepapers.common.evidence import claims, runs, schema
 from facepapers.common.tools import reproduce
 from facepapers.common.training import precision
 from facepapers.papers.coarse_to_fine import config, train
@@ -236,7 +236,7 @@ def test_a_forced_precision_answers_in_the_table_of_a_reproduction(tiny, tmp_pat
     for path in (tmp_path / "coarse_to_fine").glob("*/run.json"):  # as if no more had been changed
         one = storage.read_json(path)
         one["overrides"] = {"precision": "fp32"} if one["config"]["row"] == "cft" else {"steps": 6}
-        storage.write_json(path, one)
+        storage.write_json(path, schema.sealed(one))
     monkeypatch.setattr(import_module("facepapers.papers.coarse_to_fine.figures"), "draw", lambda *_: [])
     reproduce.show("coarse_to_fine", "demo", "embedded", tmp_path)
     said = capsys.readouterr().out

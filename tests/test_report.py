@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from facepapers.common import cli, paths, storage
-from facepapers.common.evidence import claims, margins, runs, tables, timing
+from facepapers.common.evidence import claims, margins, runs, schema, tables, timing
 from facepapers.common.tools import bench, report
 from facepapers.papers.coarse_to_fine import config, evaluate
 from tests.conftest import REPOSITORY, one_line_error
@@ -58,15 +58,17 @@ def put(root, row, error_px, seed=0, data="cofw", preset="short", trained=True, 
     runs.write_predictions(folder / "predictions.npz", predictions)
     runs.write_history(folder / "history.csv", [{"step": 1, "loss": 2.0}])
     record = {
-        "paper": PAPER, "run": name, "config": settings, "overrides": overrides | ({"seed": seed} if seed else {}),
+        "schema": schema.SEALED, "paper": PAPER, "run": name, "config": settings,
+        "overrides": overrides | ({"seed": seed} if seed else {}),
         "precision": used, "margins": margins or {},
         "data": {"name": data, "fingerprint": "f" * 64, "test_faces": 60, "boxes": "official"}, "selection": "last",
         "metrics": evaluate.measure(predictions), "weights": {"file": "model.safetensors", "sha256": "a" * 64},
         "predictions_sha256": storage.sha256(folder / "predictions.npz"), "started": "2026-01-01T00:00:00Z",
+        "history_sha256": storage.sha256(folder / "history.csv"), "peak_memory_mib": {"host": 100},
         "seconds": 12.0 * trained, "samples_per_s": 300.0, "source": {"commit": "c" * 40, "dirty": True, "sha256": "x"},
         "environment": {"device": "a processor", "threads": 2, "torch": "2", "python": "3.12"},
     }  # fmt: skip
-    storage.write_json(folder / "run.json", record)
+    storage.write_json(folder / "run.json", schema.sealed(record))
     return folder
 
 
@@ -90,9 +92,7 @@ def test_a_run_from_before_a_metric_does_not_answer_its_claim(root):
 def test_a_run_from_before_a_metric_answers_where_its_predictions_hold_it(root):
     folder = put(root, "cft", 5, data="lfpw")
     before = cell("lfpw-cft")
-    record = storage.read_json(folder / "run.json")
-    del record["metrics"][before.metric.name]
-    storage.write_json(folder / "run.json", record)
+    edit(folder / "run.json", lambda record: record["metrics"].pop(before.metric.name))
     assert cell("lfpw-cft").records and cell("lfpw-cft").interval == before.interval
 
 
@@ -329,7 +329,7 @@ def tampered(root, change):
 def edit(path, change):
     record = json.loads(path.read_text())
     change(record)
-    path.write_text(json.dumps(record))
+    path.write_text(json.dumps(schema.sealed(record)))
 
 
 def test_changed_predictions_are_noticed(root):

@@ -6,18 +6,13 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 
-from facepapers.common import paths
+from facepapers.common import paths, storage
 from facepapers.common.cli import UserError
 from facepapers.common.data.archive import entries
-from facepapers.common.evidence import margins, runs, statistics
+from facepapers.common.evidence import margins, runs, schema, statistics
 from facepapers.common.protocols.metrics import Metric
 
-REQUIRED = {
-    "level": {"id", "what", "metric", "data", "preset", "row", "published", "source", "selection", "n_runs",
-              "tolerance", "tolerance_reason"},
-    "contrast": {"id", "what", "metric", "data", "preset", "better", "than", "source"},
-    "measured": {"id", "what", "metric", "data", "preset", "row"},
-}  # fmt: skip
+REQUIRED = {kind: set(needed) for kind, needed in schema.NEEDED.items()}
 
 
 @dataclass
@@ -62,18 +57,15 @@ def papers(root=paths.ROOT):
 
 
 def read(paper, root=paths.ROOT):
-    """The parsed claims of a paper. UserError naming the entry that lacks something."""
+    """The parsed claims of a paper. UserError naming the entry that is not as `schema` has it."""
     path = Path(root, "papers", paper, "claims.toml")
+    if not path.exists():
+        raise UserError(f"{path}: no such paper; known are {', '.join(papers(root))}")
     try:
-        parsed = tomllib.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such paper; known are {', '.join(papers(root))}") from None
+        parsed = tomllib.loads(storage.read_text(path, "correct it or restore it from git"))
     except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{path}: not valid TOML ({error})") from None
-    for kind, required in REQUIRED.items():
-        for entry in parsed.get(kind, []):
-            if lacking := required - entry.keys():
-                raise UserError(f"{path}: {kind} {entry.get('id', '?')!r} lacks {', '.join(sorted(lacking))}")
+        raise UserError(f"{path}: not valid TOML ({error}); correct it or restore it from git") from None
+    schema.check_claims(parsed, path)
     return parsed
 
 
@@ -105,8 +97,9 @@ def cell(paper, claim_id):
 
 
 def _unanswered(paper):
-    """Every claim of a paper as a Cell without records. UserError for an unknown metric."""
+    """Every claim of a paper as a Cell without records. UserError for an unknown metric, row or preset."""
     known, found, written = metrics_of(paper), [], read(paper)
+    schema.check_claimed(paper, written, Path("papers", paper, "claims.toml"))
     for kind in REQUIRED:
         for claim in written.get(kind, []):
             if claim["metric"] not in known:

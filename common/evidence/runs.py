@@ -6,6 +6,7 @@ so that a reproduction never overwrites the record it is compared with.
 
 import dataclasses
 import hashlib
+import io
 import json
 import sys
 import time
@@ -16,10 +17,10 @@ import numpy as np
 from facepapers.common import cli, paths, storage
 from facepapers.common.cli import MissingData, UserError
 from facepapers.common.data.archive import entries
-from facepapers.common.evidence import margins
+from facepapers.common.evidence import margins, schema
 from facepapers.common.evidence.environment import environment, peak_memory_mib, source_state
 
-SCHEMA = 1
+SCHEMA = schema.SEALED
 
 
 FREE = {"seed", "precision"}  # settings that may be changed in a run that stands for its preset
@@ -54,15 +55,19 @@ class Run:
         path = self.folder / "run.json"
         if not path.exists():
             return False
-        old = storage.read_json(path)["config"]
+        old = storage.read_json(path, ("config",))["config"]
         changed = {k for k in old.keys() | self.config.keys() if old.get(k) != self.config.get(k)}
         if keys := sorted(changed - {"precision"}):  # its words have changed: see precision_of
             raise UserError(f"{path}: records another configuration ({', '.join(keys)}); move or delete that folder")
         return True
 
     def finished_record(self) -> dict | None:
-        """The record in this folder, said on stderr, or None where the run is not `finished`; else as `finished`."""
+        """The record in this folder, said on stderr, or None where the run is not `finished`; else as `finished`.
+
+        Every run begins with it, so a place that cannot be written is told here (UserError), before data are read.
+        """
         if not self.finished():
+            storage.writable(self.folder, make=False)
             return None
         print(f"{self.name}: already recorded in {self.folder}; delete that folder to run it again", file=sys.stderr)
         return storage.read_json(self.folder / "run.json")
@@ -83,6 +88,7 @@ class Run:
             "selection": selection,
             "metrics": {name: float(value) for name, value in metrics.items()},
             "predictions_sha256": storage.sha256(self.folder / "predictions.npz"),
+            "history_sha256": storage.sha256(self.folder / "history.csv"),
             "weights": weights,
             "seconds": round(seconds, 2),
             "samples_per_s": round(samples / seconds, 1) if seconds > 0 else None,
@@ -92,6 +98,7 @@ class Run:
             "environment": environment(device),
             **more,
         }
+        record["seal_sha256"] = schema.seal(record)
         storage.write_json(self.folder / "run.json", record)
         (self.folder / "checkpoint.pt").unlink(missing_ok=True)
         return record
@@ -164,13 +171,7 @@ def write_predictions(path, arrays):
 
 def read_predictions(path):
     """Arrays of a predictions file; UserError when it is missing or damaged."""
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such predictions file") from None
-    except Exception as error:  # zipfile, zlib and numpy each have their own kind
-        raise UserError(f"{path}: damaged predictions file ({error}); restore it from git") from None
+    return storage.read_arrays(path)
 
 
 def write_history(path, rows):
@@ -181,19 +182,24 @@ def write_history(path, rows):
 
 
 def read_history(folder):
-    """A run's history as a data frame, one row per logged step."""
+    """A run's history as a data frame, one row per logged step. UserError when it is missing or damaged."""
     import pandas as pd
 
-    return pd.read_csv(Path(folder) / "history.csv")
+    path = Path(folder) / "history.csv"
+    try:
+        return pd.read_csv(io.StringIO(storage.read_text(path, storage.GIT)))
+    except ValueError as error:  # pandas' errors of parsing are of this kind
+        raise UserError(f"{path}: damaged history ({storage.one_line(error)}); {storage.GIT}") from None
 
 
 def recorded(paper, root=paths.RECORDED):
-    """All complete records of a paper under `root`, sorted by name, each with its `folder`."""
+    """All complete records of a paper under `root`, sorted by name, each with its `folder`.
+
+    UserError for a record that is not as `schema` has it.
+    """
     found = []
     for path in entries(Path(root, paper), "*/run.json"):
         record = storage.read_json(path)
-        missing = {"config", "metrics", "data", "predictions_sha256"} - record.keys()
-        if missing:
-            raise UserError(f"{path}: lacks {', '.join(sorted(missing))}; restore it from git or delete the folder")
+        schema.check_record(record, path)
         found.append({**record, "folder": path.parent})
     return found

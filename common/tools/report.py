@@ -16,7 +16,7 @@ from pathlib import Path
 
 from facepapers.common import cli, paths, storage
 from facepapers.common.data import copies
-from facepapers.common.evidence import cards, chain, claims, environment, export, model_cards, runs
+from facepapers.common.evidence import cards, chain, claims, environment, export, model_cards, runs, schema
 from facepapers.common.evidence.page import page
 from facepapers.common.evidence.tables import HEADS, insert, notes_block, precision_block, value
 from facepapers.common.protocols.metrics import Metric
@@ -52,7 +52,7 @@ def filled(path: Path, blocks: dict[str, str]) -> str:
     """A file's text with `blocks`, name -> Markdown, between its markers. UserError where it or they are missing."""
     if not path.exists():
         raise cli.UserError(f"{path}: no such file; write it with markers of {', '.join(blocks)}, as other papers do")
-    text = path.read_text()
+    text = storage.read_text(path, "restore it from git")
     for name, block in blocks.items():
         text = insert(text, name, block, path)
     return text
@@ -66,7 +66,7 @@ def write() -> None:
             print(f"removed {path.relative_to(paths.ROOT)}, which is no longer drawn")
     for path, text in generated().items():
         with storage.atomic(path) as temporary:
-            temporary.write_text(text)
+            temporary.write_text(text, encoding="utf-8")
         print(f"wrote {path.relative_to(paths.ROOT)}")
 
 
@@ -95,7 +95,9 @@ def verify(paper: str | None = None, verbose: bool = False) -> None:
         for cell in cells[name] if verbose else ():
             print(f"{cell.status:28s} {cell.name:44s} {published(cell):>12s}  ours {value(cell)}")
     fresh = papers_files(cells, paths.ROOT) if paper else generated(cells=cells)
-    stale = [str(p.relative_to(paths.ROOT)) for p, text in fresh.items() if not p.exists() or p.read_text() != text]
+    stale = [
+        str(p.relative_to(paths.ROOT)) for p, text in fresh.items() if not p.exists() or p.read_bytes() != text.encode()
+    ]
     if stale:
         raise cli.UserError(f"stale: {', '.join(stale)}; run `make report` and commit the result")
     tables = f"{paper}'s tables fresh (those of all papers not compared)" if paper else "all tables fresh"
@@ -127,10 +129,15 @@ def published(cell: claims.Cell) -> str:
 
 
 def check_record(paper: str, record: dict, evidence: claims.Evidence) -> int:
-    """Recompute a record's metrics from its predictions; returns how many. UserError when anything differs."""
-    path = record["folder"] / "predictions.npz"
-    if not path.exists() or storage.sha256(path) != record["predictions_sha256"]:
-        raise cli.UserError(f"{path}: missing or not the file that run.json names; restore it from git")
+    """Recompute a record's metrics from its predictions; returns how many. UserError when anything differs.
+
+    The hash of the history, and the seal that binds both to the settings, are in records of version 2 on.
+    """
+    schema.check_names(paper, record, record["folder"] / "run.json")
+    for name, key in (("predictions.npz", "predictions_sha256"), ("history.csv", "history_sha256")):
+        path = record["folder"] / name
+        if key in record and (not path.exists() or storage.sha256(path) != record[key]):
+            raise cli.UserError(f"{path}: missing or not the file that run.json names; restore it from git")
     predictions, known = evidence.predictions(record), claims.metrics_of(paper)
     for name, recorded in record["metrics"].items():
         if name not in known or not known[name].available(predictions):

@@ -7,6 +7,11 @@ from facepapers.common.protocols.metrics import Metric, area_metric, sums
 from facepapers.common.protocols.verification import accuracy_metric
 from facepapers.papers.arcface import overlap
 
+# Keys of this paper alone in its run.json.
+RECORDED = {
+    "sources": "runs that were put together, with the hashes of their predictions",
+}
+
 
 def pair_keys(name: str) -> tuple[str, ...]:
     """Keys of a test set's arrays in a predictions file: the main set's have no ending."""

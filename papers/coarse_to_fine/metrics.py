@@ -5,6 +5,11 @@ import numpy as np
 from facepapers.common.protocols import metrics
 from facepapers.common.protocols.metrics import Metric
 
+# Keys of this paper alone in its run.json.
+RECORDED = {
+    "best_validation": "step and error of the weights that validation chose; null without validation",
+}
+
 
 def _nme(normaliser, errors="error_px", subset=None):
     def per_sample(p):

@@ -8,6 +8,14 @@ from facepapers.common.protocols.verification import accuracy_metric
 NAMES = ("age", "gender", "ethnicity", "emotion", "smiling", "hat", "young")
 PAIRS = [(a, b) for a in ("age", "emotion") for b in ("gender", "ethnicity")]  # shape S3
 
+# Keys of this paper alone in its run.json.
+RECORDED = {
+    "validation": "accuracies on validation faces",
+    "groups": "how many test faces each group has",
+    "trunk": "hash of the trunk's weights before and after training",
+    "sources": "attribute -> row that its branch was taken from",
+}
+
 
 def _hits(name):
     return lambda p: 100.0 * p[f"{name}_correct"]

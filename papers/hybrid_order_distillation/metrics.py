@@ -15,6 +15,12 @@ LISTS = {  # ending of the arrays -> what is compared with what
     "pairs_cross": "the same, high against low",
 }
 
+# Keys of this paper alone in its run.json.
+RECORDED = {
+    "teacher": "hash and training time of the teacher",
+    "cost": "parameters and multiply-adds of teacher and student",
+}
+
 
 def _keys(ending):
     """Distances, truths and folds of a list; those of one set of pairs share truths and folds."""

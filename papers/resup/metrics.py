@@ -7,6 +7,12 @@ from facepapers.common.protocols.metrics import Metric, area_metric, sums_by
 BINS = 10  # of the reliability diagram
 FEW = 30  # classes with fewer clean training faces are left out of the lowest class weight
 
+# Keys of this paper alone in its run.json.
+RECORDED = {
+    "validation_chosen_step": "step of the weights that validation chose",
+    "warmup": "run whose warm-up was taken over; null where it was its own",
+}
+
 
 def _correct(key):
     return lambda p: 100.0 * (p[key] == p["label"])

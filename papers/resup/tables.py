@@ -1,9 +1,6 @@
 """The notes' own table, from records and claims.toml alone: accuracies at 30 % flips, printed elsewhere and ours."""
 
-import tomllib
-from pathlib import Path
-
-from facepapers.common.evidence import figures, runs, statistics
+from facepapers.common.evidence import claims, figures, runs, statistics
 from facepapers.papers.resup.metrics import METRICS
 from facepapers.papers.resup.rows import ROWS
 
@@ -39,7 +36,7 @@ def beside_published(ours):
 
     `ours`: words of a preset -> its records.
     """
-    claimed = tomllib.loads((Path(__file__).parent / "claims.toml").read_text())
+    claimed = claims.read("resup")
     blocks = {}
     for a in [*(c for c in claimed["level"] if "initialisation" in c), *claimed["anchor"]]:
         line = (a["what"].split(",")[0], float(a["published"]), None, None, a["source"])

@@ -1,0 +1,168 @@
+"""run.json and claims.toml against their schema: whatever is wrong in either is one line, and `make verify` fails."""
+
+import json
+import shutil
+import tomllib
+
+import pytest
+from test_report import PAPER, fresh, put, root  # noqa: F401  (a fixture)
+
+from facepapers.common import cli, storage
+from facepapers.common.evidence import claims, runs, schema
+from facepapers.common.tools import report
+from tests.conftest import one_line_error
+
+
+@pytest.fixture
+def verified(root):  # noqa: F811
+    """The folder of one record in a repository that `make verify` passes."""
+    folder = put(root, "cft", 6.3)
+    fresh(root)
+    report.verify()
+    return folder
+
+
+def fails(*words):
+    with pytest.raises(cli.UserError) as error:
+        report.verify()
+    one_line_error(error, *words)
+
+
+def change(folder, edit, seal=True):
+    path = folder / "run.json"
+    record = json.loads(path.read_text())
+    edit(record)
+    path.write_text(json.dumps(schema.sealed(record) if seal else record))
+
+
+RECORDS = {
+    "unknown key": (lambda r: r.update(metrcs={}), "unknown key 'metrcs'", "did you mean metrics?"),
+    "missing key": (lambda r: r.pop("selection"), "lacks selection"),
+    "missing hash": (lambda r: r.pop("history_sha256"), "lacks history_sha256"),
+    "text for a number": (lambda r: r.update(seconds="12"), "seconds is '12', not a number"),
+    "truth for a number": (lambda r: r.update(seconds=True), "seconds is True, not a number"),
+    "list for a table": (lambda r: r.update(config=[]), "config is [], not a table"),
+    "no name of the data": (lambda r: r["data"].pop("name"), "data lacks name"),
+    "number for a seed": (lambda r: r["config"].update(seed=0.5), "seed is 0.5, not a whole number"),
+    "text for a metric": (lambda r: r["metrics"].update(nme_interpupil_pct="6"), "nme_interpupil_pct is '6'"),
+    "weights without a hash": (lambda r: r["weights"].pop("sha256"), "weights lacks sha256"),
+    "unknown row": (lambda r: r["config"].update(row="cfd"), "row 'cfd'", "did you mean cft?"),
+    "unknown preset": (lambda r: r["config"].update(preset="shrt"), "preset 'shrt'", "did you mean short?"),
+    "other overrides": (lambda r: r["overrides"].update(lr=0.5), "lr is not the same in config and overrides"),
+    "another paper's": (lambda r: r.update(paper="resup"), "records resup/", "another run"),
+    "another run's": (lambda r: r.update(run="x"), "records coarse_to_fine/x", "another run"),
+    "a later version": (lambda r: r.update(schema=3), "version 3", "update the code"),
+    "no version": (lambda r: r.pop("schema"), "lacks schema"),
+    "metric that is not given": (lambda r: r["metrics"].update(nme_interpupil_occluded_pct=1.0), "cannot be computed"),
+}
+
+
+@pytest.mark.parametrize("what", RECORDS)
+def test_a_record_against_its_schema(verified, what):
+    edit, *words = RECORDS[what]
+    change(verified, edit)
+    fails(verified / "run.json", *words)
+
+
+@pytest.mark.parametrize("content", [b"[]", b'"x"', b"{}"])
+def test_a_record_that_is_no_record(verified, content):
+    (verified / "run.json").write_bytes(content)
+    fails(verified / "run.json", "lacks" if content == b"{}" else "not a table")
+
+
+def test_a_record_changed_by_hand_breaks_its_seal(verified):
+    """A setting, a date, a hash: even where nothing that is recomputed tells."""
+    for key, value in (("started", "2027-01-01T00:00:00Z"), ("selection", "best"), ("history_sha256", "0" * 64)):
+        whole = (verified / "run.json").read_bytes()
+        change(verified, lambda record, key=key, value=value: record.update({key: value}), seal=False)
+        fails(verified / "run.json", "its seal", "git")
+        (verified / "run.json").write_bytes(whole)
+
+
+def test_predictions_and_history_of_another_run(verified, root):  # noqa: F811
+    other = put(root, "cft", 6.3, seed=1)
+    (other / "history.csv").write_text("step,loss\n1,3.0\n")
+    for name, key in (("predictions.npz", "predictions_sha256"), ("history.csv", "history_sha256")):
+        whole, record = (verified / name).read_bytes(), (verified / "run.json").read_bytes()
+        runs.write_predictions(other / "predictions.npz", {"a": runs.np.zeros(1)})
+        shutil.copy(other / name, verified / name)
+        fails(verified / name, "not the file that run.json names")
+        change(verified, lambda r, key=key, name=name: r.update({key: storage.sha256(verified / name)}), seal=False)
+        fails(verified / "run.json", "its seal")
+        (verified / name).write_bytes(whole)
+        (verified / "run.json").write_bytes(record)
+
+
+def test_records_from_before_the_seal_stay_valid(verified, root):  # noqa: F811
+    def older(record):
+        for key in ("history_sha256", "seal_sha256", "precision", "margins"):
+            del record[key]
+        record["schema"] = 1
+
+    change(verified, older, seal=False)
+    fresh(root)
+    report.verify()
+
+
+def test_what_a_run_writes_is_as_the_schema_has_it():
+    """Every key of the schema is written, and no other; the committed records are checked by verify."""
+    import inspect
+    import re
+
+    written = set(re.findall(r'^            "(\w+)": ', inspect.getsource(runs.Run.finish), re.M)) | {"seal_sha256"}
+    assert written == schema.RECORD.keys() | schema.NEWER.keys()
+
+
+# ---- Claims
+
+
+CLAIMS = {
+    "unknown key": ('preset = "short"', 'presett = "short"', "lacks preset"),
+    "surplus key": ("headline = true", "headlin = true", "unknown key 'headlin'", "did you mean headline?"),
+    "unknown array": ("[[measured]]", "[[measure]]", "unknown key 'measure'", "did you mean measured?"),
+    "number for a text": ('published = "', 'published = 5.5 # "', "published is 5.5, not a text"),
+    "no number": ('published = "', 'published = "about ', "'about ", "no number"),
+    "text for a tolerance": ("tolerance = ", 'tolerance = "0.1" # ', "tolerance is '0.1', not a number"),
+    "no tolerance": ("tolerance = ", "tolerance = 0 # ", "tolerance is 0", "above 0"),
+    "text for a truth": ("headline = true", 'headline = "yes"', "headline is 'yes', not true or false"),
+    "unknown row": ('row = "cft"', 'row = "ctf"', "row 'ctf'", "did you mean cft?"),
+    "unknown side": ('than = "direct"', 'than = "dirct"', "than 'dirct'", "did you mean direct?"),
+    "unknown preset": ('preset = "short"', 'preset = "shrt"', "preset 'shrt'", "did you mean short?"),
+    "unknown metric": ('metric = "nme_interpupil_pct"', 'metric = "nme"', "unknown metric 'nme'"),
+    "odd id": ('id = "', 'id = "A ', "an id has small letters"),
+    "no title": ("title = ", "titel = ", "paper lacks title"),
+}
+
+
+@pytest.mark.parametrize("what", CLAIMS)
+def test_claims_against_their_schema(verified, root, what):  # noqa: F811
+    old, new, *words = CLAIMS[what]
+    path = root / "papers" / PAPER / "claims.toml"
+    text = path.read_text()
+    assert old in text, old
+    path.write_text(text.replace(old, new, 1))
+    fails("claims.toml", *words)
+
+
+def test_an_id_that_is_used_twice(verified, root):  # noqa: F811
+    path = root / "papers" / PAPER / "claims.toml"
+    first, second = (
+        tomllib.loads(path.read_text())["level"][0]["id"],
+        tomllib.loads(path.read_text())["contrast"][0]["id"],
+    )
+    path.write_text(path.read_text().replace(f'id = "{second}"', f'id = "{first}"'))
+    fails("claims.toml", f"contrast '{first}'", "used twice")
+
+
+def test_rows_and_presets_are_known_without_importing_settings():
+    """Those that are written out, and the patterns of those that are put together."""
+    from importlib import import_module
+
+    for paper in claims.papers():
+        known, config = schema.declared(paper), import_module(f"facepapers.papers.{paper}.config")
+        for key, names in (("row", config.ROWS), ("preset", config.PRESETS)):
+            for name in names:
+                known.check(key, name, "here")
+            with pytest.raises(cli.UserError) as error:
+                known.check(key, "nonesuch", "here")
+            one_line_error(error, f"here: {key} 'nonesuch'", "config.py")
