@@ -36,6 +36,9 @@ class Interrupted(Exception):
 def entry(main: Callable[[list[str]], object], argv: list[str] | None = None) -> None:
     """Run `main(argv)` as a program: errors become one line on stderr and the right exit code."""
     argv = sys.argv[1:] if argv is None else argv
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that lacks a letter shows another one
     try:
         # A supervisor's SIGTERM (a batch system's time limit) gets the same care as Ctrl-C.
         if threading.current_thread() is threading.main_thread():
@@ -43,6 +46,8 @@ def entry(main: Callable[[list[str]], object], argv: list[str] | None = None) ->
         main(argv)
         if "RANK" in os.environ:
             _leave()
+        if sys.stdout is not None:  # it was closed before we began
+            sys.stdout.flush()  # here, where a reader that has left is no error
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
@@ -58,8 +63,31 @@ def entry(main: Callable[[list[str]], object], argv: list[str] | None = None) ->
         print(f"error: {_not_installed([str(error.name)])}", file=sys.stderr)
         raise SystemExit(2) from None
     except BrokenPipeError:  # `... | head` closed our output: not an error of ours
-        sys.stderr.close()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left goes nowhere
         raise SystemExit(0) from None
+    except (OSError, RuntimeError, MemoryError) as error:
+        if not (line := _of_the_machine(error)):
+            raise
+        print(f"error: {line}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+# What torch, its loaders and the system say when the machine has too little, and what helps.
+MACHINE = (
+    (r"DataLoader worker .*(killed|exited unexpectedly)",
+     "a process that reads pictures was ended, likely for lack of memory; try fewer --workers or a smaller --batch"),
+    (r"out of memory|can't allocate memory|Cannot allocate memory|Unable to allocate",
+     "out of memory; try a smaller --batch, or end other programs"),
+    (r"No space left on device|Disk quota exceeded", "the disk is full; free some space"),
+    (r"Too many open files", "too many open files; raise the limit (`ulimit -n`)"),
+)  # fmt: skip
+
+
+def _of_the_machine(error: BaseException) -> str:
+    """One line for an error that only says that the machine has too little; else nothing."""
+    said = "out of memory" if isinstance(error, MemoryError) else str(error)
+    found = next((line for pattern, line in MACHINE if re.search(pattern, said)), "")
+    return f"{found}; then run the same command again, it goes on from its last checkpoint" if found else ""
 
 
 def require(*packages: str, extra: str = "reproduce") -> None:

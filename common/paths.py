@@ -5,7 +5,17 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 INSTALLED = not (ROOT / "Makefile").exists()  # a wheel holds code, claims and the registry, but no records
-WORK = Path.cwd() if INSTALLED else ROOT  # what a user's commands write lies below it
+
+
+def _here() -> Path:
+    """The folder that the user is in; its name where it has been removed meanwhile."""
+    try:
+        return Path.cwd()
+    except FileNotFoundError:
+        return Path(os.environ.get("PWD") or "/")
+
+
+WORK = _here() if INSTALLED else ROOT  # what a user's commands write lies below it
 DATA = WORK / "data"
 REGISTRY = ROOT / "data" / "registry.toml"
 RECORDED = ROOT / "results"

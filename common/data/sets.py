@@ -11,6 +11,7 @@ structure and counts, and writes data/prepared/NAME.npz (data.pack). DATA_ROOT m
 
 import contextlib
 import importlib
+import os
 import shutil
 import sys
 import tempfile
@@ -143,15 +144,41 @@ def current_pack(entry: DataSet, check: bool = True) -> pack.Pack | None:
 
 @contextlib.contextmanager
 def _lock(entry: DataSet) -> Iterator[None]:
-    """One process prepares a set at a time. Whoever holds the lock may clear what a killed one left behind."""
-    import fcntl  # POSIX only
+    """One process prepares a set at a time. Whoever holds the lock may clear what a killed one left behind.
 
-    paths.data_root().mkdir(parents=True, exist_ok=True)
-    with open(paths.data_root() / f".{entry.name}.lock", "w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        for stale in paths.data_root().glob(f".{entry.name}~*"):
+    Nothing of the lock stays, nor a data root that was made for it and is empty.
+    """
+    root = paths.data_root()
+    new = not root.exists()
+    root.mkdir(parents=True, exist_ok=True)
+    path = root / f".{entry.name}.lock"
+    with _locked(path, entry.name):
+        for stale in root.glob(f".{entry.name}~*"):
             shutil.rmtree(stale, ignore_errors=True)
         for kind in ("npz", "verified"):
-            for stale in paths.data_root().glob(f"prepared/.{entry.name}.{kind}.*.tmp"):
+            for stale in root.glob(f"prepared/.{entry.name}.{kind}.*.tmp"):
                 stale.unlink(missing_ok=True)
-        yield
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+            if new:
+                with contextlib.suppress(OSError):  # not empty
+                    root.rmdir()
+
+
+@contextlib.contextmanager
+def _locked(path: Path, name: str) -> Iterator[None]:
+    """Hold the lock of a file, which whoever holds it may remove."""
+    import fcntl  # POSIX only
+
+    while True:
+        with open(path, "w") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                print(f"waiting for another process that prepares {name}", file=sys.stderr)
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            if path.exists() and os.path.samestat(os.fstat(handle.fileno()), path.stat()):  # else it was removed
+                yield
+                return

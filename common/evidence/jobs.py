@@ -65,7 +65,10 @@ def begin(run: runs.Run, cfg: Any, device: torch.device, begun: str | None = Non
     """The Job of a run that is not finished, in the precision that it was begun in (`begun`, or its checkpoint's).
 
     Raises UserError for an unknown precision, a batch that cannot be split evenly over the processes, and a folder that
-    cannot be written.
+    cannot be written or in which another process is at work. What a killed process left there is removed.
     """
     storage.writable(run.folder)
+    if parallel.is_main():
+        storage.claim(run.folder)
+        storage.clear(run.folder)
     return Job(run, run.settle(cfg, device, begun), cfg, device, parallel.my_slice(cfg.batch))
