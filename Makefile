@@ -46,6 +46,9 @@ new-paper: $(VENV)/.ready ## a running skeleton of a paper and its test (NAME=ce
 test: $(VENV)/.ready ## the whole test suite (no network, no GPU, no data set needed)
 	@$(PY) -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
+fuzz: $(VENV)/.ready ## damage a small file of every kind that is read, forty times each, and look at the answers (ARGS="--only png")
+	@$(PY) -m tests.fuzz $(ARGS)
+
 verify: $(VENV)/.ready ## recompute every number of every table from the predictions (PAPER=<one>, ARGS=-v for each cell)
 	@$(PY) -m facepapers.common.tools.report verify $(if $(PAPER),--paper $(PAPER)) $(ARGS)
 
@@ -103,4 +106,4 @@ clean: ## remove caches and your own runs (results/local); data and records stay
 	rm -rf results/local .pytest_cache .ruff_cache build *.egg-info
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
-.PHONY: help setup reproduce-all settle sweep new-paper test verify report why release weights export predict data notebooks coverage bench lint lock clean FORCE
+.PHONY: help setup reproduce-all settle sweep new-paper test fuzz verify report why release weights export predict data notebooks coverage bench lint lock clean FORCE
