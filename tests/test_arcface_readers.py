@@ -310,7 +310,7 @@ def test_truncated_record_files(tmp_path):
     whole = path.read_bytes()
     for cut in (len(whole) - 4, len(whole) - 37, len(whole) // 2, 0):
         path.write_bytes(whole[:cut])
-        with pytest.raises(UserError, match=r"train.rec: (truncated|missing or empty).*fetch the file again"):
+        with pytest.raises(UserError, match=r"train.rec: (truncated|missing or empty).*fetch (the file|both) again"):
             readers.RecordIO(tmp_path)
 
 

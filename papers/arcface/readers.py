@@ -277,7 +277,7 @@ class RecordIO(torch.utils.data.Dataset):
         while True:
             head = self.bytes[at : at + 8].tobytes()
             if len(head) < 8:
-                raise UserError(f"{self.path}: truncated: record {key} would start at byte {at}; {FETCH}")
+                raise UserError(f"{self.path}: truncated: train.idx has record {key} at byte {at}; fetch both again")
             magic, word = struct.unpack("<II", head)
             if magic != MAGIC:
                 raise UserError(f"{self.path}: no record {key} at byte {at}, where train.idx has it; fetch both again")

@@ -76,7 +76,10 @@ def _car_annotations(path: AnyPath) -> list[tuple[str, int]]:
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or [f"scipy ended with code {done.returncode}"])[-1][:80]
         raise UserError(f"{path}: not Cars196's annotations, or damaged ({reason}); fetch it again")
-    return [(name, label) for name, label in json.loads(done.stdout)]
+    listed = [(name, label) for name, label in json.loads(done.stdout)]
+    if not all(0 <= label <= np.iinfo(np.int16).max for _, label in listed):
+        raise UserError(f"{path}: a class is no number from 1 on; fetch it again")
+    return listed
 
 
 def _class(root: AnyPath, key: str, word: str) -> int:
