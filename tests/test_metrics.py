@@ -18,6 +18,8 @@ def test_point_errors_and_distances():
 
 
 def test_nme_averages_points_first_then_faces():
+    skew = metrics.nme_pct(np.array([[0.0, 0.0, 6.0]]), np.array([10.0]))
+    assert skew.tolist() == [20]  # a mean over the points, no median
     errors, normaliser = np.array([[1.0, 3.0], [4.0, 4.0]]), np.array([20.0, 80.0])
     np.testing.assert_allclose(metrics.nme_pct(errors, normaliser), [10, 5])
     for length in (0, np.nan):

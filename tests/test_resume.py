@@ -15,7 +15,7 @@ from facepapers.common import cli
 from facepapers.common.training import checkpoint, loop, optimizers
 from tests.conftest import one_line_error
 
-STEPS, STOP = 7, 3
+STEPS, STOP = 8, 4
 
 
 class Training:

@@ -11,6 +11,7 @@ from facepapers.common.protocols.metrics import Metric
 
 ERROR = Metric("error", "error", True, lambda p: p["error"], needs=("error",))
 SCORE = Metric("score", "score", False, lambda p: p["error"], needs=("error",))
+MEAN_AGAIN = Metric("median", "of the same name", True, statistic=lambda p: 2 * np.mean(p["error"]), needs=("error",))
 MEDIAN = Metric("median", "median", True, statistic=lambda p: np.median(p["error"]), needs=("error",))
 
 
@@ -71,6 +72,21 @@ def test_a_statistic_that_is_no_mean_is_resampled():
     assert statistics.level(MEDIAN, [run(*values)]) == interval  # the same draws each time
 
 
+def test_errors_and_rates_have_no_interval_below_zero_but_gains_do():
+    wide = [run(0, 0, 9), run(0, 0, 1), run(0, 0, 0)]
+    assert statistics.level(ERROR, wide).low == 0 < statistics.level(ERROR, wide).high
+    assert statistics.contrast(ERROR, wide, [run(0, 0, 1)] * 3).low < 0
+
+
+def test_a_bootstrap_gives_every_run_its_own_values():
+    """Also where Python hands the place, and so the id, of a run that is gone to the next one."""
+    shared = statistics.Bootstrap()
+    for size in range(5, 25):
+        values = np.full(9, float(size))
+        np.testing.assert_array_equal(shared.values(MEDIAN, {"error": values}), size)
+        np.testing.assert_array_equal(shared.values(MEAN_AGAIN, {"error": values}), 2 * size)
+
+
 def interval(low, high, seeds=3):
     return statistics.Interval((low + high) / 2, low, high, seeds, 100)
 
@@ -129,6 +145,8 @@ def test_contrast_status(low, high, seeds, status):
         (-0.9, 0.2, dict(margin=1.0), "supported"),
         (-1.1, 0.2, dict(margin=1.0), "inconclusive"),
         (-3.0, -1.1, dict(margin=1.0), "refuted"),
+        (-1.5, -0.5, dict(margin=1.0), "inconclusive"),  # a loss within the margin
+        (-1.0, 0.2, dict(margin=1.0), "inconclusive"),  # on the edge says nothing
         (-0.9, 0.9, dict(within=1.0), "supported"),
         (0.1, 0.9, dict(within=1.0), "supported"),
         (0.5, 1.1, dict(within=1.0), "inconclusive"),

@@ -76,6 +76,24 @@ def test_tar_at_far_equals_the_literal_loop(target):
     assert 0 < found.tar < 1
 
 
+def test_thresholds_go_from_equal_to_opposite_embeddings():
+    """Pairs at obtuse angles are told apart too: squared distances go up to 4."""
+    distance, same = np.tile([2.5, 3.5], 10), np.tile([True, False], 10)
+    assert verification.verify(distance, same).accuracy_pct == 100
+    assert verification.tar_at_far(distance, same, far=0.5)[:1] == (1.0,)
+
+
+def test_a_rate_that_is_reached_by_the_whole_grid_alone_is_reached():
+    """Every ninth-tenths' curve ends at exactly the rate that is asked for."""
+    same = np.arange(40) % 2 == 0
+    distance = np.where(same, 0.5, np.where(np.arange(40) % 4 == 1, 1.0, 3.9999))  # half of the others are accepted
+    assert verification.tar_at_far(distance, same, far=0.5) == (1.0, 0.0, 0.5)
+
+
+def test_angles_of_pairs():
+    np.testing.assert_allclose(verification.angles_deg([0, 1, 2, 4, 4 + 1e-9, -1e-9]), [0, 60, 90, 180, 180, 0])
+
+
 def test_tar_is_zero_when_the_far_cannot_be_reached():
     same = np.arange(40) % 2 == 0
     distance = np.where(same, 0.5, 3.9999)  # no threshold of the grid accepts a different pair
@@ -120,6 +138,42 @@ def test_folds():
     assert (np.diff(balanced[same]) >= 0).all()
     blocks = np.tile(np.repeat([True, False], 300), 10)  # pairs.txt
     np.testing.assert_array_equal(pair_lists.balanced_folds(blocks), pair_lists.contiguous_folds(6000))
+
+
+def lists(people=12, images=6):
+    """(identity (N,) of people in a shuffled order, positions (N,) of all images)."""
+    identity = np.random.default_rng(3).permutation(np.repeat(np.arange(people), images))
+    return identity, np.arange(len(identity))
+
+
+def test_drawn_pairs_are_of_the_given_images_and_none_comes_twice():
+    identity, everything = lists()
+    index = everything[1::2]  # positions in the whole set, not in this list
+    pairs = pair_lists.sample_pairs(index, identity, 40, seed=1)
+    assert pairs.shape == (80, 4) and pairs.dtype == np.int32 and np.isin(pairs[:, :2], index).all()
+    assert (pairs[:, 0] != pairs[:, 1]).all() and len({frozenset(pair) for pair in pairs[:, :2].tolist()}) == 80
+    np.testing.assert_array_equal(identity[pairs[:, 0]] == identity[pairs[:, 1]], pairs[:, 2])
+    assert pairs[:, 2].sum() == 40
+    np.testing.assert_array_equal(np.bincount(pairs[:, 3]), [8] * 10)
+    np.testing.assert_array_equal(np.bincount(pairs[:, 3], pairs[:, 2]), [4] * 10)
+    assert (pairs == pair_lists.sample_pairs(index, identity, 40, seed=1)).all()
+    assert (pairs[:, :2] != pair_lists.sample_pairs(index, identity, 40, seed=2)[:, :2]).any()
+    few = pair_lists.sample_pairs(everything[:20], identity, 1000, seed=1)  # as many as the rarer kind has
+    same = identity[:20, None] == identity[:20]
+    assert len(few) == 2 * (same.sum() - 20) // 2 and few[:, 2].sum() == len(few) / 2
+
+
+def test_people_held_out_are_of_the_training_part_and_wholly():
+    identity, everything = lists(people=40)
+    train = identity % 4 > 0  # 30 people
+    test, pairs = pair_lists.hold_out(identity, train, count=30, seed=1)
+    held = np.unique(identity[test])
+    assert len(held) == 6 and (held % 4 > 0).all() and (test == np.isin(identity, held)).all()
+    assert test[pairs[:, :2]].all() and pairs[:, 2].sum() == 30
+    mixed = train & (everything % 3 > 0)  # people with images outside the training part, too
+    assert not (pair_lists.hold_out(identity, mixed, count=10)[0] & ~mixed).any()
+    again, other = (pair_lists.hold_out(identity, train, count=30, seed=seed)[0] for seed in (1, 2))
+    assert (again == test).all() and (other != test).any()
 
 
 def test_roc():
@@ -278,6 +332,7 @@ def test_bad_pairs_files(tmp_path):
     good = path.read_text().splitlines()
     cases = {
         "39 pairs where its first line promises 40": good[:-1],
+        "41 pairs where its first line promises 40": [*good, good[-1]],
         "pairs.txt:1: expected": ["ten", *good[1:]],
         "pairs.txt:3: expected 'name n n'": good[:2] + ["P0\tone\t2"] + good[3:],
         "pairs.txt:4: expected": good[:3] + ["P0 1"] + good[4:],
