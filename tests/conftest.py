@@ -118,3 +118,13 @@ def one_line_error(error, *words):
     assert len(text.strip().splitlines()) == 1, text
     for word in words:
         assert str(word) in text, f"{word!r} not in {text!r}"
+
+
+class Harmful:
+    """An object whose unpickling writes the file `path`: nothing that we read may do so."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")

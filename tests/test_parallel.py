@@ -22,11 +22,12 @@ SCRIPT = (
     + """
 import sys
 from facepapers.common.training import parallel
-from tests.test_parallel import normalise
+from tests.test_parallel import collectives, normalise
 out = sys.argv.pop(1)
 parallel.start("cpu")
 part = parallel.my_slice(6)
 torch.save(normalise(part, parallel.sync_batch_norm), f"{out}/norm{parallel.rank()}.pt")
+torch.save(collectives(parallel.rank()), f"{out}/collectives{parallel.rank()}.pt")
 cli.entry(train.main)
 """
 )
@@ -45,6 +46,22 @@ def normalise(part, convert=lambda module: module):
     found |= {"mean": norm[0].running_mean, "var": norm[0].running_var}
     norm.eval()
     return found | {"eval": norm(x).detach()}
+
+
+def collectives(rank):
+    """What this process of two gets from the others."""
+    logged = torch.tensor([1.0 + rank])
+    found = {
+        "any": [parallel.any_rank(flag, "cpu") for flag in (rank == 0, rank == 1, False)],
+        "mean": parallel.mean_over_ranks(logged), "logged": logged,
+    }  # fmt: skip
+    for name in ("parts", "replicated"):
+        x = torch.tensor([[10.0 * rank], [10.0 * rank + 1]], requires_grad=True)
+        found[name] = parallel.gather(x, name == "replicated")
+        weight = torch.arange(4.0)[:, None] + (100 * rank if name == "parts" else 0)
+        (found[name] * weight).sum().backward()
+        found[name], found[f"{name} gradient"] = found[name].detach().flatten().tolist(), x.grad.flatten().tolist()
+    return found
 
 
 def test_synchronised_normalisation_takes_the_place_of_the_layers_and_keeps_their_tensors():
@@ -82,6 +99,17 @@ def test_normalisation_sees_the_whole_batch(two):
     for key in ("mean", "var"):
         close(parts[0][key], whole[key])
         close(parts[1][key], whole[key])
+
+
+def test_two_processes_hear_of_each_other(two):
+    for rank, found in enumerate(torch.load(two / f"collectives{rank}.pt") for rank in range(2)):
+        assert found["any"] == [True, True, False]
+        assert found["mean"].tolist() == [1.5] and found["logged"].tolist() == [1.0 + rank], "the loss itself stays"
+        assert found["parts"] == found["replicated"] == [0, 1, 10, 11]
+        own = slice(2 * rank, 2 * rank + 2)
+        # The loss is a mean over the samples of both processes, and each must hold its own mean's gradient: times two.
+        assert found["parts gradient"] == [2 * (2 * i + 100) for i in range(4)][own]
+        assert found["replicated gradient"] == [2 * i for i in range(4)][own]
 
 
 def test_two_processes_train_to_the_weights_of_one(two, tiny, tmp_path):

@@ -13,7 +13,7 @@ import torch
 
 from facepapers.common import cli
 from facepapers.common.training import checkpoint, loop, optimizers
-from tests.conftest import one_line_error
+from tests.conftest import Harmful, one_line_error
 
 STEPS, STOP = 8, 4
 
@@ -110,16 +110,6 @@ def test_a_part_that_the_run_lacks_is_refused(tmp_path):
     with pytest.raises(cli.UserError) as error:
         checkpoint.load_state(tmp_path / "c.pt", {"model": model})
     one_line_error(error, "holds ['best', 'model'], this run needs ['model']")
-
-
-class Harmful:
-    """Unpickled, it writes a file."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return open, (str(self.path), "w")
 
 
 @pytest.mark.parametrize("read", [checkpoint.read_scalars, lambda path: checkpoint.load_state(path, {})])
