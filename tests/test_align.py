@@ -12,7 +12,9 @@ import torch
 
 from facepapers.common.cli import MissingData, UserError
 from facepapers.common.data.readers import recognition
+from facepapers.common.tools import align
 from facepapers.common.vision import alignment, mtcnn
+from tests.conftest import Harmful
 
 torch.set_num_threads(1)
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -150,6 +152,124 @@ def test_overlapping_boxes_are_suppressed_as_torchvision_does():
     assert len(mtcnn._nms(boxes[:0], score[:0], 0.3)) == 0
 
 
+def spot_weights(folder, level):
+    """As `made_up_weights`, but PNet answers where the middle of its window is brighter than `level` (-1 .. 1)."""
+    made_up_weights(folder)
+    state = torch.load(folder / "pnet.pt")
+    for name in ("conv1", "conv2", "conv3"):
+        state[f"{name}.weight"][0, 0, 1, 1] = 1
+    for name in ("prelu1", "prelu2", "prelu3"):
+        state[f"{name}.weight"].fill_(1)
+    state["conv4_1.weight"][1, 0] = 100
+    state["conv4_1.bias"] = torch.tensor([0.0, -100 * level])
+    torch.save(state, folder / "pnet.pt")
+
+
+def test_mtcnn_proposes_boxes_around_what_its_first_network_sees(tmp_path):
+    """One bright spot on grey, far from the diagonal: 255 is 0.996 to the network, 200 is 0.566."""
+    image = torch.full((3, 100, 160), 200, dtype=torch.uint8)
+    image[:, 22:34, 108:120] = 255
+    spot_weights(tmp_path, level=0.85)
+    boxes = mtcnn.Mtcnn(tmp_path, min_face_px=24).detect(image)[0]
+    middle = (boxes[:, :2] + boxes[:, 2:]) / 2
+    assert len(boxes) and (middle - torch.tensor([113.5, 27.5])).abs().max() < 12
+    assert (boxes[:, 2] - boxes[:, 0]).min() > 18
+    assert not len(mtcnn.Mtcnn(tmp_path, min_face_px=90).detect(image)[0]), "no face may be that small"
+    spot_weights(tmp_path, level=0.5)  # now the background is bright enough
+    assert len(mtcnn.Mtcnn(tmp_path, min_face_px=24).detect(image)[0]) > 4
+
+
+@pytest.mark.parametrize(("network", "probability", "found"), [
+    ("rnet", 0.69, False), ("rnet", 0.71, True), ("onet", 0.69, False), ("onet", 0.71, True),
+    ("pnet", 0.59, False), ("pnet", 0.61, True),
+])  # fmt: skip
+def test_each_network_of_mtcnn_may_refuse(tmp_path, network, probability, found):
+    made_up_weights(tmp_path)
+    state = torch.load(tmp_path / f"{network}.pt")
+    key = {"pnet": "conv4_1.bias", "rnet": "dense5_1.bias", "onet": "dense6_1.bias"}[network]
+    state[key] = torch.tensor([0.0, math.log(probability / (1 - probability))])
+    torch.save(state, tmp_path / f"{network}.pt")
+    assert bool(len(mtcnn.Mtcnn(tmp_path, min_face_px=40).detect(picture(60, 50))[0])) == found
+
+
+def test_points_are_placed_in_the_boxes_that_the_last_network_saw(tmp_path):
+    made_up_weights(tmp_path)
+    state = torch.load(tmp_path / "onet.pt")
+    state["dense6_2.bias"] = torch.full((4,), 0.1)  # corrects every box by a tenth of its size
+    torch.save(state, tmp_path / "onet.pt")
+    boxes, _, points = mtcnn.Mtcnn(tmp_path, min_face_px=40).detect(picture(120, 100))
+    size = boxes[:, None, 2:] - boxes[:, None, :2] + 1
+    seen = boxes[:, None, :2] - 0.1 * size
+    torch.testing.assert_close(points, seen - 1 + torch.tensor(alignment.TEMPLATE_112 / 112).float() * size)
+
+
+def test_boxes_become_squares_and_crops_show_them():
+    square = mtcnn._square(torch.tensor([[10.0, 20, 20, 50]]))
+    assert square.tolist() == [[0, 20, 30, 50]]
+    shifted = mtcnn._shift(torch.tensor([[10.0, 20, 19, 39]]), torch.tensor([[0.1, 0.1, -0.1, 0.2]]))
+    torch.testing.assert_close(shifted, torch.tensor([[11.0, 22, 18, 43]]))
+    x = picture(60, 50)[None].float()
+    (crop,) = mtcnn._crops(x, torch.tensor([[11.0, 21, 30, 40]]), 20)  # counted from 1, both ends included: 20 px
+    torch.testing.assert_close(crop * 128 + 127.5, x[0, :, 20:40, 10:30])
+    (beside,) = mtcnn._crops(x, torch.tensor([[-9.0, 51, 10, 70]]), 10)  # the part inside: 10 x 10 px
+    torch.testing.assert_close(beside * 128 + 127.5, x[0, :, 50:60, :10])
+
+
+def test_mtcnns_last_layers_read_columns_first():
+    """The published weights come from code that stores the width before the height before the channels."""
+    x = torch.arange(24.0).view(1, 2, 3, 4)
+    expected = [x[0, c, h, w].item() for w in range(4) for h in range(3) for c in range(2)]
+    assert mtcnn._flat(x).tolist() == [expected]
+
+
+def test_no_code_is_run_from_mtcnns_weights(tmp_path):
+    made_up_weights(tmp_path)
+    torch.save({"conv1.weight": Harmful(tmp_path / "written")}, tmp_path / "onet.pt")
+    with pytest.raises(UserError, match=r"onet.pt: not ONet's state dict"):
+        mtcnn.Mtcnn(tmp_path)
+    assert not (tmp_path / "written").exists()
+
+
+def test_a_table_of_points_for_a_tree_of_photos(tmp_path, monkeypatch, capsys):
+    """Of several faces the main one, x and y of each point in turn; a photo without a face gets the median points."""
+    from PIL import Image
+
+    for name, size in (("A/1.png", (60, 40)), ("A/2.png", (60, 40)), ("B/1.png", (80, 40))):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", size).save(tmp_path / name)
+    points = torch.arange(20.0).view(2, 5, 2)
+
+    class Detector:
+        """Two faces in every photo but A/2: a small one first, and one in the middle of an 80 px wide photo."""
+
+        def __init__(self, folder):
+            assert folder == tmp_path / "weights"
+            self.photos = 0
+
+        def detect(self, photo):
+            self.photos += 1
+            assert photo.shape[:2] == (3, 40)
+            if self.photos == 2:
+                return torch.empty(0, 4), torch.empty(0), torch.empty(0, 5, 2)
+            boxes = torch.tensor([[0.0, 0, 30, 30], [25, 5, 55, 35]])
+            return boxes, torch.tensor([0.75, 0.99]), points + 100 * (self.photos - 1)
+
+    monkeypatch.setattr(align, "Mtcnn", Detector)
+    target = tmp_path / "points.csv"
+    align.main([str(tmp_path), "--mtcnn", str(tmp_path / "weights"), "--to", str(target)])
+    assert "3 photos; 1 without a face" in capsys.readouterr().out
+    rows = list(csv.reader(target.open()))
+    assert rows[0] == ["file", "prob", "leye_x", "leye_y", "reye_x", "reye_y", "nose_x", "nose_y", "lmouth_x",
+                       "lmouth_y", "rmouth_x", "rmouth_y"]  # fmt: skip
+    assert [row[0] for row in rows[1:]] == ["A/1.png", "A/2.png", "B/1.png"]
+    assert [float(row[1]) for row in rows[1:]] == [0.99, 0, 0.99]
+    wanted = [points[1], points[1] + 100, points[1] + 200]
+    for row, expected in zip(rows[1:], wanted, strict=True):
+        assert [float(word) for word in row[2:]] == expected.flatten().tolist()
+    with pytest.raises(UserError, match="--mtcnn FOLDER"):
+        align.main([str(tmp_path)])
+
+
 def test_mtcnn_without_a_face(tmp_path):
     made_up_weights(tmp_path, bias=-4.0)
     boxes, probability, points = mtcnn.Mtcnn(tmp_path).detect(picture(60, 50))
@@ -163,6 +283,8 @@ def test_the_main_face_is_large_and_central():
     boxes = torch.tensor([[0.0, 0, 40, 40], [40, 40, 70, 70], [45, 45, 55, 55]])
     points = torch.arange(3.0).view(3, 1, 1).expand(3, 5, 2)
     assert mtcnn.main_face(boxes, points, 100, 100)[0, 0] == 1
+    sides = torch.tensor([[130.0, 30, 170, 70], [25, 25, 75, 75]])  # the smaller one is in the middle
+    assert mtcnn.main_face(sides, points, 300, 100)[0, 0] == 0
 
 
 def test_bad_mtcnn_weights(tmp_path):

@@ -128,6 +128,14 @@ def test_an_experiment_has_its_own_options_beside_its_settings():
         cli.experiment(["--devise", "x"], preset, checked.append, "1", Machine(), prog="prog")
 
 
+def test_preset_row_and_data_choose_the_defaults():
+    asked = []
+    preset = lambda *words: (asked.append(words), Settings())[1]
+    for words in ([], ["--data", "lfw"], ["--row=b", "--preset", "demo", "--data=a+b"]):
+        cli.experiment(words, preset, lambda settings: None, "a", prog="prog")
+    assert asked == [("short", "a", None), ("short", "a", "lfw"), ("demo", "b", "a+b")]
+
+
 def commands():
     """(class, lines of its file) of every dataclass that a command line is made of."""
     for path in sorted([*REPOSITORY.glob("common/**/*.py"), *REPOSITORY.glob("papers/*/*.py")]):
@@ -151,6 +159,7 @@ def test_take_option():
     assert cli.take_option(["a", "--out", "x", "b"], "out") == ("x", ["a", "b"])
     assert cli.take_option(["--out=y=z", "--outer", "1"], "out") == ("y=z", ["--outer", "1"])
     assert cli.take_option(["a"], "out", "default") == ("default", ["a"])
+    assert cli.take_option(["--out", "x", "--out=y", "b", "--out", "z"], "out", "default") == ("z", ["b"])
     with pytest.raises(cli.UserError, match="--out needs a value"):
         cli.take_option(["--out"], "out")
 

@@ -112,6 +112,17 @@ def test_most_points_lie_inside_the_picture_and_the_box():
     assert inside.float().mean() > 0.99
     low, high = got.box[:, None, :2], got.box[:, None, :2] + got.box[:, None, 2:]
     assert ((got.points > low) & (got.points < high)).all()
+    extent = got.points.amax(1) - got.points.amin(1)
+    torch.testing.assert_close(got.box, torch.cat([got.points.amin(1) - 0.12 * extent, 1.24 * extent], 1))
+
+
+def test_labels_stand_beside_their_pictures():
+    """Whatever order the pictures are drawn in: by their occluders."""
+    factors = sampling.sample_factors(30, 2, sampling.Ranges(occluded_share=0.8))
+    got = drawing.render(factors, 16)
+    for name in {f.name for f in dataclasses.fields(Faces)} & {f.name for f in dataclasses.fields(Factors)}:
+        assert torch.equal(getattr(got, name), getattr(factors, name)), name
+    assert len(got.occluder.unique()) == 5 and (got.occluder.diff() < 0).any()
 
 
 # Truth of the geometry
