@@ -118,6 +118,71 @@ def test_pack_keeps_encoded_bytes_and_fingerprints_content(tmp_path):
         assert changed.meta["fingerprint"] != jpeg.meta["fingerprint"]
 
 
+def test_the_fingerprint_names_all_that_is_read():
+    """Every pixel and label, their order, names, types and shapes; not the order of the arrays or the file's bytes."""
+    images = [pack.encode(image) for image in noise(4)]
+    arrays = {"a": np.arange(4, dtype=np.uint8), "b": np.arange(4.0)}
+    first = pack.fingerprint(images, arrays)
+    assert (
+        pack.fingerprint([pack.encode(image, effort=4) for image in noise(4)], dict(reversed(arrays.items()))) == first
+    )
+    last = noise(4)
+    last[3, -1, -1, -1] ^= 1
+    tall = noise(4).reshape(4, 8, 32, 3)
+    others = {
+        "order of images": (images[::-1], arrays), "an image less": (images[:3], arrays),
+        "last pixel": ([pack.encode(image) for image in last], arrays),
+        "shape of images": ([pack.encode(image) for image in tall], arrays),
+        "a label": (images, arrays | {"b": np.array([0.0, 1, 2, 4])}),
+        "a name": (images, {"a": arrays["a"], "c": arrays["b"]}),
+        "a type": (images, arrays | {"a": arrays["a"].view(np.int8)}),
+        "a shape": (images, arrays | {"a": arrays["a"].reshape(2, 2)}), "an array less": (images, {"a": arrays["a"]}),
+        "swapped names": (images, {"a": arrays["b"], "b": arrays["a"]}),
+    }  # fmt: skip
+    found = {what: pack.fingerprint(*other) for what, other in others.items()}
+    assert len({first, *found.values()}) == len(others) + 1, [what for what, f in found.items() if f == first]
+
+
+def test_images_are_resized_without_aliasing_and_keep_their_axes(tmp_path):
+    """Stripes of one pixel become grey; red, a gradient to the right and one downwards stay what they are."""
+    stripes = np.zeros((32, 48, 3), np.uint8)
+    stripes[:, ::2] = 255
+    y, x = np.mgrid[:32, :48]
+    ramps = np.stack([np.full((32, 48), 200), 5 * x, 7 * y], -1).astype(np.uint8)
+    made = pack.write(tmp_path / "r.npz", *pack.gather([(stripes, {}), (ramps, {})]), {})
+    assert made.decode().shape == (2, 3, 32, 48) and torch.equal(
+        made.decode()[1, 1, 0], torch.from_numpy(5 * x[0]).byte()
+    )
+    small = made.decode(size=12).int()
+    assert (small[0] - 127).abs().max() < 40
+    assert (small[1, 0] - 200).abs().max() <= 1 and small[1, 1, 5, 0] < 30 < 200 < small[1, 1, 5, 11]
+    assert small[1, 2, 0, 5] < 20 < 190 < small[1, 2, 11, 5]
+    photo = tmp_path / "photo.png"
+    Image.fromarray(ramps).save(photo)
+    assert torch.equal(pack.read_photo(photo), made.decode()[1])
+
+
+def test_what_changes_while_a_pack_is_compared_is_compared_again(tmp_path, monkeypatch):
+    made, compare = make_pack(tmp_path / "toy.npz"), pack.Pack._compare
+    pack.stamp_path(made.path).unlink()
+
+    def slowly(self, threads):
+        compare(self, threads)
+        os.utime(self.path, ns=(0, 10**9))  # somebody writes it meanwhile
+
+    monkeypatch.setattr(pack.Pack, "_compare", slowly)
+    made.check()
+    compared = []
+    monkeypatch.setattr(pack.Pack, "_compare", lambda self, threads: compared.append(1))
+    made.check()
+    made.check()
+    assert compared == [1]
+    monkeypatch.setattr(pack.Pack, "_compare", lambda self, threads: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        made.verify()
+    assert not pack.stamp_path(made.path).exists(), "what was not compared to its end is not called verified"
+
+
 def test_pack_of_mixed_sizes_needs_a_size(tmp_path):
     samples = [(noise(1, 16)[0], {}), (noise(1, 20)[0], {})]
     mixed = pack.write(tmp_path / "m.npz", *pack.gather(samples), {})

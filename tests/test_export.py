@@ -40,6 +40,34 @@ def test_the_files_for_machines_hold_every_cell(cells):
         assert json.loads((RESULTS / run["record"]).read_text())["predictions_sha256"] == run["predictions_sha256"]
 
 
+def test_every_column_holds_what_it_says(cells):
+    """Read again from the claims and the records themselves."""
+    read = lambda run: json.loads((RESULTS / run / "run.json").read_text())
+    checked = 0
+    for cell in cells:
+        line, claim = export.line(cell), cell.claim
+        for column, key in (("what", "what"), ("data", "data"), ("preset", "preset"), ("published", "published"),
+                            ("tolerance", "tolerance"), ("margin", "margin"), ("within", "within"), ("source", "source"),
+                            ("selection", "selection"), ("n_runs", "n_runs"), ("protocol", "boxes"), ("than", "than"),
+                            ("reference", "reference"), ("metric", "metric")):  # fmt: skip
+            assert line[column] == claim.get(key), (cell.name, column)
+        assert line["row"] == claim["better" if cell.kind == "contrast" else "row"]
+        assert line["better"] == ("lower" if cell.metric.lower_is_better else "higher")
+        assert line["headline"] is bool(claim.get("headline")) and line["seeds"] == len(line["runs"])
+        assert (line["paper"], line["kind"]) == (cell.paper, cell.kind) and line["metric_label"] == cell.metric.label
+        if line["ours"] is not None:
+            assert line["confidence"] == (0.95 if cell.kind == "contrast" else 0.9)
+            assert line["low"] <= line["ours"] <= line["high"] and line["samples"] == cell.interval.n_samples
+        for runs, values, row in (("runs", "values", line["row"]), ("than_runs", "than_values", line["than"])):
+            for run, value in zip(line[runs], line[values], strict=True):
+                record = read(f"{cell.paper}/{run}")
+                assert record["config"]["row"] == row, (cell.name, run)
+                if claim["metric"] in record["metrics"]:
+                    assert value == pytest.approx(record["metrics"][claim["metric"]], rel=1e-5)
+                    checked += 1
+    assert checked > 100
+
+
 def test_every_column_is_described(cells):
     readme = export.files(cells)["README.md"]
     assert all(f"| {key} | {meaning} |" in readme for key, meaning in (export.FIELDS | export.RUN).items())
