@@ -103,8 +103,9 @@ def test_of_one_seed_the_newest_run_answers_and_a_forced_precision_last():
     old, new = record(0, started="2026-01"), record(0, started="2026-02")
     forced = record(0, started="2026-03", precision="fp32")
     for some in ([old, new, forced], [forced, new, old]):
-        (found,) = runs.of_presets([*some, record(0, lr=1.0)])
+        (found,) = runs.of_presets([*some, record(0, lr=1.0, started="2027")])
         assert found is new
+    assert runs.of_presets([record(0, lr=1.0)]) == []
     (found,) = runs.of_presets([forced])
     assert found is forced
     assert seeds(runs.of_presets([record(2), record(1), record(3)])) == [2, 1, 3], "in their order"
