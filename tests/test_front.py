@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from facepapers.common.cli import UserError
-from facepapers.common.evidence import cards, claims
+from facepapers.common.evidence import cards, claims, tables
 from facepapers.common.evidence.statistics import Interval
 from facepapers.common.protocols.metrics import Metric
 
@@ -113,3 +113,67 @@ def test_four_headlines_of_a_paper_are_too_many():
     with pytest.raises(UserError, match="4 headlines; mark 3 at most"):
         cards.front_table(cells)
     assert cards.front_table(cells[:3]).count("It helps") == 3
+
+
+# ---- Lines of tables, made up
+
+
+def answered(kind, status, mean=5.0, seeds=3, data="lfw", **claim):
+    """A cell whose runs are so many empty records."""
+    found = a_cell(kind, ERROR, mean, what="a number", data=data, preset="short", **claim)
+    found.status, found.records = status, [{}] * seeds * (mean is not None)
+    return found
+
+
+def test_a_line_of_each_table_has_its_columns_in_order():
+    level = answered("level", "better", published="6.33", boxes="official", headline=True, finding={"better": "Yes."})
+    contrast = answered("contrast", "supported", headline=True, seeds=2)
+    measured = answered("measured", "demo only", None)
+    said = {kind: tables.table([cell], kind).splitlines()[-1]
+            for kind, cell in (("level", level), ("contrast", contrast), ("measured", measured))}  # fmt: skip
+    assert said == {
+        "level": "| a number | 6.33 | 5.00 [4.00, 6.00] | 3 | official | better |",
+        "contrast": "| a number | 5.00 [4.00, 6.00] | 2 | supported |",
+        "measured": "| a number | lfw | — | — | demo only |",
+    }
+    lines = cards.front_table([level, measured, contrast]).splitlines()
+    assert lines[0] == "| paper | what | published | ours | unit | seeds | status | finding |"
+    link = "[coarse-to-fine](papers/coarse_to_fine/README.md)"
+    assert lines[2:] == [
+        f"| {link} | a number | 6.33 | 5.00 [4.00, 6.00] | % ↓ | 3 | better | Yes. |",
+        f"| {link} | a number | — | 5.00 [4.00, 6.00] | points ↑ | 2 | supported |  |",
+    ]
+
+
+def test_cells_without_a_run_are_folded_away_and_none_is_lost():
+    waiting = [answered("level", "not run", None, published=str(k), boxes="b") for k in range(2)]
+    text = tables.tables(waiting, "level")
+    assert text.startswith("\n<details><summary>published cell: 2 cells without a run</summary>")
+    assert text.count("| a number |") == 2
+    both = tables.tables([*waiting, answered("level", "worse", published="9")], "level")
+    assert both.index("worse") < both.index("<details>") < both.index("not run")
+    assert tables.tables(waiting, "contrast") == ""
+
+
+def test_the_score_counts_each_kind_once():
+    cells = [
+        *(answered("level", status, published="1") for status in ("replicated", "replicated", "better", "worse")),
+        answered("level", "reference", published="1"), answered("level", "one seed: higher", published="1", seeds=1),
+        *(answered("level", status, None, published="1") for status in ("not run", "data missing")),
+        answered("contrast", "supported", data="embedded"), answered("contrast", "supported"),
+        answered("contrast", "refuted", data="embedded"), answered("contrast", "inconclusive", data="embedded"),
+        answered("contrast", "data missing", None), answered("measured", "other data"),
+    ]  # fmt: skip
+    assert cards.score(cells) == (
+        "**8 published numbers**: 5 compared (2 replicated, 1 better, 1 worse), 1 beside something unlike "
+        "(`reference`), 2 waiting for data or not run. **5 claims** of a difference: 2 supported, 1 refuted "
+        "(2 of both on drawn faces), 2 open."
+    )
+
+
+def test_what_stands_around_a_generated_table_stays():
+    text = "before\n<!-- generated: a -->\nold\n<!-- end of a -->\nbetween\n"
+    text += "<!-- generated: b -->\nx\n<!-- end of b -->\nafter\n"
+    found = tables.insert(text, "a", "new", "README.md")
+    assert found == text.replace("old", "new")
+    assert tables.insert(found, "a", "new", "README.md") == found

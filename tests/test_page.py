@@ -129,6 +129,10 @@ def test_a_row_says_what_its_cell_says(cells, tree):
         row = found[cell.name][0]
         said = words(row)
         assert words(row[-1]) == cell.status and f"{len(cell.records) or '—'}" in said
+        (arrow,) = (span.text for span in row[0].iter("span") if span.get("role") == "img")
+        assert arrow == ("↓" if cell.metric.lower_is_better else "↑")
+        if cell.kind == "level":
+            assert words(row[1]) == cell.claim["published"]
         assert " ".join(cell.claim["what"].split()) in said and cell.claim.get("published", "") in said
         if cell.interval:
             assert f"{cell.interval.mean:.2f} [{cell.interval.low:.2f}, {cell.interval.high:.2f}]" in said
