@@ -196,6 +196,57 @@ def test_blur_of_a_dot_is_a_gaussian():
     torch.testing.assert_close(changed, changed.T)
 
 
+def test_colour_jitter_is_that_of_each_picture_alone():
+    """Against the words of the docstring, one picture at a time, with the same draws."""
+    pictures, n = photo(12, 10), 12
+    changed = images.colour_jitter(pictures, seeding.generator(9), 0.1, 0.3, 0.5, grey=0.3)
+    gen = seeding.generator(9)
+    gain, offset, keep, grey = (torch.rand(n, 1, 1, 1, generator=gen).flatten().tolist() for _ in range(4))
+    assert 0 < sum(g < 0.3 for g in grey) < n
+    for k in range(n):
+        luma = (0.299 * pictures[k, 0] + 0.587 * pictures[k, 1] + 0.114 * pictures[k, 2]).expand(3, -1, -1)
+        share = 0.0 if grey[k] < 0.3 else 0.5 + keep[k]
+        coloured = luma + share * (pictures[k] - luma)
+        expected = luma.mean() + (0.7 + 0.6 * gain[k]) * (coloured - luma.mean()) + 255 * 0.1 * (2 * offset[k] - 1)
+        torch.testing.assert_close(changed[k], expected.clamp(0, 255), atol=1e-2, rtol=0)
+
+
+def test_blur_is_a_gaussian_of_each_pictures_own_width():
+    """Against SciPy's filter, which also repeats the edge and ends four pixels from the middle."""
+    from scipy.ndimage import gaussian_filter
+
+    pictures, n = photo(10, 20), 10
+    changed = images.blur(pictures, seeding.generator(8), probability=0.6, largest_sigma=1.4)
+    gen = seeding.generator(8)
+    sigma, on = (torch.rand(n, 1, generator=gen).flatten().tolist() for _ in range(2))
+    assert 2 < sum(draw < 0.6 for draw in on) < n
+    for k in range(n):
+        wide = 0.2 + 1.2 * sigma[k] if on[k] < 0.6 else 0.0
+        expected = gaussian_filter(pictures[k].numpy(), (0, wide, wide), mode="nearest", radius=4)
+        np.testing.assert_allclose(changed[k], expected, atol=0.02)
+
+
+def test_erased_rectangles_lie_where_they_were_drawn():
+    pictures, n, size = photo(20, 30), 20, 30
+    changed = images.erase(pictures, seeding.generator(6), probability=0.6, smallest=0.2, largest=0.5)
+    gen = seeding.generator(6)
+    side, centre, on, colour = (torch.rand(n, k, generator=gen) for k in (2, 2, 1, 3))
+    for k in range(n):
+        expected, (wide, high) = pictures[k].clone(), (0.2 + 0.3 * side[k]).tolist()
+        if on[k] < 0.6:
+            for y in range(size):
+                for x in range(size):
+                    if abs(x / size - centre[k, 0]) < wide / 2 and abs(y / size - centre[k, 1]) < high / 2:
+                        expected[:, y, x] = 255 * colour[k]
+        torch.testing.assert_close(changed[k], expected)
+
+
+def test_halving_is_the_rounded_mean_of_four():
+    pictures = (torch.arange(2 * 3 * 8 * 6) * 37 % 256).view(2, 3, 8, 6).byte()
+    blocks = pictures.unfold(2, 2, 2).unfold(3, 2, 2).flatten(4).float()
+    assert torch.equal(images.halve(pictures), blocks.mean(-1).round().byte())
+
+
 # JPEG
 
 

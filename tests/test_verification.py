@@ -363,7 +363,10 @@ def test_angle_statistics_by_hand():
     assert found["inter_deg"] == pytest.approx((100 + 90 + 90) / 3)
     assert found["w_ec_deg"] == pytest.approx((5 + 0 + 20) / 3)
     assert found["w_inter_deg"] == pytest.approx((45 + 50 + 70 + 45) / 4)
-    assert angles.angle_statistics(embeddings, labels, min_images=2)["intra_deg"] == pytest.approx(15)
+    known = angles.angle_statistics(embeddings, np.array([3, 3, 1, 1, 0]), weight[[2, 1, 3, 0]])  # other numbers
+    assert known == pytest.approx(found)
+    several = angles.angle_statistics(embeddings, labels, min_images=2)
+    assert several == pytest.approx({"intra_deg": 15, "inter_deg": 100}), "of the two people with two images"
     raw = angles.angle_statistics(embeddings, labels, normalise_first=False)  # the long embedding pulls its centre
     assert raw["intra_deg"] == pytest.approx((20 + 20 + 20 + 0) / 5, abs=1e-9) and "w_ec_deg" not in raw
 
