@@ -25,6 +25,7 @@ from facepapers.common.data import alignment, obtain, pack
 from facepapers.common.data import registry as data_registry
 from facepapers.common.data import sets as data_sets
 from facepapers.common.data.markups import COFW29, IBUG68, five_points, inter_ocular, inter_pupil, markup_for, mirror
+from facepapers.common.data.readers import alignment as alignment_readers
 from facepapers.common.storage import sha256
 
 REPOSITORY = Path(__file__).parents[1]
@@ -213,6 +214,59 @@ def test_damaged_packs(tmp_path):
     one_line(error, "none.npz", "no such file", "facepapers.common.data get")
 
 
+def rewritten(path, **changes):
+    """A pack with some members replaced, as an .npz of another program would be."""
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            change = changes.get(name.partition(".")[0])
+            archive.writestr(zipfile.ZipInfo(name), change(content) if change else content)
+
+
+def array_bytes(array):
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("change", [
+    lambda offsets: offsets[:-1], lambda offsets: offsets[[0, 2, 1, 3, 4, 5]], lambda offsets: offsets + 1,
+    lambda offsets: offsets[[0, 1, 1, 3, 4, 5]],
+], ids=["end", "order", "start", "empty image"])  # fmt: skip
+def test_packs_whose_offsets_do_not_fit(tmp_path, change):
+    path = tmp_path / "toy.npz"
+    offsets = make_pack(path).offsets
+    rewritten(path)
+    assert (pack.Pack.read(path).offsets == offsets).all()
+    rewritten(path, offsets=lambda _: array_bytes(change(offsets)))
+    with pytest.raises(UserError) as error:
+        pack.Pack.read(path)
+    one_line(error, path, "truncated or corrupt")
+
+
+def test_packs_of_another_layout_are_refused(tmp_path):
+    path = tmp_path / "toy.npz"
+    make_pack(path)
+    rewritten(path, meta=lambda text: json.dumps(json.loads(text) | {"format": pack.FORMAT + 1}).encode())
+    with pytest.raises(UserError) as error:
+        pack.Pack.read(path)
+    one_line(error, path, "another version", "prepare the set again")
+
+
+def test_stored_pixels_are_what_annotations_refer_to(tmp_path):
+    """A camera's note that the photo lies on its side changes nothing in a data set."""
+    photo, note = Image.fromarray(noise(1)[0].repeat(2, axis=1)), Image.Exif()
+    note[0x0112] = 6  # turn it by a quarter to see it upright
+    photo.save(tmp_path / "face.jpg", exif=note, quality=95)
+    content = (tmp_path / "face.jpg").read_bytes()
+    made = pack.write(tmp_path / "p.npz", [content], {}, {})
+    assert made.image(0).size == photo.size == (32, 16) and made.decode().shape == (1, 3, 16, 32)
+    (tmp_path / "face.pts").write_text("n_points: 68\n{\n" + "\n".join(["5 6"] * 68) + "\n}")
+    (face,) = alignment_readers.pts_folder(tmp_path, "train", "s", "p")
+    assert face.image.shape == (16, 32, 3)
+
+
 def test_pack_that_does_not_match_its_fingerprint(tmp_path, monkeypatch):
     made = make_pack(tmp_path / "toy.npz")
     made.arrays["label"][0] = 9
@@ -359,6 +413,89 @@ def test_every_place_where_a_set_is_looked_for(toy, tmp_path, monkeypatch):
     assert len(prints) == 1
 
 
+def with_archives(tmp_path, *alternatives):
+    """Rewrite the toy registry's `archives`: lists of {file, hash, url}."""
+    registry = tmp_path / "registry.toml"
+    lines = registry.read_text().splitlines()
+    place = next(i for i, line in enumerate(lines) if line.startswith("archives"))
+    item = lambda entry: "{ " + ", ".join(f'{key} = "{value}"' for key, value in entry.items()) + " }"
+    lists = ", ".join("[" + ", ".join(map(item, files)) + "]" for files in alternatives)
+    lines[place] = f"archives = [{lists}]"
+    registry.write_text("\n".join(lines))
+
+
+def test_nothing_is_downloaded_unless_get_is_called(toy, tmp_path, monkeypatch):
+    with_archives(
+        tmp_path, [{"file": "toy.tar", "hash": f"sha256:{sha256(toy)}", "url": "https://example.org/toy.tar"}]
+    )
+    asked = []
+    monkeypatch.setattr(obtain, "_download", lambda url, item: (asked.append(url), toy)[1])
+    assert not data_sets.available("toy")
+    with pytest.raises(MissingData):
+        data_sets.ensure("toy")
+    assert asked == []
+    assert len(data_sets.get("toy")) == 4 and asked == ["https://example.org/toy.tar"]
+
+
+def test_all_archives_of_an_alternative_are_needed(toy, tmp_path, monkeypatch):
+    known = {"hash": "unknown"}
+    first, second = tar_of(tmp_path / "source", tmp_path / "whole.tar"), toy.parent / "b.tar"
+    with_archives(tmp_path, [known | {"file": "a.tar"}, known | {"file": "b.tar"}], [known | {"file": "whole.tar"}])
+    tar_of(tmp_path / "source", second)
+    monkeypatch.setenv("DATA_MIRROR", str(toy.parent))
+    assert not data_sets.available("toy")
+    with pytest.raises(MissingData):
+        data_sets.ensure("toy")
+    first.rename(toy.parent / "whole.tar")
+    assert data_sets.available("toy") and data_sets.ensure("toy").meta["origin"][0]["file"] == "whole.tar"
+
+
+def test_half_of_a_set_is_no_set(toy, tmp_path):
+    """A folder is the set where every marker matches; a set of parts where every part is there."""
+    whole = tmp_path / "root" / "toy"
+    (whole / "a").mkdir(parents=True)
+    assert not data_sets.available("toy")
+    (whole / "b").mkdir()
+    assert data_sets.available("toy")
+    registry = tmp_path / "registry.toml"
+    text = registry.read_text()
+    other = text.replace("[toy]", "[other]")
+    both = text.split("marker")[0].replace("[toy]", "[both]") + 'parts = ["toy", "other"]\nsteps = ""\ntree = ""\n'
+    registry.write_text(text + other + both)
+    assert not data_sets.available("both")
+    (whole.parent / "other" / "a").mkdir(parents=True)
+    (whole.parent / "other" / "b").mkdir()
+    assert data_sets.available("both")
+
+
+def test_one_process_prepares_a_set_at_a_time(toy, tmp_path):
+    import fcntl
+
+    def lock():
+        with open(tmp_path / "root" / ".toy.lock", "w") as other:
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    with data_sets._lock(data_registry.find("toy")), pytest.raises(BlockingIOError):
+        lock()
+    lock()
+
+
+def test_hashes_cover_the_whole_file_and_records_hold_sha256(tmp_path):
+    import hashlib
+
+    content = np.random.default_rng(0).bytes(3 << 20)
+    path = tmp_path / "large"
+    path.write_bytes(content)
+    digest = hashlib.sha256(content).hexdigest()
+    for known in ("unknown", f"sha256:{digest}", f"md5:{hashlib.md5(content).hexdigest()}"):
+        assert obtain.check_hash(path, known) == digest
+    for algorithm in ("sha256", "md5"):
+        old = hashlib.new(algorithm, content).hexdigest()
+        path.write_bytes(content[:-1] + b"x")
+        with pytest.raises(UserError, match=algorithm):
+            obtain.check_hash(path, f"{algorithm}:{old}")
+
+
 def test_registry_hash_and_count_errors(toy, tmp_path, capsys):
     registry = tmp_path / "registry.toml"
     good = registry.read_text()
@@ -487,6 +624,15 @@ def test_a_pack_that_changed_is_compared_at_its_first_opening(prepared, toy, cap
     assert run("get", "toy", "--mirror", str(toy.parent)) is None and "rebuilding" in capsys.readouterr().err
     compared.clear()
     assert data_sets.ensure("toy") and not compared
+
+
+def test_a_pack_of_another_size_is_compared_again(prepared):
+    path, compared = prepared
+    time = path.stat()
+    with open(path, "ab") as handle:
+        handle.write(bytes(8))  # a zip file may have something behind it
+    os.utime(path, ns=(time.st_atime_ns, time.st_mtime_ns))
+    assert data_sets.ensure("toy") and len(compared) == 1
 
 
 def test_verify_finds_what_size_and_time_do_not_tell(prepared):
