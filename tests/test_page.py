@@ -231,6 +231,8 @@ def test_an_interval_stands_where_its_numbers_say():
     assert left == pytest.approx(plot.WIDTH - low, abs=0.2), "the band reaches from -1 to 1"
     level = made_up(kind="level", published="2.5", tolerance=0.25)
     assert plot.compared(level) == pytest.approx((-1.5, -0.5, 0.5, -0.25, 0.25))
+    bands = {(): (0, 0), (("margin", 0.5),): (-0.5, 0), (("within", 1.0),): (-1, 1)}
+    assert {words: plot.margins(made_up(**dict(words))) for words in bands} == bands
     assert plot.plot(made_up(kind="measured"), scales, "open") == ""
 
 
