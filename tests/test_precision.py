@@ -273,3 +273,19 @@ def test_forcing_another_precision_beside_a_begun_run_says_so(tmp_path, monkeypa
 @dataclasses.dataclass(frozen=True)
 class Settings:
     precision: str
+
+
+@pytest.mark.parametrize("elsewhere", [True, False])
+def test_all_processes_compute_in_one_precision(monkeypatch, tmp_path, elsewhere):
+    """Where one of them has no native bfloat16, none takes it."""
+    from facepapers.common.training import parallel
+
+    @dataclasses.dataclass(frozen=True)
+    class Settings:
+        precision: str = "auto"
+
+    asked = []
+    monkeypatch.setattr(precision, "native", lambda device: True)
+    monkeypatch.setattr(parallel, "any_rank", lambda flag, device: (asked.append(flag), flag or elsewhere)[1])
+    found = precision.settle(Settings(), tmp_path, torch.device("cpu"))
+    assert found.precision == ("fp32" if elsewhere else "bf16") and asked == [False]

@@ -21,6 +21,28 @@ def test_the_source_hash_changes_with_any_line(tmp_path, monkeypatch):
     assert environment.source_sha256("x") != first
 
 
+def test_the_source_hash_covers_every_room_and_every_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "ROOT", tmp_path)
+    found = [environment.source_sha256("x")]
+    for name in ("common/a.py", "common/room/b.py", "common/room/deep/c.py", "papers/x/d.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("1\n")
+        found.append(environment.source_sha256("x"))
+    (tmp_path / "papers/x/d.py").rename(tmp_path / "papers/x/e.py")
+    found.append(environment.source_sha256("x"))
+    assert len(set(found)) == len(found)
+    (tmp_path / "common/notes.md").write_text("1\n")
+    assert environment.source_sha256("x") == found[-1]
+
+
+def test_a_source_is_dirty_when_its_python_differs_from_the_commit(monkeypatch):
+    monkeypatch.setattr(environment, "source_sha256", lambda paper: "")
+    for said, dirty in (("", False), (" M common/README.md\n?? papers/x/notes.txt", False), (" M common/a.py", True),
+                        (" M README.md\n?? papers/x/new.py", True), (None, None)):  # fmt: skip
+        monkeypatch.setattr(environment, "git", lambda *words, said=said: said if words[0] == "status" else "c" * 40)
+        assert environment.source_state("x")["dirty"] is dirty
+
+
 def test_the_module_that_python_runs_is_among_its_imports(monkeypatch):
     """`python -m` calls it __main__; its spec has the name."""
     name = "facepapers.papers.arcface.tune"
