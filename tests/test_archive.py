@@ -189,3 +189,14 @@ def test_a_look_at_the_sets_does_not_import_torch():
     program += "sys.exit('torch' in sys.modules)"
     env = {key: value for key, value in os.environ.items() if key != "DATA_MIRROR"}
     subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, env=env, check=True, capture_output=True)
+
+
+def test_a_picture_that_is_cut_off_is_not_handed_out(tmp_path):
+    """A tar may end within a picture: no part of it is one."""
+    path = tmp_path / "x.tar"
+    path.write_bytes(b"0123456789")
+    with open(path, "rb") as handle:
+        assert obtain._read_tarred(path, handle, 2, 8) == b"23456789"
+        for offset, size in ((2, 9), (10, 1)):
+            with pytest.raises(UserError, match=r"x.tar: damaged archive"):
+                obtain._read_tarred(path, handle, offset, size)

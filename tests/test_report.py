@@ -524,7 +524,13 @@ def test_slow_comparisons_get_fewer_rounds(monkeypatch):
     monkeypatch.setattr(timing, "timed", lambda run: (run(), 1.0)[1])
     assert timing.compare(lambda: calls.append(1), lambda: calls.append(2)) == (1.0, 1.0, 1.0)
     assert calls == [1, 2] * 2, "a warm-up and the one round that fits"
+    seconds = {"ours": [9.0, 1.0, 2.0, 1.5], "theirs": [9.0, 6.0, 5.0, 4.0]}  # the first are the warm-up
+    monkeypatch.setattr(timing, "timed", lambda run: seconds[run()].pop(0))
+    assert timing.compare(lambda: "ours", lambda: "theirs", rounds=3) == (1.0, 6.0, 6.0), "one round"
+    assert timing.compare(2.0, 5.0) == (2.0, 5.0, 2.5)
     timing.LIMITS["comparison_s"] = math.inf
+    seconds.update(ours=[9.0, 1.0, 2.0, 1.5], theirs=[9.0, 6.0, 5.0, 4.0])
+    assert timing.compare(lambda: "ours", lambda: "theirs", rounds=3) == (1.5, 5.0, pytest.approx(10 / 3))
     assert timing.affordable(9, 60.0) == 9
 
 
