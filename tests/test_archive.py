@@ -200,3 +200,13 @@ def test_a_picture_that_is_cut_off_is_not_handed_out(tmp_path):
         for offset, size in ((2, 9), (10, 1)):
             with pytest.raises(UserError, match=r"x.tar: damaged archive"):
                 obtain._read_tarred(path, handle, offset, size)
+
+
+def test_a_later_picture_of_a_path_replaces_an_earlier_one(tmp_path):
+    """As extraction does, where an archive holds a name twice."""
+    with archive.Pictures() as pictures:
+        pictures.add(tmp_path / "a" / "1.jpg", lambda: b"first")
+        pictures.add(tmp_path / "a" / "1.jpg", lambda: b"second")
+        folder = pictures.folder(tmp_path)
+        assert (folder / "a" / "1.jpg").read_bytes() == b"second"
+        assert [place.name for place in (folder / "a").iterdir()] == ["1.jpg"]

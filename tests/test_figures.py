@@ -185,3 +185,19 @@ def test_a_roc_panel_begins_where_its_curves_do(lowest, bottom):
     axes = drawn_on(lambda axes: axes.plot([1, 100], [lowest, 100]))
     figures.finish_roc(axes)
     assert axes.get_ylim()[0] == bottom
+
+
+def test_pictures_are_of_a_data_set_and_a_preset_with_its_own_settings():
+    """Of what was read, not of what was asked for ("auto"); a user's settings stand in no picture."""
+
+    def record(seed, data="lfw", preset="short", row="a", **over):
+        config = {"data": "auto", "preset": preset, "row": row, "seed": seed, "precision": "auto"} | over
+        return {"config": config, "data": {"name": data}, "overrides": over, "started": "2026", "run": f"{data}{seed}"}
+
+    records = [record(1), record(0), record(0, "lfpw+helen"), record(0, preset="demo"), record(2, lr=0.5)]
+    found = figures.groups(records)
+    assert {stem: [r["run"] for r in some] for stem, some in found.items()} == {
+        "lfpw-helen-short": ["lfpw+helen0"], "lfw-demo": ["lfw0"], "lfw-short": ["lfw1", "lfw0"],
+    }  # fmt: skip
+    rows = figures.by_row([record(0, row="b"), record(0), record(1, row="b")], ("c", "b", "a"))
+    assert {row: len(some) for row, some in rows.items()} == {"b": 2, "a": 1} and list(rows) == ["b", "a"]

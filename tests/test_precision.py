@@ -289,3 +289,26 @@ def test_all_processes_compute_in_one_precision(monkeypatch, tmp_path, elsewhere
     monkeypatch.setattr(parallel, "any_rank", lambda flag, device: (asked.append(flag), flag or elsewhere)[1])
     found = precision.settle(Settings(), tmp_path, torch.device("cpu"))
     assert found.precision == ("fp32" if elsewhere else "bf16") and asked == [False]
+
+
+@pytest.mark.parametrize(("said", "factor", "native"), [
+    (True, 0.7, True), (True, 4.0, False), (None, 0.7, True), (None, 4.0, False), (False, 0.7, False),
+])  # fmt: skip
+def test_a_processor_is_believed_only_if_a_measurement_agrees(monkeypatch, said, factor, native):
+    monkeypatch.setattr(precision, "capability", lambda device: said)
+    monkeypatch.setattr(precision, "slowdown", lambda: factor)
+    assert precision.native(torch.device("cpu")) is native
+
+
+def test_the_factor_says_how_much_longer_bfloat16_takes(monkeypatch):
+    """By a clock on which it takes three times as long, and once, on a loaded machine, ten times."""
+    spent = iter([9, 9, 3, 1, 10, 1])  # a warm-up of each, then two rounds
+    now = [0.0, 0]
+
+    def clock():
+        now[0] += next(spent) if now[1] % 2 else 0
+        now[1] += 1
+        return now[0]
+
+    monkeypatch.setattr(precision.time, "thread_time", clock)
+    assert precision.slowdown.__wrapped__(rounds=2) == 3

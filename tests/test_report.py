@@ -359,10 +359,11 @@ def test_an_unknown_metric_is_noticed(root):
     one_line_error(error, folder / "run.json", "nme_best_pct")
 
 
-def test_predictions_changed_together_with_their_hash_are_noticed(root):
+@pytest.mark.parametrize("factor", [0.9, 1.00001, math.nan])
+def test_predictions_changed_together_with_their_hash_are_noticed(root, factor):
     def change(folder):
         arrays = runs.read_predictions(folder / "predictions.npz")
-        runs.write_predictions(folder / "predictions.npz", arrays | {"error_px": arrays["error_px"] * 0.9})
+        runs.write_predictions(folder / "predictions.npz", arrays | {"error_px": arrays["error_px"] * factor})
         digest = storage.sha256(folder / "predictions.npz")
         edit(folder / "run.json", lambda r: r.update(predictions_sha256=digest))
 
