@@ -48,6 +48,13 @@ def test_later_lines_come_with_each_tenth_or_after_half_a_minute(clock, capsys):
     assert told[3] == "training step 30/100  2.00 crops/s  1:10 left"
 
 
+def test_after_a_resumption_the_rate_is_that_of_this_process(clock, capsys):
+    """60 of 100 steps were done before: ten more in 20 seconds are one crop a second of two a step."""
+    with progress.Meter("training step", 100, "crops", done=60, batch=2) as meter:
+        at(meter, clock, 20, 70)
+    assert lines(capsys) == ["training step 70/100  1.00 crops/s  1:00 left"]
+
+
 def test_slow_steps_do_not_silence_it(clock, capsys):
     with progress.Meter("training step", 100, "crops") as meter:
         for second in range(1, 100):

@@ -513,3 +513,25 @@ def bilinear(grey, where):
     size = torch.tensor([grey.shape[1], grey.shape[0]], dtype=torch.float32)
     grid = (torch.as_tensor(np.asarray(where, np.float32)) + 0.5) / size * 2 - 1
     return torch.nn.functional.grid_sample(image, grid[None], align_corners=False)[0, 0]
+
+
+def test_the_first_845_training_faces_of_cofw_are_lfpws(tmp_path):
+    image, points = np.zeros((4, 3, 3), np.uint8), np.ones((29, 2))
+    write_cofw(tmp_path / "c.mat", "train", [(image, points, np.zeros(29), (0, 0, 2, 2))] * 847)
+    faces = list(alignment.cofw_mat(tmp_path / "c.mat", "train", "IsTr", "phisTr", "bboxesTr"))
+    assert [face.subset for face in faces] == ["lfpw"] * 845 + ["cofw"] * 2
+
+
+def test_the_grey_set_is_read_from_its_own_files(tmp_path):
+    for name, split in (("COFW_train.mat", "train"), ("COFW_test.mat", "test")):
+        write_cofw(tmp_path / name, split, cofw_faces(2))
+    assert len(list(alignment.cofw_grey(tmp_path))) == 4
+
+
+def test_a_box_has_a_size_and_no_second_corner():
+    """A face far from the photo's corner, whose box holds its points: the crop need not reach back to the corner."""
+    points = np.random.default_rng(0).uniform(720, 780, (68, 2))
+    face = alignment.Face(photo(900, 1000), points, "train", "s", "n", "x", box=np.array([700.0, 700, 100, 100]))
+    _, row = alignment.sample(face)
+    assert row["scale"] == 1 and row["box"][2:].tolist() == [100, 100]
+    assert ((row["points"] > row["box"][:2]) & (row["points"] < row["box"][:2] + 100)).all()

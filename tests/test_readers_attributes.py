@@ -171,3 +171,9 @@ def test_celeba_that_is_damaged(tmp_path):
     fails("1 rows without an image in list_attr_celeba.txt, e.g. 000002.jpg")
     (tmp_path / "list_eval_partition.txt").unlink()
     fails("no list_eval_partition.txt")
+
+
+def test_age_groups_are_in_the_order_of_their_years():
+    """`age` of a pack is a place in this list, and papers compute with it."""
+    years = [int(name.replace("more than", "").split("-")[0]) for name in attributes.FAIRFACE_AGE]
+    assert years == [0, 3, 10, 20, 30, 40, 50, 60, 70]

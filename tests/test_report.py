@@ -379,6 +379,11 @@ def test_a_number_typed_by_hand_is_stale(root, name):
     one_line_error(error, "stale", name, "make report")
 
 
+def test_a_generated_file_that_is_gone_is_stale(root):
+    error, _ = tampered(root, lambda folder: (root / "results" / "cells.csv").unlink())
+    one_line_error(error, "stale", "results/cells.csv", "make report")
+
+
 def test_a_new_record_makes_the_tables_stale(root):
     error, _ = tampered(root, lambda folder: put(root, "cft", 6.4, 1))
     one_line_error(error, "stale", "NOTES.md")
