@@ -210,3 +210,12 @@ def test_a_later_picture_of_a_path_replaces_an_earlier_one(tmp_path):
         folder = pictures.folder(tmp_path)
         assert (folder / "a" / "1.jpg").read_bytes() == b"second"
         assert [place.name for place in (folder / "a").iterdir()] == ["1.jpg"]
+
+
+@pytest.mark.parametrize(("read", "tree"), [(classes.cub200, bird_tree), (classes.cars196, car_tree)])
+def test_the_first_half_of_the_classes_trains(tmp_path, read, tree):
+    """Labels count from 0; the other half is searched, as in metric learning."""
+    tree(tmp_path, classes=6, images=4)
+    rows = [row for _, row in read(tmp_path)]
+    assert [row["label"] for row in rows] == [label for label in range(6) for _ in range(4)]
+    assert [row["split"] for row in rows] == [0] * 12 + [1] * 12

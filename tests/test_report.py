@@ -315,6 +315,16 @@ def test_verify_of_one_paper_leaves_the_shared_files_alone(root, capsys):
     one_line_error(error, "'coarse'", PAPER)
 
 
+def test_verify_of_one_paper_reads_no_other(root, monkeypatch, capsys):
+    put(root, "cft", 6.3)
+    fresh(root)
+    monkeypatch.setattr(claims, "papers", lambda: [PAPER, "another"])
+    read, recorded = [], runs.recorded
+    monkeypatch.setattr(runs, "recorded", lambda name: (read.append(name), recorded(name))[1])
+    report.verify(PAPER)
+    assert set(read) == {PAPER}
+
+
 def tampered(root, change):
     """A verified repository, then `change(folder)`; returns verify's error."""
     folder = put(root, "cft", 6.3)
@@ -422,6 +432,23 @@ def test_why_prints_the_chain(root, capsys):
                      "c" * 40, "uncommitted changes", "a processor", "f" * 64, "a" * 64, "lr=",
                      "predictions.npz, sha256", "changed since unknown"):  # fmt: skip
             assert word in said, word
+
+
+def test_why_shows_the_metric_of_its_cell(root, capsys):
+    """Whatever else the record holds; of a contrast the runs of both sides, each under its row."""
+    for row, error in (("cft", 6.3), ("direct", 7.0)):
+        put(root, row, error, data="lfpw")
+    shown = set()
+    for found in (c for c in claims.cells(PAPER) if c.records):
+        report.why(found.name)
+        said = capsys.readouterr().out
+        for record in (*found.records, *found.others):
+            value = f"{found.metric.value(runs.read_predictions(record['folder'] / 'predictions.npz')):.4f}"
+            assert f"{found.metric.name} {value} (last weights)" in " ".join(said.split()), found.name
+            side = f" ({record['config']['row']})" if found.kind == "contrast" else ""
+            assert f"run {record['run']}{side}\n" in said
+            shown.add((found.metric.name, value))
+    assert len({name for name, _ in shown}) > 1 and len(shown) > 3
 
 
 def test_why_names_what_has_changed_since():
