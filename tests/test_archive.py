@@ -219,3 +219,19 @@ def test_the_first_half_of_the_classes_trains(tmp_path, read, tree):
     rows = [row for _, row in read(tmp_path)]
     assert [row["label"] for row in rows] == [label for label in range(6) for _ in range(4)]
     assert [row["split"] for row in rows] == [0] * 12 + [1] * 12
+
+
+def test_cifars_two_parts_are_read_each_once(tmp_path, monkeypatch):
+    import torchvision.datasets
+
+    class Made:
+        def __init__(self, place, train, download):
+            assert place == tmp_path and not download
+            self.data, self.targets = [noise(1, seed=train)[0]] * (3 - train), [7 + train] * (3 - train)
+
+    monkeypatch.setattr(torchvision.datasets, "CIFAR100", Made)
+    (tmp_path / "cifar-100-python").mkdir()
+    samples = list(classes.cifar100(tmp_path))
+    wanted = [("train0", 0, 8), ("train1", 0, 8), ("test0", 1, 7), ("test1", 1, 7), ("test2", 1, 7)]
+    assert [(row["name"], row["split"], row["label"]) for _, row in samples] == wanted
+    assert (samples[0][0] == noise(1, seed=1)[0]).all() and (samples[-1][0] == noise(1, seed=0)[0]).all()

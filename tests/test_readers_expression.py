@@ -451,3 +451,11 @@ def test_affectnet_that_is_damaged(tmp_path):
     fails("1 rows without an image in annotations, e.g. 1")
     (tmp_path / "val_set").rename(tmp_path / "test_set")
     fails("no train_set and val_set")
+
+
+def test_classes_stand_in_the_order_of_the_official_codes():
+    """As the papers of RAF-DB (from 1) and AffectNet (from 0) number them."""
+    rafdb = {1: "surprise", 2: "fear", 3: "disgust", 4: "happiness", 5: "sadness", 6: "anger", 7: "neutral"}
+    affectnet = {0: "neutral", 1: "happiness", 2: "sadness", 3: "surprise", 4: "fear", 5: "disgust", 6: "anger",
+                 7: "contempt"}  # fmt: skip
+    assert dict(enumerate(expressions.RAFDB, 1)) == rafdb and dict(enumerate(expressions.AFFECTNET)) == affectnet
