@@ -256,8 +256,8 @@ def test_a_table_of_points_for_a_tree_of_photos(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(align, "Mtcnn", Detector)
     target = tmp_path / "points.csv"
-    align.main([str(tmp_path), "--mtcnn", str(tmp_path / "weights"), "--to", str(target)])
-    assert "3 photos; 1 without a face" in capsys.readouterr().out
+    align.main([str(tmp_path), "--mtcnn", str(tmp_path / "weights"), "--to", str(target), "--fill"])
+    assert "A/2.png" in "".join(capsys.readouterr())
     rows = list(csv.reader(target.open()))
     assert rows[0] == ["file", "prob", "leye_x", "leye_y", "reye_x", "reye_y", "nose_x", "nose_y", "lmouth_x",
                        "lmouth_y", "rmouth_x", "rmouth_y"]  # fmt: skip

@@ -21,7 +21,7 @@ from PIL import Image
 from facepapers.common import cli
 from facepapers.common.cli import MissingData, UserError
 from facepapers.common.data import __main__ as data_command
-from facepapers.common.data import alignment, obtain, pack
+from facepapers.common.data import alignment, obtain, pack, photos
 from facepapers.common.data import registry as data_registry
 from facepapers.common.data import sets as data_sets
 from facepapers.common.data.markups import COFW29, IBUG68, five_points, inter_ocular, inter_pupil, markup_for, mirror
@@ -160,7 +160,7 @@ def test_images_are_resized_without_aliasing_and_keep_their_axes(tmp_path):
     assert small[1, 2, 0, 5] < 20 < 190 < small[1, 2, 11, 5]
     photo = tmp_path / "photo.png"
     Image.fromarray(ramps).save(photo)
-    assert torch.equal(pack.read_photo(photo), made.decode()[1])
+    assert torch.equal(photos.read_photo(photo), made.decode()[1])
 
 
 def test_what_changes_while_a_pack_is_compared_is_compared_again(tmp_path, monkeypatch):

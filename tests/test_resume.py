@@ -135,9 +135,9 @@ def test_weights_hold_the_statistics_and_any_difference_is_named(tmp_path):
     larger = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.BatchNorm1d(3), torch.nn.Linear(3, 3))
     smaller = torch.nn.Sequential(torch.nn.Linear(3, 3))
     for other, words in (
-        (renamed, ["2 keys missing (e.g. a.bias)", "2 keys unknown (e.g. 0.bias)"]),
-        (larger, ["2 keys missing (e.g. 2.bias)"]),
-        (smaller, ["5 keys unknown (e.g. 1.bias)"]),
+        (renamed, ["2 keys missing (a.weight, a.bias)", "2 keys unknown (0.", "0.weight"]),
+        (larger, ["2 keys missing (2.weight, 2.bias)"]),
+        (smaller, ["5 keys unknown (1."]),
     ):
         before = flat(other.state_dict())
         with pytest.raises(cli.UserError) as error:
