@@ -105,6 +105,13 @@ def test_every_pixel_comes_from_where_the_similarity_says(size):
     assert np.abs(crop[1, 0].numpy() - where[..., 0] - 2)[both].max() <= 0.51
 
 
+def test_between_two_pixels_both_count():
+    image = torch.randint(0, 256, (3, 120, 120), generator=torch.Generator().manual_seed(0)).byte()
+    crop = alignment.align(image[None], alignment.TEMPLATE_112[None] + [0.5, 0])[0].float()
+    mean = (image[:, :112, :112].float() + image[:, :112, 1:113].float()) / 2
+    assert (crop - mean).abs().max() <= 0.51
+
+
 def test_outside_the_image_is_black():
     crop = alignment.align(picture()[None], alignment.TEMPLATE_112[None] - [50, 0])[0]
     assert (crop[:, :, :49] == 0).all() and (crop[2, :, 51:] == 100).all()
