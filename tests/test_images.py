@@ -68,6 +68,14 @@ def test_the_identity_crop_changes_no_pixel():
     torch.testing.assert_close(images.crop(picture, whole, 20), picture, atol=1e-3, rtol=0)
 
 
+def test_pictures_need_not_be_square():
+    wide = photo(2, 48)[:, :, :30]
+    identity = torch.eye(2, 3).expand(2, 2, 3)
+    torch.testing.assert_close(images.crop(wide, identity, 30), wide[..., :30], atol=1e-3, rtol=0)
+    shifted = identity + torch.tensor([[0.0, 0, 18], [0, 0, 0]])
+    torch.testing.assert_close(images.crop(wide, shifted, 30), wide[..., 18:], atol=1e-3, rtol=0)
+
+
 def test_a_flipped_crop_is_the_mirrored_crop():
     picture = 255 * torch.rand(1, 3, 20, 20, generator=seeding.generator(3))
     centre, side, still = torch.full((1, 2), 9.5), torch.full((1,), 20.0), torch.zeros(1)
