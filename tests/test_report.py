@@ -295,6 +295,14 @@ def test_verify_passes_on_fresh_files_and_counts(root, capsys):
     assert "published 6.33  ours 6.3" in capsys.readouterr().out
 
 
+def test_the_summary_adds_up():
+    one, two = (SimpleNamespace(status=status, kind="level") for status in ("better", "worse"))
+    text = report.summary({"a_paper": [one, two], "b": [one, one, one]}, {"a_paper": 10, "b": 4})
+    assert [line.split()[-3:] for line in text.splitlines()] == [
+        ["a-paper", "b", "all"], ["1", "3", "4"], ["1", "0", "1"], ["2", "3", "5"], ["10", "4", "14"],
+    ]  # fmt: skip
+
+
 def test_verify_of_one_paper_leaves_the_shared_files_alone(root, capsys):
     put(root, "cft", 6.3)
     fresh(root)
@@ -453,6 +461,7 @@ def test_why_shows_the_metric_of_its_cell(root, capsys):
 
 def test_why_names_what_has_changed_since():
     assert report.since([]) == "nothing that the run imported"
+    assert report.since([*"abcdefgh"]) == "a, b, c, d, e, f, g, h"
     assert report.since(["a", "b"]) == "a, b" and report.since(["a", "b", "c"], 2) == "a, b and 1 more"
 
 
