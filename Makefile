@@ -1,6 +1,6 @@
 # Every target sets up .venv by itself when it is missing. Settings: PRESET=auto|demo|short|paper, SEEDS="0 1 2",
 # ROWS="cft direct", DATA_MIRROR=<folder or URL>, ARGS="--any-setting value", PYTHON=<interpreter for the venv>,
-# WORKERS=<processes of the tests>, COMPILE=1 (networks through torch.compile; needs a C++ compiler).
+# WORKERS=<processes of the tests, or bugs at a time>, COMPILE=1 (networks through torch.compile; needs a C++ compiler).
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -48,6 +48,9 @@ test: $(VENV)/.ready ## the whole test suite (no network, no GPU, no data set ne
 
 fuzz: $(VENV)/.ready ## damage a small file of every kind that is read, forty times each, and look at the answers (ARGS="--only png")
 	@$(PY) -m tests.fuzz $(ARGS)
+
+mutants: $(VENV)/.ready ## whether the tests catch listed bugs, put in one at a time (PAPER=, ROOM=, ID=); takes hours
+	@$(PY) -m tests.mutate --workers $(WORKERS) $(if $(PAPER),--paper $(PAPER)) $(if $(ROOM),--room $(ROOM)) $(if $(ID),--id $(ID)) $(ARGS)
 
 verify: $(VENV)/.ready ## recompute every number of every table from the predictions (PAPER=<one>, ARGS=-v for each cell)
 	@$(PY) -m facepapers.common.tools.report verify $(if $(PAPER),--paper $(PAPER)) $(ARGS)
@@ -106,4 +109,4 @@ clean: ## remove caches and your own runs (results/local); data and records stay
 	rm -rf results/local .pytest_cache .ruff_cache build *.egg-info
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
-.PHONY: help setup reproduce-all settle sweep new-paper test fuzz verify report why release weights export predict data notebooks coverage bench lint lock clean FORCE
+.PHONY: help setup reproduce-all settle sweep new-paper test mutants fuzz verify report why release weights export predict data notebooks coverage bench lint lock clean FORCE
