@@ -395,11 +395,15 @@ def test_tuning_tries_each_value_and_marks_the_best(lfw, monkeypatch, capsys):
 
 
 def test_weights_are_tested_on_people_they_never_saw(lfw, capsys):
-    train.main(["--preset", "short", *TINY, "--steps", "2", "--out", str(lfw / "out")])
+    written = train.main(["--preset", "short", *TINY, "--steps", "2", "--out", str(lfw / "out")])
     (path,) = (lfw / "out" / "arcface").glob("*/model.safetensors")
     capsys.readouterr()
     evaluate.main(["--weights", str(path), "--data", "lfw", "--protocol", "view1", "--device", "cpu"])
-    assert "32 pairs" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "32 pairs" in said
+    for name in ("accuracy_pct", "gap_deg", "intra_deg"):
+        (line,) = (line for line in said.splitlines() if f"  {evaluate.METRICS[name].label} " in line)
+        assert float(line.split()[-1]) == pytest.approx(written["metrics"][name], abs=6e-3), "as its record says"
     with pytest.raises(cli.UserError) as error:
         evaluate.main(["--weights", str(path), "--data", "lfw", "--device", "cpu"])
     one_line_error(error, path, "trained on LFW", "--protocol view1")

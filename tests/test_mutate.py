@@ -15,7 +15,7 @@ LISTED = mutate.read(REPOSITORY)
 @pytest.mark.parametrize("mutant", LISTED, ids=lambda m: m.name)
 def test_every_listed_bug_fits_the_sources_and_its_tests_exist(mutant):
     text = mutate.changed(REPOSITORY, mutant)
-    assert mutant.old != mutant.new and mutant.what.endswith(".") and len(mutant.what) > 20
+    assert mutant.old != mutant.new and mutant.what.endswith(".") and len(mutant.what) > 10
     compile(text, mutant.file, "exec")
     assert mutant.tests or mutant.equivalent
     assert not (lost := mutate.missing_tests(REPOSITORY, mutant)), lost
