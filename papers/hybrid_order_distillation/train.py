@@ -69,8 +69,9 @@ def train(cfg: Config, device: torch.device, out: Path = paths.LOCAL, teacher_fi
 
 
 TEACHER_FIELDS = (
-    "data", "teacher_net", "teacher_features", "teacher_steps", "teacher_px", "pretrained", "augment", "per_class",
-    "batch", "optimizer", "lr", "drops", "warmup", "momentum", "nesterov", "weight_decay", "clip", "precision", "scale",
+    "data", "held_out", "teacher_net", "teacher_features", "teacher_steps", "teacher_px", "pretrained", "augment",
+    "per_class", "batch", "optimizer", "lr", "drops", "warmup", "momentum", "nesterov", "weight_decay", "clip",
+    "precision", "scale",
 )  # fmt: skip
 
 
