@@ -83,7 +83,8 @@ def test_a_teacher_has_the_settings_that_it_depends_on(tmp_path, monkeypatch):
     train.train(asked, CPU, tmp_path)
     depends = (
         "data", "held_out", "teacher_net", "teacher_features", "teacher_steps", "teacher_px", "augment", "per_class",
-        "batch", "optimizer", "lr", "drops", "warmup", "momentum", "nesterov", "weight_decay", "clip", "precision", "scale",
+        "batch", "optimizer", "lr", "drops", "warmup", "momentum", "nesterov", "weight_decay", "clip",
+        "precision", "scale",
     )  # fmt: skip
     assert {name: getattr(seen[0], name) for name in depends} == {name: getattr(asked, name) for name in depends}
     assert (seen[0].task, seen[0].orders, seen[0].seed, seen[0].resolution) == (1.0, (), 0, 24), "labels, sharp images"
