@@ -31,6 +31,7 @@ import json
 import os
 import queue
 import re
+import select
 import shutil
 import signal
 import subprocess
@@ -41,6 +42,7 @@ import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from facepapers.common import cli, storage
 from facepapers.common.progress import Meter
@@ -48,6 +50,31 @@ from facepapers.common.progress import Meter
 ROOT = Path(__file__).resolve().parents[1]
 BAR = 0.97  # share of the decided bugs that the tests must catch
 TIMEOUT_S = 600  # of one run of pytest: a bug may make a loop endless
+PACKAGES = (
+    "torch", "torchvision", "pandas", "sklearn.metrics", "scipy.stats", "matplotlib.pyplot", "tyro", "PIL.Image",
+    "safetensors.torch", "torch.optim.swa_utils", "torch.utils.flop_counter",
+)  # fmt: skip
+# Reads lines [words of pytest, file for its output], forks a pytest for each, and prints its exit code.
+LOADER = """
+import importlib, json, os, sys
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+import pytest
+for line in sys.stdin:
+    words, log = json.loads(line)
+    child = os.fork()
+    if not child:
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
+        os.dup2(1, 2)
+        code = 3
+        try:
+            code = int(pytest.main(words))
+        finally:
+            sys.stdout.flush()
+            os._exit(code)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
 
 
 @dataclass(frozen=True)
@@ -99,10 +126,14 @@ class Results:
 
 
 class Pytest:
-    """Runs pytest in trees; at the end of a `with` block it stops what still runs, with its children."""
+    """Runs pytest in trees; at the end of a `with` block it stops what still runs, with its children.
+
+    Each tree has a process of its own that has loaded PACKAGES, and a run is forked from it: loading them takes longer
+    than most tests. Our own modules are loaded by each run, from its tree.
+    """
 
     def __init__(self) -> None:
-        self.alive: set[subprocess.Popen] = set()
+        self.loaded: dict[Path, subprocess.Popen] = {}
         self.closed = False
 
     def __enter__(self) -> "Pytest":
@@ -110,37 +141,44 @@ class Pytest:
 
     def __exit__(self, *error: object) -> None:
         self.closed = True
-        for child in list(self.alive):
-            end(child)
+        for tree in list(self.loaded):
+            self.end(tree)
 
     def __call__(self, tree: Path, tests: Sequence[str], k: str, timeout: float, first: bool = True) -> tuple:
         """(exit code, output) of the tests, until the `first` red one; (None, "") when they ran out of time."""
-        scratch = f"{tree}-pytest"
-        words = [sys.executable, "-m", "pytest", "-n", "0", "-p", "no:cacheprovider", f"--basetemp={scratch}"]
+        scratch, log = f"{tree}-pytest", Path(f"{tree}.log")
+        words = ["-n", "0", "-p", "no:cacheprovider", f"--basetemp={scratch}"]
         words += [*(["-x"] if first else []), *(["-k", k] if k else []), *tests]
-        child = subprocess.Popen(
-            words, cwd=tree, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment(),
-            start_new_session=True,
-        )  # fmt: skip
-        self.alive.add(child)
+        loader = self.loader(tree)
+        print(json.dumps([words, str(log)]), file=loader.stdin, flush=True)
         try:
-            said, _ = child.communicate(timeout=timeout)
-        except subprocess.TimeoutExpired:
-            return None, ""
+            in_time = bool(select.select([loader.stdout], [], [], timeout)[0])
+            code = loader.stdout.readline() if in_time else ""
+            said = log.read_text(errors="replace") if log.exists() else ""
         finally:
-            end(child)
-            self.alive.discard(child)
             shutil.rmtree(scratch, ignore_errors=True)
+            log.unlink(missing_ok=True)
         if self.closed:  # it did not end by itself
             raise cli.Interrupted("stopped")
-        return child.returncode, said
+        if not code:
+            self.end(tree)
+        return (int(code), said) if code else (-1 if in_time else None, said)
 
+    def loader(self, tree: Path) -> Any:
+        """The tree's process, started where it is not there yet."""
+        if tree not in self.loaded:
+            self.loaded[tree] = subprocess.Popen(
+                [sys.executable, "-c", LOADER, *PACKAGES], cwd=tree, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                text=True, env=environment(), start_new_session=True,
+            )  # fmt: skip
+        return self.loaded[tree]
 
-def end(child: subprocess.Popen) -> None:
-    """Kill a process and its children, if there are any."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(child.pid, signal.SIGKILL)
-    child.wait()
+    def end(self, tree: Path) -> None:
+        """Kill a tree's process and its children."""
+        process = self.loaded.pop(tree)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def main(argv: Sequence[str]) -> None:
@@ -229,7 +267,9 @@ def decide(root: Path, listed: Sequence[Mutant], results: Results, workers: int,
         for _ in range(workers):
             trees.put(stack.enter_context(copy(root)))
         with Meter("unchanged sources", len(selections(pending)), "runs") as meter:
-            each(selections(pending), workers, lambda chosen: unchanged_passes(trees, chosen, run), meter)
+            each(
+                selections(pending), workers, lambda chosen: unchanged_passes(root, trees, chosen, results, run), meter
+            )
         missed = 0
 
         def one(mutant):
@@ -279,8 +319,15 @@ def copy(root: Path) -> Iterator[Path]:
         yield Path(folder)
 
 
-def unchanged_passes(trees: queue.SimpleQueue, chosen: tuple[tuple[str, ...], str], run: Pytest) -> None:
-    """UserError that names the red tests of a selection where no bug is in the sources."""
+def unchanged_passes(
+    root: Path, trees: queue.SimpleQueue, chosen: tuple[tuple[str, ...], str], results: Results, run: Pytest
+) -> None:
+    """UserError that names the red tests of a selection where no bug is in the sources. Once for these sources."""
+    digest = hashlib.sha256(repr(chosen).encode())
+    for path in sorted(root.glob("[cpt]*/**/*.py")):
+        digest.update(path.read_bytes())
+    if (key := f"unchanged {digest.hexdigest()}") in results.found:
+        return
     tree, (tests, k) = trees.get(), chosen
     try:
         code, said = run(tree, tests, k, 10 * TIMEOUT_S, first=False)
@@ -289,6 +336,7 @@ def unchanged_passes(trees: queue.SimpleQueue, chosen: tuple[tuple[str, ...], st
     if code != 0:
         red = re.findall(r"^(?:FAILED|ERROR) (\S+)", said, re.M) or said.strip().splitlines()[-1:] or ["pytest ended"]
         raise cli.UserError(f"without any bug these tests are red or missing: {', '.join(red)}; mend them first")
+    results.add(key, "green")
 
 
 def try_one(trees: queue.SimpleQueue, mutant: Mutant, run: Pytest) -> str:

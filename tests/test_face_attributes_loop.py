@@ -62,8 +62,8 @@ def test_every_setting_has_an_effect_on_the_weights(tmp_path, trunk, monkeypatch
     other = dict(
         seed=1, trunk="random", cuts=("layer1.0", "layer2.0", "layer3.0", "embedding"), batch=12, steps=3, lr=0.01,
         head_rate=1.0, weight_decay=5.0, clip=1e-3, warmup=3, averaging=0.0, statistics="batch", precision="bf16",
-        views=(dict(cache_from=99, seed=1), 0), rotation_deg=2.0, log_size=0.01, shift=0.01, colour=0.05, age_sigma=1.0, labels=0.4,
-        grid=(dict(row="probe2"), 1),
+        views=(dict(cache_from=99, seed=1), 0), rotation_deg=2.0, log_size=0.01, shift=0.01, colour=0.05, age_sigma=1.0,
+        labels=0.4, grid=(dict(row="probe2"), 1),
     )  # fmt: skip
     elsewhere = dict.fromkeys(("preset", "data", "row"), "names") | {
         "input_px": "test_bad_settings_are_one_line", "cache_from": "test_stored_activations_are_the_computed_ones",
