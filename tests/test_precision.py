@@ -312,3 +312,33 @@ def test_the_factor_says_how_much_longer_bfloat16_takes(monkeypatch):
 
     monkeypatch.setattr(precision.time, "thread_time", clock)
     assert precision.slowdown.__wrapped__(rounds=2) == 3
+
+
+# Channels that a processor cannot train
+
+
+@pytest.mark.parametrize(
+    ("capability", "limit", "refused"),
+    [("AVX2", None, True), ("AVX512", None, False), ("AVX512", "AVX2", True), ("AVX512", "avx2_vnni", True),
+     ("AVX512", "AVX512_CORE", False), ("DEFAULT", None, False)],
+)  # fmt: skip
+def test_channels_that_crash_torch_on_avx2_alone_are_refused(monkeypatch, capability, limit, refused):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
+        monkeypatch.delenv(name, raising=False)
+    if limit:
+        monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+    settings = [
+        ("arcface", "--widths 16 7 16 16", ["--preset", "demo", "--widths", "16", "7", "16", "16"]),
+        ("resup", "--width 4", ["--preset", "demo", "--width", "4"]),
+        ("face_attributes", "--widths 4 8 8 8", ["--preset", "demo", "--row", "trunk", "--widths", "4", "8", "8", "8"]),
+    ]
+    for paper, said, words in settings:
+        parse = import_module(f"facepapers.papers.{paper}.train").parse
+        if refused:
+            with pytest.raises(cli.UserError) as error:
+                parse(words)
+            one_line_error(error, said, "AVX2", "take 8 or more")
+        else:
+            parse(words)
+        parse([word if not word.isdigit() else "8" for word in words])

@@ -6,8 +6,10 @@ then a step is up to twice as fast. Elsewhere it is emulated, and slower than fl
 
 import dataclasses
 import functools
+import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +22,30 @@ KNOWN = ("auto", "bf16", "fp32")
 # What `slowdown` gave on an AMD Zen 5 core, idle or loaded: 0.6 to 0.7 where bfloat16 is native, 2.2 to 2.8 where
 # AVX-512 emulates it, 4 to 5 where AVX2 does.
 EMULATED = 1.5
+LEAST_CHANNELS = 8  # of a convolution that torch 2.11 trains on AVX2 alone
 
 
 def check(wanted: str) -> None:
     """UserError for an unknown precision."""
     if wanted not in KNOWN:
         raise UserError(f"--precision {wanted}: known are {', '.join(KNOWN)}")
+
+
+def check_channels(option: str, channels: Sequence[int]) -> None:
+    """UserError for convolutions of fewer than LEAST_CHANNELS channels where this CPU computes with AVX2 alone.
+
+    There torch 2.11's oneDNN writes beyond its memory in their backward pass, which ends the process without a word.
+    """
+    if avx2_alone() and min(channels, default=LEAST_CHANNELS) < LEAST_CHANNELS:
+        given = " ".join(map(str, channels))
+        raise UserError(f"{option} {given}: fewer than {LEAST_CHANNELS} channels crash torch's backward pass on a CPU "
+                        f"with AVX2 alone; take {LEAST_CHANNELS} or more")  # fmt: skip
+
+
+def avx2_alone() -> bool:
+    """Whether AVX2 is the widest that this CPU has, or that its libraries are told to use (ONEDNN_MAX_CPU_ISA)."""
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA", "")
+    return torch.backends.cpu.get_cpu_capability() == "AVX2" or limit.upper().startswith("AVX2")
 
 
 def choose(wanted: str, device: torch.device) -> str:

@@ -175,6 +175,8 @@ def check(cfg: Config) -> None:
     for name, fine in limits.items():
         if not fine:
             raise UserError(f"--{name.replace('_', '-')} {getattr(cfg, name)}: not a usable value; see --help")
+    if cfg.net == "iresnet":
+        precision.check_channels("--widths", cfg.widths)
     if cfg.sharded:
         needs = {
             "--optimizer sgd": cfg.optimizer == "sgd", "--averaging 0": not cfg.averaging,

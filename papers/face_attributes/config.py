@@ -182,6 +182,8 @@ def check(cfg: Config) -> None:
     for name, fine in limits.items():
         if not fine:
             raise UserError(f"--{name.replace('_', '-')} {getattr(cfg, name)}: not a usable value; see --help")
+    if cfg.data == "embedded":  # the demo alone makes its own trunk
+        precision.check_channels("--widths", cfg.widths)
     if cfg.row == "trunk" and cfg.data != "embedded":
         raise UserError("--row trunk: only the demo trains its identity network; name one by --weights FILE")
     if cfg.cache_from <= STAGES and not cfg.views:

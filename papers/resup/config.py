@@ -188,6 +188,7 @@ def check(cfg: Config) -> None:
     for name, fine in limits.items():
         if not fine:
             raise UserError(f"--{name.replace('_', '-')} {getattr(cfg, name)}: not a usable value here; see --help")
+    precision.check_channels("--width", (cfg.width,))
 
 
 def build_net(cfg: Config, classes: int) -> nets.ResNet:
