@@ -2,7 +2,7 @@
 
     make mutants                              # all of them; ctrl-C loses nothing, the same command continues
     make mutants PAPER=arcface                # one list: tests/mutants/arcface.toml; ROOM=training likewise
-    make mutants ID=chunk WORKERS=1           # those with "chunk" in their names
+    make mutants ID="chunk resume" WORKERS=1  # those with "chunk" or "resume" in their names
     make mutants ARGS=--fresh                 # forget earlier results
 
 A list, tests/mutants/<room or paper>.toml, is made of such tables:
@@ -102,7 +102,7 @@ class Command:
 
     paper: str = ""  # one list alone: a paper ...
     room: str = ""  # ... or a room of common/
-    id: str = ""  # only bugs with this in their names
+    id: tuple[str, ...] = ()  # only bugs with one of these in their names
     workers: int = 2  # bugs tried at a time
     fresh: bool = False  # forget earlier results
 
@@ -188,10 +188,11 @@ def main(argv: Sequence[str]) -> None:
     for mutant in listed:
         changed(ROOT, mutant)
     results = Results.read(ROOT / "build" / "mutants.json", options.fresh)
+    keys = {mutant: key_of(ROOT, mutant) for mutant in listed}  # now: files may change meanwhile
     with Pytest() as run:
-        decide(ROOT, listed, results, options.workers, run)
-    print(table(ROOT, listed, results))
-    caught, decided = count(ROOT, listed, results)
+        decide(ROOT, keys, results, options.workers, run)
+    print(table(keys, results))
+    caught, decided = count(keys, results)
     if caught < BAR * decided:
         raise SystemExit(1)
 
@@ -199,7 +200,8 @@ def main(argv: Sequence[str]) -> None:
 def chosen(listed: Sequence[Mutant], options: Command) -> list[Mutant]:
     """The bugs that the options name. UserError where that is none."""
     rooms = {word.replace("-", "_") for word in (options.paper, options.room) if word}
-    found = [m for m in listed if (not rooms or m.room in rooms) and options.id in m.id]
+    named = lambda m: not options.id or any(word in m.id for word in options.id)
+    found = [m for m in listed if (not rooms or m.room in rooms) and named(m)]
     if not found:
         raise cli.UserError(f"no such bug; lists: {', '.join(sorted({m.room for m in listed}))}")
     return found
@@ -257,9 +259,12 @@ def key_of(root: Path, mutant: Mutant) -> str:
     return digest.hexdigest()
 
 
-def decide(root: Path, listed: Sequence[Mutant], results: Results, workers: int, run: Pytest) -> None:
+Keys = dict[Mutant, str]  # the bugs that are tried -> `key_of` them
+
+
+def decide(root: Path, keys: Keys, results: Results, workers: int, run: Pytest) -> None:
     """Run what has no result yet. UserError where tests are red without a bug."""
-    pending = [m for m in listed if not m.equivalent and key_of(root, m) not in results.found]
+    pending = [mutant for mutant, key in keys.items() if not mutant.equivalent and key not in results.found]
     if not pending:
         return
     with contextlib.ExitStack() as stack:
@@ -275,7 +280,7 @@ def decide(root: Path, listed: Sequence[Mutant], results: Results, workers: int,
         def one(mutant):
             nonlocal missed
             how = try_one(trees, mutant, run)
-            results.add(key_of(root, mutant), how)
+            results.add(keys[mutant], how)
             missed += not how
             meter.remark(f"{missed} missed")
             if not how:
@@ -364,24 +369,24 @@ def environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name != "DATA_MIRROR"} | own
 
 
-def count(root: Path, listed: Sequence[Mutant], results: Results) -> tuple[int, int]:
+def count(keys: Keys, results: Results) -> tuple[int, int]:
     """How many bugs were caught, of how many that are not equivalent."""
-    decided = [results.found.get(key_of(root, m), "") for m in listed if not m.equivalent]
+    decided = [results.found.get(key, "") for mutant, key in keys.items() if not mutant.equivalent]
     return sum(map(bool, decided)), len(decided)
 
 
-def table(root: Path, listed: Sequence[Mutant], results: Results) -> str:
+def table(keys: Keys, results: Results) -> str:
     """A line per bug and one per list, as text."""
     lines = []
-    for mutant in listed:
-        how = results.found.get(key_of(root, mutant), "")
+    for mutant, key in keys.items():
+        how = results.found.get(key, "")
         state = "equivalent" if mutant.equivalent else "caught" if how else "MISSED"
         lines.append(f"{state:10}  {mutant.name:60}  {mutant.equivalent or how or mutant.what}")
     lines.append("")
-    for room in [*sorted({m.room for m in listed}), "all"]:
-        own = [m for m in listed if room in ("all", m.room)]
-        caught, decided = count(root, own, results)
-        late = sum(results.found.get(key_of(root, m), "") == "timeout" for m in own)
+    for room in [*sorted({mutant.room for mutant in keys}), "all"]:
+        own = {mutant: key for mutant, key in keys.items() if room in ("all", mutant.room)}
+        caught, decided = count(own, results)
+        late = sum(results.found.get(key, "") == "timeout" for key in own.values())
         equal = f", {len(own) - decided} equivalent" if len(own) > decided else ""
         share = f" ({100 * caught / decided:.0f} %)" if decided else ""
         lines.append(f"{room:28}{caught} of {decided} caught{share}{f', {late} by timeout' if late else ''}{equal}")

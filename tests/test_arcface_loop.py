@@ -11,7 +11,7 @@ from facepapers.common import cli, storage
 from facepapers.common.evidence import jobs, runs
 from facepapers.common.protocols import verification
 from facepapers.common.training import schedules
-from facepapers.papers.arcface import bayes, config, data, evaluate, method, nets, train
+from facepapers.papers.arcface import bayes, config, data, evaluate, method, nets, partial, train
 from tests.trainings import equal, settings_without_effect, stopped_at, tensors, watch_averages
 
 CPU = torch.device("cpu")
@@ -71,8 +71,18 @@ def test_every_setting_has_an_effect_on_the_weights(tmp_path):
     run = lambda cfg: tensors(fitted(tmp_path, **vars(cfg))[0])
 
     assert settings_without_effect(config.Config, run, BASE, other, elsewhere) == []
-    head = fitted(tmp_path, **ADAMW)[1]
-    assert not torch.equal(head.weight, fitted(tmp_path, **ADAMW | dict(weight_decay=5.0))[1].weight), "W decays too"
+
+
+def test_everything_decays_and_w_too(tmp_path, monkeypatch):
+    cfg = dataclasses.replace(BASE, weight_decay=0.3, momentum=0.7)
+    both = torch.nn.ModuleList([config.build_net(cfg), config.build_head(cfg, 5)])
+    groups = train.make_optimizer(cfg, both).param_groups
+    assert {id(p) for group in groups for p in group["params"]} == {id(p) for p in both.parameters() if p.requires_grad}
+    assert {(group["weight_decay"], group["momentum"]) for group in groups} == {(0.3, 0.7)}
+    given, step = [], partial.ShardedHead.step
+    monkeypatch.setattr(partial.ShardedHead, "step", lambda self, *how: given.append(how) or step(self, *how))
+    fitted(tmp_path, sharded=True, weight_decay=0.3, momentum=0.7, warmup=0, drops=(2,))
+    assert given == [(pytest.approx(rate), 0.7, 0.3) for rate in (0.1, 0.1, 0.01, 0.01)]
 
 
 @pytest.mark.parametrize("augment", ["flip", "light"])
@@ -137,9 +147,12 @@ def test_a_stopped_run_ends_in_the_same_bits(tmp_path, monkeypatch, changes):
         torch.arange(len(labels)) % 4 > 0, embeddings[:, 0], labels[:1], labels)  # fmt: skip
     monkeypatch.setattr(method, "clean_by_subcenters", keep)
     whole = start(tmp_path / "whole", **changes)[1]
+    done, own_angle = [], train.own_angle
+    monkeypatch.setattr(train, "own_angle", lambda *given: done.append(1) or own_angle(*given))
     for _ in range(2 if changes.get("row") else 1):
         stopped_at(monkeypatch, 2, lambda: start(tmp_path / "cut", **changes))
     cut = start(tmp_path / "cut", **changes)[1]
+    assert len(done) == 4 * (2 if changes.get("row") else 1), "no step is done twice"
     assert storage.sha256(whole / "model.safetensors") == storage.sha256(cut / "model.safetensors")
     one, other = (runs.read_predictions(folder / "predictions.npz") for folder in (whole, cut))
     assert all(np.array_equal(one[key], other[key]) for key in one)

@@ -51,17 +51,22 @@ def start(out, row="assistant_123", **changes):
 def test_every_setting_has_an_effect_on_the_weights(tmp_path, monkeypatch):
     task, whole = dict(task=1.0), dict(steps=5, warmup=0, route="assistant")
     other = dict(
-        seed=1, held_out=True, teacher_net="resnet14", teacher_features=9, teacher_steps=3, net="resnet14", features=9,
-        teacher_px=24, input_px=20, resolution=6, operator="pil_bilinear", route="assistant", stage1=(whole, 0.2),
-        orders=(1, 2), weights=(1.0, 4.0, 80.0), centre=1.0, normalise_point=False, normalise_source=False,
-        start="random", task=1.0, kd=0.5, hint=(dict(views=0), 1.0), temperature=(dict(kd=0.5), 2.0),
-        scale=(task, 16.0), views=1, augment="pad4", per_class=4, batch=12, steps=5, optimizer="adamw", lr=0.01,
-        drops=(whole, (0.4,)), warmup=2, momentum=0.5, nesterov=False, weight_decay=0.05, clip=1e-3,
-        averaging=(dict(steps=3), 0.5), precision="bf16",
+        net="resnet14", features=9, input_px=20, resolution=6, operator="pil_bilinear", stage1=(whole, 0.2),
+        orders=(1, 2), task=1.0, scale=(task, 16.0), views=1, augment="pad4", per_class=4, batch=12, steps=5,
+        optimizer="adamw", lr=0.01, drops=(whole, (0.4,)), warmup=2, momentum=0.5, nesterov=False, weight_decay=0.05,
+        clip=1e-3, averaging=(dict(steps=3), 0.5), precision="bf16",
     )  # fmt: skip
+    teachers = ("teacher_net", "teacher_features", "teacher_steps", "teacher_px")
+    weights = ("weights", "centre", "normalise_point", "normalise_source")
     elsewhere = dict.fromkeys(("preset", "data", "row"), "names") | {
         "teacher_sha256": "test_the_short_preset_on_a_small_lfw", "pretrained": "needs torchvision's weights",
         "other_operator": "test_each_list_compares_what_its_name_says", "extra": "needs a second set",
+        "held_out": "test_held_out_people_are_tested_and_the_test_is_not_touched",
+        "seed": "test_seed_and_step_decide_images_views_and_start",
+        **dict.fromkeys(teachers, "test_a_teacher_has_the_settings_that_it_depends_on"),
+        **dict.fromkeys(weights, "test_each_order_has_its_own_weight"),
+        **dict.fromkeys(("kd", "hint", "temperature"), "test_losses_with_logits_and_maps_look_at_the_source"),
+        **dict.fromkeys(("route", "start"), "test_each_stage_starts_learns_and_sees_what_its_route_says"),
     }  # fmt: skip
     monkeypatch.setattr(train, "record", lambda job, teacher, student, *rest: tensors(student.net))
     base = settings("direct_123", steps=2, teacher_steps=1)
@@ -189,16 +194,19 @@ def test_losses_with_logits_and_maps_look_at_the_source():
     training = data.training_of(settings(), data.load("embedded"))
     torch.manual_seed(0)
     teacher = source.Source(nets.Learner(nets.make_net("resnet8", 12)), 32, CPU)
-    cfg = settings("fitnet", kd=0.9, hint=2.0, temperature=3.0, views=0, task=0.5)
+    cfg = settings("fitnet", kd=0.9, hint=2.0, temperature=3.0, views=0, task=0.5, start="random")
     learner = train.new_learner(cfg, teacher, training, teacher.learner.net, 0)
     batch = data.Feed(training, cfg, 8, 16, 4, CPU).batch(0, slice(0, 8))
     target, output = teacher.outputs(batch, cfg.operator), learner(networks.to_input(batch.seen, learner.net.pixels))
+    torch.testing.assert_close(target.embedding, teacher(batch.high).embedding)
+    output = output._replace(logits=3 * torch.randn(8, PEOPLE["people"]))  # what untrained networks say is all the same
+    target = target._replace(embedding=torch.randn(8, 12))
     found = train.losses_of(dataclasses.replace(cfg, task=0.0), learner, output, target, teacher, batch)
     logits = cfg.scale * F.normalize(target.embedding, dim=1) @ teacher.class_centres(training, cfg).T
     torch.testing.assert_close(found["kd"], 0.9 * method.kd_loss(output.logits, logits, 3.0))
     torch.testing.assert_close(found["hint"], 2.0 * method.hint_loss(output.maps, teacher.hint_maps(batch.high)))
-    assert batch.high.shape[-1] == 32 and found.keys() == {"kd", "hint"}
-    torch.testing.assert_close(target.embedding, teacher(batch.high).embedding)
+    assert batch.high.shape[-1] == 32 and found.keys() == {"kd", "hint"} and min(found.values()) > 0.01
+    torch.testing.assert_close(learner.centres, teacher.class_centres(training, cfg))
 
 
 def test_a_network_that_is_trained_keeps_new_statistics(tmp_path, monkeypatch):
@@ -228,9 +236,12 @@ def test_averaged_weights_are_taken_over_by_teacher_assistant_and_student(tmp_pa
 def test_a_run_that_stopped_in_each_stage_ends_in_the_same_bits(tmp_path, monkeypatch):
     changes = dict(averaging=0.5, steps=6, teacher_steps=3, optimizer="adamw", lr=2e-3)
     record, whole = start(tmp_path / "whole", **changes)
+    done, losses_of = [], train.losses_of
+    monkeypatch.setattr(train, "losses_of", lambda *given: done.append(1) or losses_of(*given))
     for _ in ("teacher", "assistant", "student"):
         stopped_at(monkeypatch, 1, lambda: start(tmp_path / "cut", **changes))
     again, cut = start(tmp_path / "cut", **changes)
+    assert len(done) == 3 + 6, "no step is done twice"
     assert again["teacher"]["sha256"] == record["teacher"]["sha256"] and again["metrics"] == record["metrics"]
     assert storage.sha256(whole / "model.safetensors") == storage.sha256(cut / "model.safetensors")
     rows = [runs.read_history(folder)[["stage", "step"]].to_numpy().tolist() for folder in (whole, cut)]
@@ -271,3 +282,9 @@ def test_each_accuracy_is_of_its_own_list():
         p = {f"distance{end}": wrong if end == bad else right for end in endings}
         found = evaluate.measure(p | dict(same=same, fold=fold, same_pairs=same, fold_pairs=fold))
         assert {end for end in endings if found[f"accuracy{end}_pct"] < 60} == {bad}
+
+
+def test_pairs_with_a_person_of_the_training_part_are_left_out():
+    pairs = np.array([[0, 1, 0, 0], [1, 2, 0, 0], [0, 0, 1, 1], [2, 0, 0, 1], [2, 1, 0, 2]])
+    whole = data.ImageSet(torch.zeros(3, 3, 2, 2), np.arange(3), np.array([0, 1, 1]), {"pairs": pairs}, "")
+    assert data.shared_pairs_excluded(whole).tolist() == [[1, 2, 0, 0], [2, 1, 0, 2]]

@@ -55,19 +55,20 @@ def tree(tmp_path, monkeypatch):
 
 def decided(tree, listed):
     results = mutate.Results.read(tree / "build" / "mutants.json")
+    keys = {mutant: mutate.key_of(tree, mutant) for mutant in listed}
     with mutate.Pytest() as run:
-        mutate.decide(tree, listed, results, 2, run)
-    return results
+        mutate.decide(tree, keys, results, 2, run)
+    return keys, results
 
 
 def test_bugs_are_caught_or_missed_once_and_for_all(tree, monkeypatch):
     listed = mutate.read(tree)
-    results = decided(tree, listed)
-    said = mutate.table(tree, listed, results).splitlines()
+    keys, results = decided(tree, listed)
+    said = mutate.table(keys, results).splitlines()
     assert [line.split()[0] for line in said[:5]] == ["caught", "caught", "caught", "MISSED", "equivalent"]
     assert "tests/test_add.py::test_add" in said[0] and "interpreter" in said[1] and "numbers commute" in said[4]
     assert said[-1].split()[:5] == ["all", "3", "of", "4", "caught"] and "1 equivalent" in said[-1]
-    assert mutate.count(tree, listed, results) == (3, 4)
+    assert mutate.count(keys, results) == (3, 4)
     assert (tree / "add.py").read_text().count("a + b") == 1
     monkeypatch.setattr(mutate, "copy", None)  # nothing is left to run ...
     decided(tree, listed)
@@ -80,8 +81,8 @@ def test_a_bug_without_end_counts_as_caught(tree, monkeypatch):
     monkeypatch.setattr(mutate, "TIMEOUT_S", 2.5)
     slow = dataclasses.replace(mutate.read(tree)[0], new="a + b if not b else add(a, b)")
     slow = dataclasses.replace(slow, old="    return a + b", new="    while True: pass")
-    results = decided(tree, [slow])
-    assert [*results.found.values()] == ["green", "timeout"] and "1 by timeout" in mutate.table(tree, [slow], results)
+    keys, results = decided(tree, [slow])
+    assert [*results.found.values()] == ["green", "timeout"] and "1 by timeout" in mutate.table(keys, results)
 
 
 def test_red_tests_and_wrong_lists_are_named(tree):

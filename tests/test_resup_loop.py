@@ -92,7 +92,7 @@ def test_seed_epoch_and_step_decide_labels_order_augmentation_and_start(faces):
     assert (labels[0] == labels[1]).all() and (labels[0] != labels[2]).any()
     orders = [data.index(of(seed), 96, step) for seed, step in ((0, 0), (0, 0), (1, 0), (0, 4))]
     assert torch.equal(orders[0], orders[1])
-    assert not torch.equal(orders[0], orders[2]) and not torch.equal(orders[0], orders[3]), "another epoch"
+    assert not torch.equal(orders[0][0], orders[2][0]) and not torch.equal(orders[0][0], orders[3][0]), "another epoch"
     index = torch.arange(24).expand(2, -1)
     seen = [
         data.views(faces.images, of(seed), index, step, slice(0, 24))[0]
