@@ -11,7 +11,7 @@ from facepapers.common import storage
 from facepapers.common.evidence import jobs, runs
 from facepapers.common.training import checkpoint
 from facepapers.common.vision import networks
-from facepapers.papers.face_attributes import assemble, config, data, evaluate, method, predict, source, train
+from facepapers.papers.face_attributes import assemble, config, data, evaluate, method, source, train
 from tests.trainings import equal, settings_without_effect, stopped_at, tensors, watch_averages
 
 CPU = torch.device("cpu")
@@ -277,14 +277,3 @@ def test_borders_of_age_groups_belong_to_the_older_group():
     assert {name: cell["n"] for name, cell in table.items()} == {
         "0-2": 1, "3-9": 2, "10-19": 1, "30-39": 1, "40-49": 1, "60-69": 1, "70+": 1,
     }  # fmt: skip
-
-
-def test_a_large_photo_is_seen_as_the_small_one_is():
-    """Four times as wide, a crop is reduced before it is brought to the trunk's frame."""
-    torch.manual_seed(0)
-    small = torch.nn.functional.interpolate(torch.rand(1, 3, 10, 10), size=96, mode="bicubic").clamp(0, 1)[0]
-    small = (255 * small).byte()
-    large = small.repeat_interleave(4, 1).repeat_interleave(4, 2)
-    for frame in ("aligned", "utkface"):
-        one, other = (predict.aligned(photo, 32, frame, None, "x") for photo in (small, large))
-        assert one.std() > 20 and (one - other).abs().mean() < 2
