@@ -139,7 +139,10 @@ def test_a_tolerance_is_in_the_metrics_unit(published, tolerance, status):
 def test_an_incomplete_contrast_is_named(tmp_path):
     path = tmp_path / "papers" / "p" / "claims.toml"
     path.parent.mkdir(parents=True)
-    path.write_text('[[contrast]]\nid = "c"\nwhat = "w"\nmetric = "m"\ndata = "d"\npreset = "p"\nbetter = "b"\n')
+    paper = '[paper]\ntitle = "t"\nauthors = "a"\nvenue = "v"\nurl = "u"\n'
+    path.write_text(
+        paper + '[[contrast]]\nid = "c"\nwhat = "w"\nmetric = "m"\ndata = "d"\npreset = "p"\nbetter = "b"\n'
+    )
     with pytest.raises(cli.UserError) as error:
         claims.read("p", tmp_path)
     one_line_error(error, path, "contrast 'c' lacks source, than")

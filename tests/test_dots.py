@@ -15,9 +15,9 @@ from facepapers.common import seeding
 from facepapers.common.data.alignment import AlignmentSet
 from facepapers.common.data.markups import COFW29
 from facepapers.common.data.readers.alignment import Face, sample
+from facepapers.common.prediction import crops
 from facepapers.common.vision import alignment, images, resampling
 from facepapers.papers.arcface import data as arcface
-from facepapers.papers.coarse_to_fine import predict
 from facepapers.papers.coarse_to_fine.config import Config
 from facepapers.papers.coarse_to_fine.crops import FaceCrops, Offsets
 from facepapers.papers.coarse_to_fine.evaluate import with_mirror
@@ -167,10 +167,10 @@ def test_crops_of_faces_show_the_dot_at_its_landmark(crop, reduction):
     cut = FaceCrops(faces, crop, 1.6, torch.device("cpu"))
     assert cut.reduction == reduction
     every = torch.arange(len(faces))
-    for crops in (cut.training(every, seeding.generator(3), cfg, Offsets()), cut.testing(every, cfg, Offsets())):
-        flipped = torch.linalg.det(crops.to_image[:, :, :2]) < 0
+    for shown in (cut.training(every, seeding.generator(3), cfg, Offsets()), cut.testing(every, cfg, Offsets())):
+        flipped = torch.linalg.det(shown.to_image[:, :, :2]) < 0
         name = torch.where(flipped, torch.tensor(COFW29.flip)[marked], marked)
-        apart = (seen(crops.images) - crops.points[every, name]).norm(dim=1)
+        apart = (seen(shown.images) - shown.points[every, name]).norm(dim=1)
         assert apart.max() < NEAR
     assert not flipped.any()
 
@@ -190,7 +190,9 @@ def test_predicted_landmarks_come_back_to_the_photos_pixels():
     """From a reduced crop, and as a mean over the crop and its mirror image."""
     where = torch.tensor([[301.3, 212.8]])
     photo = drawn(where, 500, 420, 12.0)[0]
-    found = predict.predict(Finder(), Config(), photo, [180.0, 90.0, 260.0, 240.0])
+    maps = crops.box_maps(torch.tensor([[180.0, 90.0, 250.0, 250.0]]), Config().crop)
+    pixels = crops.cut(photo[None], maps, Config().crop)
+    found = images.transform_points(Finder()(pixels).double(), maps)[0]
     assert (found - where).norm() < 0.1 * 250 / Config().crop  # a tenth of the crop's pixels
     pixels = drawn(torch.tensor([[30.3, 41.7]])).float()
     both = with_mirror(Finder(), pixels, Finder()(pixels), [0])

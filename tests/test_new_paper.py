@@ -20,7 +20,8 @@ from tests.conftest import REPOSITORY, one_line_error, python
 
 LONGEST = "nearest-neighbours-of-the-face"  # as long as a name may be: lines that hold it are the longest too
 PAPER = LONGEST.replace("-", "_")
-COPIED = ("README.md", "pyproject.toml", "data/registry.toml", "tests/conftest.py",
+COPIED = ("README.md", "pyproject.toml", "data/registry.toml", "data/README.md", "data/copies.json",
+          "tests/conftest.py",
           "tests/test_repo.py", "tests/test_front.py", "tests/test_figures.py")  # fmt: skip
 SMALLER = {
     "config.py": ("steps: int = 300", "steps: int = 20"),

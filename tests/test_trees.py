@@ -1,7 +1,7 @@
 """Trees as people have them: copies that begin with a dot, odd names, mirrored twins; the table of five points."""
 
-import json
 import os
+import shutil
 import sys
 import tarfile
 import zipfile
@@ -19,7 +19,7 @@ from facepapers.common.evidence import runs
 from facepapers.common.tools import align
 from facepapers.common.vision.alignment import TEMPLATE_112
 from facepapers.papers.arcface import readers
-from tests.conftest import one_line_error
+from tests.conftest import REPOSITORY, one_line_error
 
 NAMES = ["Jean Paul", 'O"Neil, Jr.', "Zoë", "李明", "a;b'c", "trailing\ttab"]
 if sys.platform == "linux":  # where a name is any bytes
@@ -265,9 +265,9 @@ def test_no_face_in_any_photo_is_an_error_and_writes_no_table(tmp_path):
 
 
 def test_hidden_copies_of_records_are_no_runs(tmp_path):
-    for name in ("one", ".ipynb_checkpoints", "._one"):
-        folder = tmp_path / "p" / name
-        folder.mkdir(parents=True)
-        record = dict(config={}, metrics={}, data={}, predictions_sha256="x")
-        (folder / "run.json").write_text(json.dumps(record) if name == "one" else "no record")
-    assert [record["folder"].name for record in runs.recorded("p", tmp_path)] == ["one"]
+    one = min((REPOSITORY / "results" / "resup").glob("*/run.json")).parent
+    shutil.copytree(one, tmp_path / "resup" / one.name)
+    for name in (".ipynb_checkpoints", "._one"):
+        (tmp_path / "resup" / name).mkdir()
+        (tmp_path / "resup" / name / "run.json").write_text("no record")
+    assert [record["folder"].name for record in runs.recorded("resup", tmp_path)] == [one.name]

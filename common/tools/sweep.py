@@ -68,10 +68,13 @@ def split(argv: list[str]) -> tuple[list[str], list[str]]:
 
 
 def run(config: dict, cores: int, out: Path, own: list[str]) -> None:
-    """One call of Snakemake, which ends when every run has. UserError where one failed."""
+    """One call of Snakemake, which ends when every run has. UserError where one failed.
+
+    A record is written last and whole, so what Snakemake had not yet seen finished when it was killed is finished.
+    """
     command = [
         sys.executable, "-m", "snakemake", "--snakefile", str(Path(__file__).with_name("sweep.smk")),
-        "--directory", str(out.resolve()), "--cores", str(cores), "--rerun-triggers", "mtime", "--rerun-incomplete",
+        "--directory", str(out.resolve()), "--cores", str(cores), "--rerun-triggers", "mtime", "--ignore-incomplete",
         "--keep-going", "--quiet", "host", "rules", "reason", "--nolock", *own,
         "--config", *(f"{name}={value}" for name, value in config.items()),
     ]  # fmt: skip

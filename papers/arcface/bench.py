@@ -42,7 +42,7 @@ def intervals() -> tuple[str, Callable, str, Callable]:
     both = [METRICS["accuracy_pct"], METRICS["auc_pct"]]
 
     def counted() -> list[np.ndarray]:
-        return [statistics.Bootstrap().values(metric, run) for metric in both]
+        return [statistics.Bootstrap().drawn(metric, run) for metric in both]
 
     def anew() -> list[np.ndarray]:
         draws = np.random.default_rng(0)
