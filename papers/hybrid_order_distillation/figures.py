@@ -21,6 +21,10 @@ CAPTIONS = {
         "between teacher and student helps; filled dots are two small images, hollow ones a large against a small "
         "one."
     ),
+    "omniglot-omniglot7": (
+        "Handwritten characters of 7 pixels, of alphabets that nobody trained on: how often the nearest drawing is the "
+        "same character, for the teacher, the student alone and students that imitate more orders."
+    ),
 }
 # The same for readers who do not: what stands where.
 ALTERNATIVES = {
@@ -35,6 +39,10 @@ ALTERNATIVES = {
     "lfw-short": (
         "Two panels: accuracy of fourteen rows as dots with intervals, grouped by colour into ceiling, floors, direct "
         "and assistant routes, and ROC curves of the main rows."
+    ),
+    "omniglot-omniglot7": (
+        "Recall@1 of each row as dots with intervals: the teacher far ahead, on enlarged drawings far behind, "
+        "the students between them, nearer to each other; hollow dots are small queries against large drawings."
     ),
 }
 
