@@ -83,8 +83,8 @@ def test_a_teacher_has_the_settings_that_it_depends_on(tmp_path, monkeypatch):
     )  # fmt: skip
     seen = []
     monkeypatch.setattr(train, "train_teacher", lambda job, learner, *rest: (
-        seen.append(job.cfg), checkpoint.save_weights(rest[-1] / "model.safetensors", learner),
-        storage.write_json(rest[-1] / "teacher.json", {"sha256": "", "seconds": 0.0})))  # fmt: skip
+        seen.append(job.cfg), storage.write_json(rest[-1] / "teacher.json", {"seconds": 0.0, "sha256":
+        checkpoint.save_weights(rest[-1] / "model.safetensors", learner)})))  # fmt: skip
     train.train(asked, CPU, tmp_path)
     depends = (
         "data", "held_out", "teacher_net", "teacher_features", "teacher_steps", "teacher_px", "augment", "per_class",

@@ -231,13 +231,14 @@ def test_words_behind_two_dashes_are_the_engines():
     assert sweep.split(["arcface"]) == (["arcface"], [])
 
 
-SWEEP = ["coarse-to-fine", "--preset", "demo", "--rows", "mean-shape cft", "--seeds", "0", "--steps", "30"]
+ROWS = ["softmax", "norm_softmax", "arcface"]
+SWEEP = ["arcface", "--preset", "demo", "--rows", " ".join(ROWS), "--seeds", "0", "--steps", "3"]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("snakemake") is None, reason="needs the extra `sweep`")
 def test_a_killed_sweep_is_finished_by_the_same_command(tmp_path):
     command = [sys.executable, "-m", "facepapers.common.tools.sweep", *SWEEP, "--out", str(tmp_path), "--jobs", "2"]
-    jobs = graph.of_plan(PAPER, "demo", "embedded", ["mean-shape", "cft"], [0], ["--steps", "30"])
+    jobs = graph.of_plan("arcface", "demo", "embedded", ROWS, [0], ["--steps", "3"])
     first = subprocess.Popen(command, cwd=REPOSITORY, start_new_session=True, stdout=subprocess.DEVNULL)
     while not any(j.record(tmp_path).exists() for j in jobs):
         assert first.poll() is None, "it ended before a run did"
