@@ -226,6 +226,8 @@ def test_a_strongly_turned_face_hides_its_far_side():
     assert not drawing.render(factors, 32).occluded.any()
     hidden = drawing.render(change(factors, yaw_deg=60.0), 32).occluded  # the nose points to the right
     assert hidden[:, 1].all() and not hidden[:, [0, 4, 8, 16, 22]].any()
+    bowed = drawing.render(change(factors, yaw_deg=75.0, pitch_deg=-40.0), 32).occluded
+    assert not bowed[:, 28].any(), "the chin tip is a point of the visible outline, wherever that lies"
 
 
 # Truth of the occluders

@@ -124,11 +124,13 @@ def test_nothing_that_exists_is_overwritten(checkout):
 
 @pytest.mark.parametrize("taken", ["papers/data", "tests/test_data.py", "results/data"])
 def test_a_name_in_use_is_refused(tmp_path, taken):
-    (tmp_path / taken).mkdir(parents=True)
+    is_file = taken.endswith(".py")
+    (tmp_path / taken).parent.mkdir(parents=True)
+    (tmp_path / taken).write_text("mine") if is_file else (tmp_path / taken).mkdir()
     with pytest.raises(UserError, match=f"{taken}: exists already") as error:
         new_paper.write("data", tmp_path)
     one_line_error(error)
-    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+    assert [path.read_text() for path in tmp_path.rglob("*") if path.is_file()] == ["mine"] * is_file
 
 
 @pytest.mark.parametrize(

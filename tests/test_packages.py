@@ -65,6 +65,7 @@ def test_the_lock_s_hash_decides_not_the_time_of_a_file(commands, environment, t
     os.utime(packages.LOCK, (0, 0))
     packages.main([str(environment)])
     assert [words.partition(" -m ")[2].split()[:2] for words in commands] == [["pip", "install"]]
+    assert commands[0].endswith(f" --no-deps --require-hashes -r {packages.LOCK}")
     assert marker.read_text().strip() == storage.sha256(packages.LOCK)
 
 
@@ -73,6 +74,10 @@ def test_an_older_marker_is_replaced_without_installing_what_is_there(commands, 
     packages.main([str(environment)])
     assert not commands and (environment / ".ready").read_text().strip() == storage.sha256(packages.LOCK)
     assert (tmp_path / "facepapers.pth").read_text() == f"{REPOSITORY}\n"
+
+
+def test_a_version_outside_of_its_range_is_lacking():
+    assert packages.lacking(["pytest>=1", "pytest<1", f"pytest=={PYTEST}", "none>=1"]) == ["pytest<1", "none>=1"]
 
 
 @pytest.mark.parametrize("conda", [False, True])

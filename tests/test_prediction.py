@@ -10,7 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
+from facepapers.common import storage
 from facepapers.common.cli import MissingData, UserError
+from facepapers.common.data.photos import read_photo
 from facepapers.common.faces import drawing as embedded
 from facepapers.common.prediction import crops, drawing, files, finding, identity
 from facepapers.common.vision import alignment, images, mtcnn
@@ -123,6 +125,9 @@ def test_crops_are_those_of_the_whole_photo(monkeypatch):
 def test_a_box_is_the_square_of_its_area_and_a_whole_photo_keeps_its_pixels(people):
     photo = people.images[0]
     whole = torch.tensor([[-0.5, -0.5, 96.0, 96.0]])
+    found = finding.finder(None, whole=True, folder=None)
+    assert torch.equal(found(photo, "photo").boxes, whole)
+    assert found(photo[:, :50], "photo").boxes.tolist() == [[-0.5, -0.5, 96, 50]]
     torch.testing.assert_close(
         crops.cut(photo[None], crops.box_maps(whole, 96), 96)[0], photo.float(), rtol=0, atol=0.01
     )
@@ -147,6 +152,7 @@ def test_faces_are_numbered_from_left_to_right_at_any_size(monkeypatch):
     found = finding.detected(Detector(), photo)
     assert found.boxes[:, 0].tolist() == [30, 190, 350] and found.boxes[:, 2:].eq(70).all()
     assert found.probability.tolist() == pytest.approx([0.98, 0.99, 0.97])
+    assert torch.equal(found.points, Detector().detect(photo)[2][[1, 0, 2]])
     monkeypatch.setattr(finding, "LOOK_PX", 240)  # the detector now sees half of each photo
     large = finding.detected(Detector(), photo.repeat_interleave(2, 1).repeat_interleave(2, 2)[:, :200, :480])
     torch.testing.assert_close(large.boxes, torch.cat([found.boxes[:, :2] * 2 + 0.5, found.boxes[:, 2:] * 2], 1))
@@ -161,10 +167,12 @@ def test_no_detector_and_no_box_name_both_remedies(group, weights, tmp_path, mon
         one_line_error(error, "make data-mtcnn", "--box X,Y,W,H")
 
 
-@pytest.mark.parametrize("box", ["0,0,0,10", "0,0,-4,9", "1,2,3", "a,b,c,d", "nan,0,9,9", "0,0,inf,9", "480,0,9,9"])
+@pytest.mark.parametrize("box", ["0,0,0,10", "0,0,-4,9", "1,2,3", "a,b,c,d", "nan,0,9,9", "0,0,inf,9", "480,0,9,9",
+                                 "0,9,9,0", "0,9,9,-4"])  # fmt: skip
 def test_boxes_that_are_none_or_outside(group, weights, box):
     assert "box" in str(fails("heatmap", weights, group, f"--box={box}"))
     assert "give one of them" in str(fails("heatmap", weights, group, "--box=0,0,9,9", "--whole"))
+    run("heatmap", weights, group, "--box=300,20,60,60")  # further right than the photo is high
 
 
 # ---- Files
@@ -244,6 +252,8 @@ def test_all_faces_of_a_photo_are_predicted(name, group, weights, detector, tmp_
     assert all(f"face {k} of 3: " in said for k in (1, 2, 3))
     run(name, weights, group, "--table", tmp_path / "t.csv", "--no-picture")
     rows = table_of(tmp_path / "t.csv")
+    boxes = [[float(row[f"box_{name}"]) for name in ("x", "y", "width", "height")] for row in rows]
+    assert boxes == [face["box_xywh"] for face in written["faces"]]
     assert [row["face"] for row in rows] == ["1", "2", "3"] and not list(tmp_path.glob("group.*.json"))
     assert all(value for row in rows for value in row.values()), "no column is empty"
 
@@ -413,6 +423,42 @@ def test_the_rates_of_a_threshold_are_those_of_the_record(tmp_path, weights, gro
     assert identity.threshold_of(weights["embedding"], "arcface", options) is None
 
 
+def test_the_main_face_is_seen_with_its_own_points(group):
+    found, seen = finding.detected(Detector(), read_photo(group)), []
+
+    def embed(photo, faces):
+        seen.append(faces)
+        return identity.Seen(torch.zeros(1, 3, 2, 2, dtype=torch.uint8), torch.zeros(1, 2))
+
+    person = identity.person(group, lambda photo, name: found, embed)
+    assert (person.number, person.faces, person.box) == (2, 3, [190, 60, 70, 70])
+    assert torch.equal(seen[0].points, found.points[1:2]) and torch.equal(seen[0].boxes, found.boxes[1:2])
+
+
+def test_distances_are_squared():
+    a, b = (identity.Person(Path(name), [], 1, 1, torch.empty(0), torch.eye(2)[k]) for k, name in enumerate("ab"))
+    found = [identity.pair(a, b, identity.Threshold(value)) for value in (1.9, 2.0, 2.1)]
+    assert [(p["distance"], p["same"]) for p in found] == [(2, False), (2, False), (2, True)]
+
+
+def test_a_threshold_is_that_of_the_card_which_was_asked_for(tmp_path, monkeypatch):
+    point = lambda *values: dict(zip(("threshold", "false_accepts_pct", "false_rejects_pct"), values, strict=True))
+    card = {"thresholds": {"accuracy": point(1.1, 2.0, 3.0), "low_false_accepts": point(0.9, 0.5, 8.0)}}
+    monkeypatch.setattr(identity.released, "facts", lambda path: card)
+    for name, wanted in (("accuracy", (1.1, 2.0, 3.0)), ("low_false_accepts", (0.9, 0.5, 8.0))):
+        assert identity.threshold_of(tmp_path, "arcface", identity.Options(at=name))[:3] == wanted
+
+
+def test_rates_are_of_the_record_that_names_the_weights(tmp_path, monkeypatch):
+    (tmp_path / "w").write_bytes(b"weights")
+    digests = {"none": None, "other": {"sha256": "0" * 64}, "own": {"sha256": storage.sha256(tmp_path / "w")}}
+    records = [{"folder": Path(name), "weights": weights} for name, weights in digests.items()]
+    monkeypatch.setattr(identity.runs, "recorded", lambda paper: records)
+    assert identity.recorded_in(tmp_path / "w", "arcface") == Path("own")
+    (tmp_path / "w").write_bytes(b"others")
+    assert identity.recorded_in(tmp_path / "w", "arcface") is None
+
+
 def test_all_faces_of_a_folder_are_embedded_with_their_names(group, weights, detector, tmp_path, capsys):
     bad_photos(tmp_path)
     to = tmp_path / "out" / "e.npz"
@@ -448,3 +494,11 @@ def test_pictures_show_points_numbers_and_words_inside(tmp_path):
     dark = np.argwhere((drawn == 0).all(2) | (drawn > 200).all(2))
     assert len(dark) > 200 and tuple(drawn[80, 10]) == (128, 128, 128)
     assert (drawn[:, 200:284] > 200).all(2).sum() > 30, "the words of a face at the border are moved inside"
+
+
+def test_boxes_and_points_follow_a_photo_that_is_drawn_reduced(tmp_path):
+    photo = torch.full((3, 80, 4000), 128, dtype=torch.uint8)
+    marks = [((2000, 20, 400, 40), drawing.Mark([(3000, 40)]))]
+    drawn = np.asarray(Image.open(drawing.write(photo, marks, tmp_path / "a.png")))
+    assert drawn.shape == (40, 2000, 3)
+    assert tuple(drawn[20, 1000]) == drawing.BOX and tuple(drawn[20, 1500]) == drawing.POINT

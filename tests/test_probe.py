@@ -15,6 +15,21 @@ def test_the_probe_counts_two_operations_a_multiply_add_and_keeps_the_threads(mo
     assert torch.get_num_threads() == threads
 
 
+def test_an_interrupted_probe_gives_the_threads_back(monkeypatch):
+    threads = torch.get_num_threads()
+
+    def interrupted(*words):
+        torch.set_num_threads(threads + 1)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(probe, "best_rate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        probe.gflops()
+    found = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    assert found == threads
+
+
 def test_the_probe_measures_real_products():
     assert probe.gflops(torch.float32, seconds=0.02) > 0
     assert probe.product_seconds(128, torch.float32, torch.device("cpu")) > 0
@@ -26,7 +41,7 @@ def test_a_slow_type_is_not_asked_for_larger_products(monkeypatch):
     def slow(side, dtype, device):
         sides.append(side)
         now[0] += 0.06  # three products of 20 ms
-        return 0.02
+        return 0.02 * len(sides)  # another process slows the second down
 
     monkeypatch.setattr(probe, "product_seconds", slow)
     monkeypatch.setattr(probe.time, "perf_counter", lambda: now[0])

@@ -156,6 +156,22 @@ def test_no_difference_is_a_verdict_of_runs_that_began_under_its_margin(root):
     assert cell(claim).status == "inconclusive"  # it began under another margin
 
 
+def test_older_runs_neither_help_nor_hinder_no_difference(root):
+    """Its interval holds 90 %: of three gains 0.1 apart 2.92 * 0.1 / sqrt(3) = 0.17, where 95 % would take 0.25."""
+    claim = "lfpw-coarse-to-fine"
+    for seed, gain in enumerate((2.0, -2.0, 0.5, 0.1, -0.1, 0.0)):
+        held = {claim: 0.2} if seed >= 3 else {}
+        put(root, "cft", 5 - gain, seed, "lfpw", margins=held)
+        put(root, "direct", 5, seed, "lfpw", margins=held)
+    assert cell(claim).status == "no difference"
+
+
+def test_a_side_without_training_counts_for_every_margin():
+    ours, others = [{"seconds": 5, "margins": {"c": m}} for m in (0.2, 0.3)], [{"seconds": 0}] * 2
+    assert margins.judged({"id": "c", "equivalence_margin": 0.2}, ours, others) == [0]
+    assert margins.judged({"id": "c"}, ours, others) == []
+
+
 def test_a_gain_that_may_pass_the_margin_stays_inconclusive(root):
     for seed, gain in enumerate((0.2, -0.2, 0.1)):
         put(root, "cft", 5 - gain, seed, "lfpw", margins={"lfpw-coarse-to-fine": 0.2})

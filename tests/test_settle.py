@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
 from facepapers.common import cli, storage
@@ -61,6 +62,13 @@ def test_what_runs_share_is_made_by_the_first(paper, rows, waiting):
     jobs = graph.of_plan(paper, "demo", "embedded", rows, [0, 1])
     before = {(j.row, j.seed): [(b.row, b.seed) for b in found] for j, found in graph.predecessors(jobs).items()}
     assert {key: found for key, found in before.items() if found} == waiting
+
+
+def test_a_run_begins_once_and_after_those_that_it_needs():
+    jobs = graph.of_plan("face_attributes", "demo", "embedded", ["chosen"], [4])
+    claim = settle.Open(None, runs=jobs)
+    rows = lambda working: [j.row for _, j in settle.startable([claim, claim], working)]
+    assert jobs[0].row == "trunk" and rows([]) == ["trunk"] and rows(jobs[:1]) == []
 
 
 def test_runs_that_need_each_other_are_one_line(monkeypatch):
@@ -127,6 +135,27 @@ def test_what_seeds_cannot_settle_says_why(root, state):  # noqa: F811
     assert "without an equivalence_margin" in opened(state).why
 
 
+def test_a_side_without_training_needs_no_further_seed(root, state):  # noqa: F811
+    put(root, "cft", 5, 0, "embedded", "demo")
+    put(root, "mean-shape", 20, 0, "embedded", "demo", trained=False)
+    assert [j.name for j in opened(state, "embedded-learns").runs] == ["embedded-demo-cft-s1", "embedded-demo-cft-s2"]
+
+
+def test_a_claim_about_a_frozen_network_is_left(root, state):  # noqa: F811
+    path = root / "papers" / PAPER / "claims.toml"
+    path.write_text(path.read_text().replace(f'id = "{CLAIM}"\n', f'id = "{CLAIM}"\none_network = true\n'))
+    seeds_of(root, (0.5,))
+    assert "one frozen network" in opened(state).why
+
+
+def test_the_spread_of_one_seed_is_that_of_other_claims_or_of_its_faces(root, state, monkeypatch):  # noqa: F811
+    """By hand, for a gain of 0.5 and faces of 0.2: 2.13 * sqrt(0.04 / 4 + 0.04) = 0.48, and with three seeds 0.53."""
+    seeds_of(root, (0.5,))
+    monkeypatch.setattr(settle, "parts", lambda cell, evidence: (np.array([0.5]), 0.04))
+    assert settle.further_seeds(opened(state).cell, None, usual=None) == 3
+    assert settle.further_seeds(opened(state).cell, None, usual=0.01) == 2
+
+
 def test_a_settled_claim_is_not_opened(root, state):  # noqa: F811
     seeds_of(root, (0.6, 0.5, 0.55))
     assert CLAIM not in [o.cell.claim["id"] for o in state.opened()]
@@ -145,6 +174,7 @@ class Fake:
         self.process = dataclasses.make_dataclass("P", ["returncode"])(0)
         self.process.poll = lambda: self.process.returncode
         Fake.begun.append(made.name)
+        assert Fake.begun.count(made.name) < 3, "tried again and again"
         if made.row in self.failing:
             self.process.returncode = 2
         else:
@@ -196,6 +226,10 @@ def test_a_dry_run_prints_the_plan_and_runs_nothing(root, state, faked, monkeypa
     settle.main(["--dry-run", "--out", str(root / "results")])
     said = capsys.readouterr().out
     assert f"{PAPER}.{CLAIM}" in said and "cofw is not on this machine (2)" in said and not faked.begun
+
+
+def test_budgets_are_in_seconds_minutes_or_hours():
+    assert [settle.seconds_of(text) for text in ("90s", "1.5m", "2h")] == [90, 90, 7200]
 
 
 @pytest.mark.parametrize(("words", "said"), [

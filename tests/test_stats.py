@@ -49,6 +49,10 @@ def test_what_seeds_and_samples_add_is_counted_once():
     assert statistics.level(ERROR, runs).half == pytest.approx(expected)
 
 
+def test_a_covariance_below_zero_is_chance_and_narrows_nothing():
+    assert statistics.forecast(0, 1, -0.1, 4, 0.9) == statistics.forecast(0, 1, 0.0, 4, 0.9)
+
+
 def test_a_level_ends_at_zero_unless_it_is_a_difference():
     assert statistics.level(ERROR, [run(0, 0, 1, 9)]).low == 0
     below = statistics.level(ERROR, [run(-1, -1, -2, -10)])

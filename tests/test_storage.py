@@ -5,6 +5,8 @@ import errno
 import hashlib
 import json
 import os
+import runpy
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -94,6 +96,21 @@ def test_a_users_runs_lie_apart_from_the_records():
     ignored = (paths.ROOT / ".gitignore").read_text().splitlines()
     assert f"{paths.LOCAL.relative_to(paths.ROOT)}/" in ignored
     assert runs.Run("p", "r", Settings(), Settings()).folder == paths.LOCAL / "p" / "r"
+
+
+@pytest.mark.parametrize("checkout", [True, False])
+def test_an_installed_package_writes_where_its_user_is(tmp_path, monkeypatch, checkout):
+    """Of a checkout the Makefile tells."""
+    place, here = tmp_path / "place", tmp_path / "here"
+    for folder in (place / "common", here):
+        folder.mkdir(parents=True)
+    shutil.copy(paths.__file__, place / "common" / "paths.py")
+    if checkout:
+        (place / "Makefile").touch()
+    monkeypatch.chdir(here)
+    found = runpy.run_path(str(place / "common" / "paths.py"))
+    assert found["INSTALLED"] is not checkout and found["ROOT"] == place
+    assert found["LOCAL"] == (place if checkout else here) / "results" / "local"
 
 
 def test_the_data_folder_can_be_elsewhere(tmp_path, monkeypatch):
