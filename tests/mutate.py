@@ -38,6 +38,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -105,6 +106,8 @@ class Command:
     id: tuple[str, ...] = ()  # only bugs with one of these in their names
     workers: int = 2  # bugs tried at a time
     fresh: bool = False  # forget earlier results
+    known: bool = False  # try nothing: what earlier runs found
+    record: bool = False  # write the counts into results/mutants.json, which the front page quotes
 
 
 @dataclass
@@ -189,9 +192,12 @@ def main(argv: Sequence[str]) -> None:
         changed(ROOT, mutant)
     results = Results.read(ROOT / "build" / "mutants.json", options.fresh)
     keys = {mutant: key_of(ROOT, mutant) for mutant in listed}  # now: files may change meanwhile
-    with Pytest() as run:
-        decide(ROOT, keys, results, options.workers, run)
+    if not options.known:
+        with Pytest() as run:
+            decide(ROOT, keys, results, options.workers, run)
     print(table(keys, results))
+    if options.record:
+        storage.write_json(ROOT / "results" / "mutants.json", counts(keys, results))
     caught, decided = count(keys, results)
     if caught < BAR * decided:
         raise SystemExit(1)
@@ -371,8 +377,16 @@ def environment() -> dict[str, str]:
 
 def count(keys: Keys, results: Results) -> tuple[int, int]:
     """How many bugs were caught, of how many that are not equivalent."""
-    decided = [results.found.get(key, "") for mutant, key in keys.items() if not mutant.equivalent]
+    decided = [results.found[key] for m, key in keys.items() if not m.equivalent and key in results.found]
     return sum(map(bool, decided)), len(decided)
+
+
+def counts(keys: Keys, results: Results) -> dict[str, Any]:
+    """For the front page: the day, and how many bugs were listed, decided, caught and equivalent."""
+    caught, decided = count(keys, results)
+    equivalent = sum(bool(m.equivalent) for m in keys)
+    return {"date": time.strftime("%Y-%m-%d"), "listed": len(keys), "equivalent": equivalent, "decided": decided,
+            "caught": caught}  # fmt: skip
 
 
 def table(keys: Keys, results: Results) -> str:
@@ -381,13 +395,16 @@ def table(keys: Keys, results: Results) -> str:
     for mutant, key in keys.items():
         how = results.found.get(key, "")
         state = "equivalent" if mutant.equivalent else "caught" if how else "MISSED"
+        state = state if key in results.found or mutant.equivalent else "not tried"
         lines.append(f"{state:10}  {mutant.name:60}  {mutant.equivalent or how or mutant.what}")
     lines.append("")
     for room in [*sorted({mutant.room for mutant in keys}), "all"]:
         own = {mutant: key for mutant, key in keys.items() if room in ("all", mutant.room)}
         caught, decided = count(own, results)
         late = sum(results.found.get(key, "") == "timeout" for key in own.values())
-        equal = f", {len(own) - decided} equivalent" if len(own) > decided else ""
+        equivalent = sum(bool(m.equivalent) for m in own)
+        equal = f", {equivalent} equivalent" if equivalent else ""
+        equal += f", {len(own) - decided - equivalent} not tried" if len(own) > decided + equivalent else ""
         share = f" ({100 * caught / decided:.0f} %)" if decided else ""
         lines.append(f"{room:28}{caught} of {decided} caught{share}{f', {late} by timeout' if late else ''}{equal}")
     return "\n".join(lines)

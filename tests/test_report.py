@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from facepapers.common import cli, paths, storage
-from facepapers.common.evidence import claims, margins, runs, schema, tables, timing
+from facepapers.common.evidence import cards, claims, margins, runs, schema, tables, timing
 from facepapers.common.tools import bench, report
 from facepapers.papers.coarse_to_fine import config, evaluate
 from tests.conftest import REPOSITORY, one_line_error
@@ -21,7 +21,8 @@ CARDS = (f"papers/{PAPER}/README.md", f"papers/{PAPER}/NOTES.md")
 NOTES = "# A card\n\n<!-- generated: results -->\n<!-- end of results -->\n\nThe end.\n"
 CARD = NOTES.replace("The end.", "<!-- generated: findings -->\n<!-- end of findings -->\n\nThe end.")
 FRONT = NOTES.replace("The end.", "<!-- generated: precision -->\n<!-- end of precision -->\n\n"
-                      "<!-- generated: score -->\n<!-- end of score -->\n\nThe end.")  # fmt: skip
+                      "<!-- generated: score -->\n<!-- end of score -->\n\n<!-- generated: mutants -->\n"
+                      "<!-- end of mutants -->\n\nThe end.")  # fmt: skip
 
 
 @pytest.fixture
@@ -312,6 +313,24 @@ def test_verify_passes_on_fresh_files_and_counts(root, capsys):
     assert f"verified: {count} metric values recomputed" in said[-1] and "all tables fresh" in said[-1]
     report.main(["verify", "-v"])
     assert "published 6.33  ours 6.3" in capsys.readouterr().out
+
+
+def test_the_front_page_says_what_the_tests_caught(root):
+    put(root, "cft", 6.3)
+    storage.write_json(root / "results" / "mutants.json", {"date": "2026-01-02", "listed": 20, "equivalent": 1,
+                                                           "decided": 15, "caught": 14})  # fmt: skip
+    fresh(root)
+    assert "of 15 tried they caught 14 (2026-01-02); 4 more were not tried." in (root / "README.md").read_text()
+
+
+def test_no_difference_counts_as_settled():
+    cell = lambda status: SimpleNamespace(kind="contrast", status=status, interval=None, claim={"data": "lfw"})
+    text = cards.score([cell(status) for status in ("supported", "no difference", "no difference", "inconclusive")])
+    assert (
+        "**4 claims** of a difference: 1 supported, 0 refuted (0 of both on drawn faces), 2 without a difference, "
+        in text
+    )
+    assert text.endswith("1 open.")
 
 
 def test_the_summary_adds_up():

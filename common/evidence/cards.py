@@ -6,7 +6,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
-from facepapers.common import cli, paths
+from facepapers.common import cli, paths, storage
 from facepapers.common.evidence import claims, tables
 from facepapers.common.evidence.captions import captions
 
@@ -23,12 +23,28 @@ def score(cells):
     found = Counter(c.status for c in [*levels, *contrasts])
     verdicts = ", ".join(f"{found[v]} {v}" for v in VERDICTS if found[v] or v == "replicated")
     drawn = sum(c.status in ("supported", "refuted") and c.claim["data"] == "embedded" for c in contrasts)
-    opened = len(contrasts) - found["supported"] - found["refuted"]
+    of_contrasts = Counter(c.status for c in contrasts)
+    equal = f", {of_contrasts['no difference']} without a difference" if of_contrasts["no difference"] else ""
+    opened = len(contrasts) - sum(of_contrasts[status] for status in ("supported", "refuted", "no difference"))
     return (
         f"**{len(levels)} published numbers**: {compared} compared ({verdicts}), {beside} beside something unlike "
         f"(`reference`), {len(levels) - compared - beside} waiting for data or not run. "
         f"**{len(contrasts)} claims** of a difference: {found['supported']} supported, "
-        f"{found['refuted']} refuted ({drawn} of both on drawn faces), {opened} open."
+        f"{found['refuted']} refuted ({drawn} of both on drawn faces){equal}, {opened} open."
+    )
+
+
+def mutants(root):
+    """One line: how many listed bugs the tests caught when they were last tried; empty where that was not recorded."""
+    path = Path(root, "results", "mutants.json")
+    if not path.exists():
+        return ""
+    found = storage.read_json(path)
+    untried = found["listed"] - found["equivalent"] - found["decided"]
+    rest = f"; {untried} more were not tried" if untried else ""
+    return (
+        f"- `make mutants` puts realistic bugs into a copy of the sources, one at a time, and runs the tests: of "
+        f"{found['decided']} tried they caught {found['caught']} ({found['date']}){rest}."
     )
 
 

@@ -28,6 +28,7 @@ def generated(root: Path = paths.ROOT, *, cells: dict[str, list[claims.Cell]] | 
     cells = {paper: claims.cells(paper) for paper in claims.papers()} if cells is None else cells
     files, every = papers_files(cells, root), [cell for found in cells.values() for cell in found]
     blocks = {"score": cards.score(every), "results": cards.front_table(every), "precision": precision_block(cells)}
+    blocks["mutants"] = cards.mutants(root)
     path = Path(root, "README.md")
     files[path] = filled(path, blocks)
     path = Path(root, "data", "README.md")
