@@ -33,22 +33,37 @@ def face_points(n, centre=(150, 140), spread=50, seed=0):
     return np.asarray(centre) + rng.uniform(-spread, spread, (n, 2))
 
 
-def write_cofw(path, split, faces, python_order=False):
-    """A COFW .mat. faces: list of (image (H, W, 3) or (H, W), points (29, 2) 0-based, occluded, box 0-based)."""
+def write_cofw(path, split, faces, python_order=False, row=False):
+    """A COFW .mat as MATLAB writes v7.3, or as Python does.
+
+    faces: list of (image (H, W, 3) or (H, W), points (29, 2) 0-based, occluded, box 0-based); an image of None is an
+    empty cell. The cells are a column, or with `row` a row.
+    """
     import h5py
 
     names = {"train": ("IsTr", "phisTr", "bboxesTr"), "test": ("IsT", "phisT", "bboxesT")}[split]
     turn = (lambda a: a) if python_order else np.transpose  # MATLAB's arrays arrive in HDF5 with axes reversed
     with h5py.File(path, "w", userblock_size=512) as file:
+
+        def put(name, value, kind, **options):
+            file.create_dataset(name, data=value, **options).attrs["MATLAB_class"] = np.bytes_(kind)
+            return file[name]
+
         cells = []
         for i, (image, *_) in enumerate(faces):
-            file[f"#refs#/{i}"] = turn(image)
-            cells.append(file[f"#refs#/{i}"].ref)
-        cells = turn(np.array(cells, dtype=object)[:, None])
-        file.create_dataset(names[0], data=cells, dtype=h5py.ref_dtype)
+            if image is None:  # its sizes stand in the place of its values
+                cell = put(f"#refs#/{i}", np.zeros(2, np.uint64), "double")
+                cell.attrs["MATLAB_empty"] = np.uint8(1)
+            else:
+                cell = put(f"#refs#/{i}", turn(image), "uint8")
+            cells.append(cell.ref)
+        cells = np.array(cells, dtype=object)[None, :] if row else np.array(cells, dtype=object)[:, None]
+        put(names[0], turn(cells), "cell", dtype=h5py.ref_dtype)
         labels = [np.concatenate([p[:, 0] + 1, p[:, 1] + 1, occluded]) for _, p, occluded, _ in faces]
-        file[names[1]] = turn(np.array(labels, float))
-        file[names[2]] = turn(np.array([box for *_, box in faces], float) + (1, 1, 0, 0))
+        put(names[1], turn(np.array(labels, float)), "double")
+        put(names[2], turn(np.array([box for *_, box in faces], float) + (1, 1, 0, 0)), "double")
+    with open(path, "r+b") as file:
+        file.write(b"MATLAB 7.3 MAT-file".ljust(124) + b"\x00\x02IM")
 
 
 def cofw_faces(n):
@@ -121,16 +136,58 @@ def test_cofw_layout(tmp_path, python_order):
     faces = cofw_faces(3)
     write_cofw(tmp_path / "COFW_train_color.mat", "train", faces, python_order)
     write_cofw(tmp_path / "COFW_test_color.mat", "test", faces[:2], python_order)
-    found = list(alignment.cofw_mat(tmp_path / "COFW_train_color.mat", "train", "IsTr", "phisTr", "bboxesTr"))
+    assert_read(tmp_path / "COFW_train_color.mat", faces, "train", "IsTr", "phisTr", "bboxesTr")
+    images, arrays = rows_of(alignment.cofw(tmp_path))
+    assert arrays["split"].tolist() == [0, 0, 0, 1, 1] and arrays["name"][-1] == "test/0002"
+    assert arrays["points"].shape == (5, 29, 2) and arrays["points"].dtype == np.float32
+    assert images[0].shape == (256, 256, 3) and arrays["occluded"].dtype == bool
+
+
+@pytest.mark.parametrize("kinds", ["colour", "grey", "colour grey colour"])
+@pytest.mark.parametrize("row", [False, True])
+def test_cofw_of_any_number_of_faces_and_either_way_of_cells(tmp_path, kinds, row):
+    """MATLAB readers for Python give other containers for one face than for three, and for a row than for a column."""
+    faces = [cofw_faces(2)[kind == "grey"] for kind in kinds.split()]
+    write_cofw(tmp_path / "COFW_test_color.mat", "test", faces, row=row)
+    assert_read(tmp_path / "COFW_test_color.mat", faces)
+
+
+def assert_read(path, faces, *names):
+    """Check that the reader finds these faces of `write_cofw`."""
+    found = list(alignment.cofw_mat(path, *(names or ("test", "IsT", "phisT", "bboxesT"))))
     for (image, points, occluded, box), face in zip(faces, found, strict=True):
         np.testing.assert_array_equal(face.image, image if image.ndim == 3 else np.stack([image] * 3, -1))
         np.testing.assert_allclose(face.points, points)
         np.testing.assert_allclose(face.box, box)
         assert face.occluded.tolist() == occluded.astype(bool).tolist()
-    images, arrays = rows_of(alignment.cofw(tmp_path))
-    assert arrays["split"].tolist() == [0, 0, 0, 1, 1] and arrays["name"][-1] == "test/0002"
-    assert arrays["points"].shape == (5, 29, 2) and arrays["points"].dtype == np.float32
-    assert images[0].shape == (256, 256, 3) and arrays["occluded"].dtype == bool
+
+
+@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize("row", [False, True])
+def test_cofw_is_what_mat73_reads(tmp_path, n, row):
+    mat73 = pytest.importorskip("mat73", reason="mat73 is no dependency; the test compares with it where it is there")
+    path = tmp_path / "COFW_test_color.mat"
+    write_cofw(path, "test", cofw_faces(n), row=row)
+    theirs = mat73.loadmat(path)
+    for i, face in enumerate(alignment.cofw_mat(path, "test", "IsT", "phisT", "bboxesT")):
+        image = theirs["IsT"][i]
+        image = image[0] if isinstance(image, list) else image  # a column of several is a list of lists
+        np.testing.assert_array_equal(face.image, image if image.ndim == 3 else np.stack([image] * 3, -1))
+        labels, box = theirs["phisT"].reshape(n, 87)[i], theirs["bboxesT"].reshape(n, 4)[i]
+        np.testing.assert_array_equal(face.points, np.stack([labels[:29], labels[29:58]], 1) - 1)
+        np.testing.assert_array_equal(face.occluded, labels[58:] == 1)
+        np.testing.assert_array_equal(face.box, box - (1, 1, 0, 0))
+    assert i + 1 == n
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_an_empty_cell_of_cofw_is_one_line(tmp_path, n):
+    path, faces = tmp_path / "COFW_test.mat", cofw_faces(n)
+    faces[-1] = (None, *faces[-1][1:])
+    write_cofw(path, "test", faces)
+    with pytest.raises(UserError) as error:
+        list(alignment.cofw_mat(path, "test", "IsT", "phisT", "bboxesT"))
+    one_line(error, f"{path}: image {n}", "an empty cell")
 
 
 def test_cofw_of_87_faces_is_read_in_matlab_order(tmp_path):

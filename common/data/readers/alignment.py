@@ -110,8 +110,10 @@ def cofw_mat(path: AnyPath, split: str, images: str, phis: str, boxes: str) -> I
 
     `phis` is N x 87 in MATLAB: 29 x, 29 y, 29 occlusion flags; `boxes` N x 4; `images` N cells of (H, W, 3)
     or (H, W). HDF5 stores MATLAB's arrays with the axes reversed (87 x N, 4 x N, images (3, W, H) or (W, H));
-    files re-exported by Python keep MATLAB's order. The axis of length 87 tells which. Coordinates count from
-    1 there. The first 845 training faces are LFPW's, unoccluded; the other 500 are COFW's own: `subset` says.
+    files re-exported by Python keep MATLAB's order. The axis of length 87 tells which. The cells may be a row or a
+    column, of one image too (mat73 0.65 nests a column of several, pymatreader 1.3 drops the list around a single
+    image). Coordinates count from 1 there. The first 845 training faces are LFPW's, unoccluded; the other 500 are
+    COFW's own: `subset` says.
     """
     import h5py
 
@@ -171,6 +173,8 @@ def _read(file, key, source):
 def _cell_image(file, cell, reversed_axes, source):
     """One cell as (H, W, 3) uint8. COFW's colour files hold some 2-D grey images too."""
     array = _read(file, cell, source)
+    if file[cell].attrs.get("MATLAB_empty"):  # then the values are the sizes
+        raise _bad(source, "an empty cell")
     if (array.ndim == 2 and reversed_axes) or (array.ndim == 3 and array.shape[0] == 3):
         array = array.T
     if array.ndim == 2:
