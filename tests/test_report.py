@@ -637,6 +637,18 @@ def test_a_step_is_a_share_of_the_matrix_products_rate(monkeypatch, capsys):
     assert "25 % of" in capsys.readouterr().out
 
 
+def test_a_step_of_a_depthwise_network_costs_three_forward_passes(monkeypatch):
+    """torch 2.11 counts 34 of a depthwise layer of 32 channels: its weight's gradient `groups` times (findings/)."""
+    point, wide = {"kernel_size": 1, "bias": False}, {"kernel_size": 3, "padding": 1, "groups": 32, "bias": False}
+    net = torch.nn.Sequential(
+        torch.nn.Conv2d(4, 32, **point), torch.nn.Conv2d(32, 32, **wide), torch.nn.Conv2d(32, 8, **point)
+    )
+    monkeypatch.setattr(bench, "seconds_alone", lambda make: (make()(), 0.01)[1])
+    forward = 2e-9 * 2 * 6 * 6 * (4 * 32 + 32 * 3 * 3 + 32 * 8)  # two pictures of 6x6 places
+    (row,) = bench.shares("a network", net, torch.zeros(2, 4, 6, 6), {"fp32": 3 * forward / 0.001})
+    assert row[1:] == ("fp32", "10.0", "as matrix products", "1.0", "0.1")
+
+
 @pytest.mark.parametrize(
     "paper", ["arcface", "coarse_to_fine", "face_attributes", "hybrid_order_distillation", "resup"]
 )
