@@ -149,7 +149,9 @@ class MarginHead(nn.Module):
     """The class centres W (classes * centers, features) and the loss upon them.
 
     `margins` may be changed between steps (a warm-up). `intra` and `inter` weigh the auxiliary losses of section
-    2.3. `check=False` skips `check_batch` and the device sync that it costs. W must be given to the optimiser.
+    2.3. `check=False` skips `check_batch` and the device sync that it costs. W must be given to the optimiser. It stays
+    float32 whatever the embeddings' type (pytorch-metric-learning 2.9 casts it to theirs). To compute in bfloat16 cast
+    the network and not the head, or most small steps are lost in rounding.
     Raises UserError for an unknown rule, and for `inter` with several centers: a class's own must not be pushed apart.
     """
 
