@@ -5,7 +5,7 @@
 # Guess      Resize with mode cubic, half_pixel and cubic_coeff_a = -0.5 enlarges as Pillow's BICUBIC does, up to
 #            Pillow's rounding: kernel and pixel centres are the same.
 # Behaviour  ONNX repeats the edge pixel where the kernel leaves the image, Pillow leaves it out and lets the other
-#            weights sum to one. From 16 to 112 px that is up to some 20 of 255 grey levels, in the outer quarter.
+#            weights sum to one. From 16 to 112 px that is ten grey levels on the noise below, in the outer quarter.
 #            With exclude_outside = 1 the two agree.
 # Seen       noise of 60 to 190: a -0.75: 10.3 apart; a -0.5: 10.5, of which inside 0.0; with exclude_outside 0.000
 # Remedy     exclude_outside = 1, or resize by two matrix products with the weights written into the graph.
