@@ -477,7 +477,7 @@ def test_lfw_photos_are_aligned_by_their_points(tmp_path):
     photo = rng.integers(0, 256, (250, 250, 3), np.uint8)
     Image.fromarray(photo).save(tmp_path / "lfw" / "Zico" / "Zico_0001.png")
     (tmp_path / "lfw" / "Zico" / "Zico_0001.jpg").unlink()
-    with pytest.raises(UserError, match=r"Zico_0001.png: has no line in landmarks.csv"):
+    with pytest.raises(UserError, match=r"landmarks.csv: has no line for \S*Zico_0001.png"):
         list(recognition.lfw(tmp_path))
     (tmp_path / "landmarks.csv").write_text("\n".join([head, *map(line, [*names, "Zico/Zico_0001.png"])]))
     samples = recognition.lfw(tmp_path)

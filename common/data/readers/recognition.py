@@ -120,7 +120,8 @@ def aligned(path: AnyPath, points: np.ndarray | None) -> np.ndarray:
     """A photo as uint8 (112, 112, 3), by its points (5, 2) in the upright picture. UserError where these are None."""
     if points is None:
         raise UserError(
-            f"{path}: has no line in landmarks.csv (no face was found there?); add one, or remove the photo"
+            f"landmarks.csv: has no line for {path} (no face was found there?); add one, align the photos anew, or "
+            "remove the photo"
         )
     return alignment.align(read_photo(path)[None], points[None], ALIGNED_PX)[0].permute(1, 2, 0).numpy()
 
