@@ -25,6 +25,7 @@ FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 FULL_WORDS = ("No space left", "file write failed", "unexpected pos")  # of torch and safetensors
 UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EIO,
               errno.ENAMETOOLONG, errno.ELOOP, errno.ESTALE}  # fmt: skip
+FOLDER = 0x10  # the MS-DOS attribute of folders in a zip file
 GIT = "restore it from git or delete it"  # the remedy of files of the repository
 
 
@@ -224,8 +225,10 @@ def check_zip(path: AnyPath, remedy: str, end: str = "") -> None:
         if not zipfile.is_zipfile(path):
             return
         with zipfile.ZipFile(path) as archive:
-            for name in archive.namelist():
-                with archive.open(name) if name.endswith(end) else io.BytesIO() as part:
+            for info in archive.infolist():
+                if info.external_attr & FOLDER and info.file_size:  # torch.load would leave its tensor unread
+                    raise ValueError(f"{info.filename} has content and is marked as a folder")
+                with archive.open(info) if info.filename.endswith(end) else io.BytesIO() as part:
                     while part.read(1 << 20):
                         pass
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError, OSError) as error:

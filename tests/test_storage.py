@@ -7,6 +7,7 @@ import json
 import os
 import runpy
 import shutil
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -217,3 +218,19 @@ def test_a_checkpoint_belongs_to_settings_and_not_to_a_name(tmp_path, monkeypatc
         assert steps.origin.identity == runs.fingerprint(dataclasses.replace(asked, precision=used))
     other = SimpleNamespace(**{**vars(job), "cfg": dataclasses.replace(job.cfg, lr=9.0)})
     assert jobs.Job.steps(other, {}, 3, 4, "faces").origin.identity != steps.origin.identity
+
+
+def test_a_part_marked_as_a_folder_is_damage(tmp_path):
+    """torch.load takes the word of such a mark and leaves the tensor's memory as it was."""
+    path = tmp_path / "w.pt"
+    for attributes in (0, storage.FOLDER):
+        with zipfile.ZipFile(path, "w") as archive:
+            info = zipfile.ZipInfo("w/data/0")
+            info.external_attr = attributes
+            archive.writestr(info, b"content")
+            archive.writestr("w/data/", b"")
+        if not attributes:
+            storage.check_zip(path, "fetch it again")
+    with pytest.raises(cli.UserError) as error:
+        storage.check_zip(path, "fetch it again")
+    one_line_error(error, path, "damaged", "w/data/0", "marked as a folder", "fetch it again")
