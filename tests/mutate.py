@@ -26,6 +26,7 @@ bug, the file it is in and the tests, so that a change of any of them decides an
 import ast
 import concurrent.futures
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -248,12 +249,17 @@ def missing_tests(root: Path, mutant: Mutant) -> list[str]:
     for test in mutant.tests:
         path, _, name = test.partition("::")
         text = (root / path).read_text() if (root / path).is_file() else None
-        names = {n.name for n in ast.walk(ast.parse(text or "")) if isinstance(n, (ast.FunctionDef, ast.ClassDef))}
-        if text is None or (name and not set(name.split("::")) <= names):
+        if text is None or (name and not set(name.split("::")) <= names_in(text)):
             lost.append(test)
     text = " ".join((root / test.partition("::")[0]).read_text() for test in mutant.tests) if not lost else ""
     words = set(re.findall(r"[\w-]+", mutant.k)) - {"and", "or", "not"}
     return lost + [word for word in sorted(words) if text and word not in text]
+
+
+@functools.cache
+def names_in(text: str) -> set[str]:
+    """Of the functions and classes in a module's text."""
+    return {n.name for n in ast.walk(ast.parse(text)) if isinstance(n, (ast.FunctionDef, ast.ClassDef))}
 
 
 def key_of(root: Path, mutant: Mutant) -> str:
