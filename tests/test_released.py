@@ -286,6 +286,12 @@ def test_the_record_is_kept_unless_it_is_committed(tiny, root, run_folder):
     release.main([str(run_folder), "landmarks68_cft"])
     assert (kept / "run.json").exists()
     shutil.copytree(run_folder, committed)
+    whole = (committed / "run.json").read_bytes()
+    edit(committed / "run.json", "weights", {"sha256": "0" * 64})
+    shutil.rmtree(kept)
+    release.main([str(run_folder), "landmarks68_cft"])
+    assert (kept / "run.json").exists(), "the committed record of that name is of other weights"
+    (committed / "run.json").write_bytes(whole)
     release.main([str(committed), "landmarks68_cft"])
     assert not kept.exists()
     folder = root / "papers/coarse_to_fine/weights/landmarks68_cft"
@@ -334,6 +340,17 @@ def test_a_file_above_the_limits_is_refused(tiny, root, run_folder, monkeypatch)
             with pytest.raises(UserError) as error:
                 release.main([str(run_folder), "landmarks68_cft"])
             one_line_error(error, "MiB, limit 0", "--bits 8")
+
+
+def test_the_limit_of_all_files_counts_those_that_stay(root, tmp_path, monkeypatch):
+    monkeypatch.setattr(released, "ALL_BYTES", 1000)
+    for name in ("a", "b"):
+        (folder := released.folder_of("resup", name)).mkdir(parents=True)
+        (folder / released.FILE).write_bytes(b"x" * 400)
+    (tmp_path / "new").write_bytes(b"x" * 500)
+    release.check_size(tmp_path / "new", released.folder_of("resup", "a"))  # it replaces one
+    with pytest.raises(UserError, match="all files would have"):
+        release.check_size(tmp_path / "new", released.folder_of("resup", "c"))
 
 
 def test_what_cannot_be_released_is_said_in_one_line(tiny, root, run_folder, tmp_path):
