@@ -435,6 +435,23 @@ def test_the_main_face_is_seen_with_its_own_points(group):
     assert torch.equal(seen[0].points, found.points[1:2]) and torch.equal(seen[0].boxes, found.boxes[1:2])
 
 
+def test_photos_that_cannot_be_compared_are_counted_once(tmp_path, monkeypatch, capsys):
+    for name in ("a", "b", "c"):
+        Image.new("RGB", (32, 32)).save(tmp_path / f"{name}.png")
+    (tmp_path / "d.png").write_bytes(b"no picture")
+
+    def person(path, find, embed):
+        if path.stem == "d":
+            raise UserError(f"{path}: not an image file; convert it")
+        return identity.Person(path, [], 1, 1, torch.empty(0), torch.eye(3)["abc".index(path.stem)])
+
+    monkeypatch.setattr(identity, "person", person)
+    options = identity.Options(picture=False, out=tmp_path / "out")
+    with pytest.raises(UserError, match="1 of 4 failed, see above; the others are compared"):
+        identity.compare(sorted(tmp_path.glob("*.png")), options, None, None, None)
+    assert capsys.readouterr().out.count("distance") >= 3
+
+
 def test_distances_are_squared():
     a, b = (identity.Person(Path(name), [], 1, 1, torch.empty(0), torch.eye(2)[k]) for k, name in enumerate("ab"))
     found = [identity.pair(a, b, identity.Threshold(value)) for value in (1.9, 2.0, 2.1)]

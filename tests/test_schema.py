@@ -166,3 +166,22 @@ def test_rows_and_presets_are_known_without_importing_settings():
             with pytest.raises(cli.UserError) as error:
                 known.check(key, "nonesuch", "here")
             one_line_error(error, f"here: {key} 'nonesuch'", "config.py")
+
+
+def test_a_lost_history_and_a_changed_seed_are_noticed_without_a_seal(root):  # noqa: F811
+    run = put(root, "cft", 6.3) / "run.json"
+    record = json.loads(run.read_text())
+    for key in ("history_sha256", "seal_sha256"):
+        record.pop(key, None)
+    record["schema"] = 1
+    run.write_text(json.dumps(record | {"config": record["config"] | {"seed": 7}}))
+    with pytest.raises(cli.UserError) as error:
+        report.main(["verify"])
+    one_line_error(error, run, "seed 7 is not that of cofw-short-cft-s0", "git")
+    run.write_text(json.dumps(record))
+    fresh(root)
+    report.main(["verify"])
+    (run.parent / "history.csv").unlink()
+    with pytest.raises(cli.UserError) as error:
+        report.main(["verify"])
+    one_line_error(error, run.parent / "history.csv", "missing", "git")

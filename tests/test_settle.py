@@ -248,6 +248,7 @@ def test_two_at_once_on_one_folder_are_one_line(tmp_path):
         other.__enter__()
     with settle.alone(tmp_path):  # free again
         pass
+    assert not list(tmp_path.iterdir())
 
 
 # ---- Sweeps

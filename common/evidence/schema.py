@@ -110,6 +110,8 @@ def check_record(record: Any, path: Path) -> None:
         raise UserError(f"{path}: version {record['schema']} of a record, this code knows {SEALED}; update the code")
     if (record["paper"], record["run"]) != (path.parent.parent.name, path.parent.name):
         raise UserError(f"{path}: records {record['paper']}/{record['run']}, another run than its folder's; {GIT}")
+    if f"-s{record['config'].get('seed')}" not in record["run"]:
+        raise UserError(f"{path}: seed {record['config'].get('seed')} is not that of {record['run']}; {GIT}")
     for name, value in record["metrics"].items():
         if not _fits(value, NUMBER):
             raise UserError(f"{path}: metric {name} is {value!r:.60}, not a number; {GIT}")

@@ -109,7 +109,7 @@ def compare(given: Sequence[Path], options: Options, find: Finder, embed: Embed,
     if options.out:
         storage.writable(options.out)
     photos, errors = files.listed(given, options.out)
-    people = []
+    total, people = len(photos) + len(errors), []
     for photo in photos:
         try:
             people.append(person(photo.path, find, embed))
@@ -130,7 +130,7 @@ def compare(given: Sequence[Path], options: Options, find: Finder, embed: Embed,
     for error in errors:
         print(f"error: {error}", file=sys.stderr)
     if errors:
-        raise UserError(f"{len(errors)} of {len(photos) + len(errors)} failed, see above; the others are compared")
+        raise UserError(f"{len(errors)} of {total} failed, see above; the others are compared")
 
 
 def person(path: Path, find: Finder, embed: Embed) -> Person:

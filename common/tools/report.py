@@ -137,7 +137,7 @@ def check_record(paper: str, record: dict, evidence: claims.Evidence) -> int:
     schema.check_names(paper, record, record["folder"] / "run.json")
     for name, key in (("predictions.npz", "predictions_sha256"), ("history.csv", "history_sha256")):
         path = record["folder"] / name
-        if key in record and (not path.exists() or storage.sha256(path) != record[key]):
+        if not path.exists() or (key in record and storage.sha256(path) != record[key]):
             raise cli.UserError(f"{path}: missing or not the file that run.json names; restore it from git")
     predictions, known = evidence.predictions(record), claims.metrics_of(paper)
     for name, recorded in record["metrics"].items():

@@ -104,7 +104,10 @@ def alone(out: Path) -> Iterator[None]:
             raise cli.UserError(
                 f"{out}: another settle or sweep is at work here; wait for it, or name another --out"
             ) from None
-        yield
+        try:
+            yield
+        finally:
+            Path(handle.name).unlink(missing_ok=True)
 
 
 # ---- What is open, and what it would take
