@@ -50,12 +50,12 @@ def files(tmp_path_factory):
     net = nets.make_net("iresnet_quarter", 16, 32)
     settings = json.dumps({"resolution": 16, "teacher_px": 112, "operator": "pil_bicubic"})
     found["embedding16"] = saved(place / "embedding16.safetensors", net, settings=settings)
-    cfg = dataclasses.replace(resup.preset("long0", "ce_two"), units=(1, 1), width=4, nets=1)
+    cfg = dataclasses.replace(resup.preset("long0", "ce_two"), units=(1, 1), width=8, nets=1)
     from facepapers.papers.resup.nets import PeerNetworks
 
     peers = PeerNetworks([resup.build_net(cfg, 8)])
     about = dict(row="ce_two", preset="long0", trained_on="ferplus", classes="a b c d e f g h", nets=1, stem=cfg.stem,
-                 width=4, units="1 1", input_px=48, rule="majority", precision="bf16", flip_test=True,
+                 width=8, units="1 1", input_px=48, rule="majority", precision="bf16", flip_test=True,
                  test_scales="0.93 1.0")  # fmt: skip
     found["expression"] = saved(place / "expression.safetensors", peers, **about)
     found["attributes"] = attributes_file(place / "attributes.safetensors")
