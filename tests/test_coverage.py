@@ -117,11 +117,18 @@ def test_an_unknown_paper_is_one_line(tmp_path):
         coverage.main(["--papers", "poetry", "--table", str(tmp_path / "coverage.csv")])
 
 
+# Three false accepts in 3,000 pairs set this threshold: too few for a resample to stand for another test set.
+SHORT = {("arcface", "tar_far01pct_pct")}
+
+
 def test_committed_intervals_of_ours_hold_the_truth_as_often_as_they_say():
-    """Within two points, and two standard errors of the simulation."""
+    """Within two points, and two standard errors of the simulation; what is shorter is marked in the notes."""
     found = [r for r in lines(coverage.TABLE) if r["form"] == "ours"]
     assert found and {(r["paper"], r["metric"]) for r in found} <= {(c.paper, c.metric) for c in coverage.CASES}
     for row in found:
+        if (row["paper"], row["metric"]) in SHORT:
+            assert " †" in tables.covered(row)
+            continue
         for promised in (90, 95):
             error = 100 * math.sqrt(promised / 100 * (1 - promised / 100) / int(row["repetitions"]))
             assert float(row[f"covered_{promised}_pct"]) == pytest.approx(promised, abs=2 + 2 * error), row
