@@ -376,8 +376,14 @@ def try_one(trees: queue.SimpleQueue, mutant: Mutant, run: Pytest) -> str:
 
 
 def environment() -> dict[str, str]:
-    """Of the tests: no data sets of this machine, one thread, and no compiled files, which could be another bug's."""
-    own = {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    """Of the tests: no data sets of this machine, one thread, and no compiled files, which could be another bug's.
+
+    The copy is no git checkout, so its commit is told.
+    """
+    commit = subprocess.run(
+        ["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True
+    ).stdout.strip()
+    own = {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", "REPRO_COMMIT": commit}
     return {name: value for name, value in os.environ.items() if name != "DATA_MIRROR"} | own
 
 
