@@ -14,6 +14,7 @@ from facepapers.common.evidence import claims, model_cards
 from facepapers.common.tools import release, report, weights
 from facepapers.common.training import checkpoint, released
 from facepapers.common.vision import images, networks
+from facepapers.papers.resup import config as resup_config
 from tests.conftest import REPOSITORY, TINY, one_line_error
 
 
@@ -376,6 +377,22 @@ def test_what_cannot_be_released_is_said_in_one_line(tiny, root, run_folder, tmp
 
 NAMES = {paper: weights.names(paper) for paper in claims.papers()}
 MODELS = [(paper, name) for paper in NAMES for name in NAMES[paper]]
+
+
+def test_a_papers_models_are_its_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "ROOT", tmp_path)
+    for paper, name in (("a", "one"), ("b", "two")):
+        file = released.folder_of(paper, name) / released.FILE
+        file.parent.mkdir(parents=True)
+        file.touch()
+    assert [folder.name for folder in released.folders("a")] == ["one"]
+    assert [folder.name for folder in released.folders()] == ["one", "two"]
+
+
+def test_lists_of_a_record_are_tuples_of_the_settings():
+    cfg = dataclasses.replace(resup_config.preset("long0", "ce_two"), units=(1, 2))
+    written = json.loads(json.dumps(dataclasses.asdict(cfg)))
+    assert released.as_config(resup_config.Config, written) == cfg
 
 
 def test_the_committed_models_are_whole():
