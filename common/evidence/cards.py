@@ -41,10 +41,10 @@ def mutants(root):
         return ""
     found = storage.read_json(path)
     untried = found["listed"] - found["equivalent"] - found["decided"]
-    rest = f"; {untried} more were not tried" if untried else ""
+    rest = f"; {untried} not tried" if untried else ""
     return (
-        f"- `make mutants` puts realistic bugs into a copy of the sources, one at a time, and runs the tests: of "
-        f"{found['decided']} tried they caught {found['caught']} ({found['date']}){rest}."
+        f"- Of {found['decided']} realistic bugs, put in one at a time, the tests caught {found['caught']} "
+        f"(`make mutants`, {found['date']}{rest})."
     )
 
 
