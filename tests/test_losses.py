@@ -102,7 +102,7 @@ def with_pair(offset):
 DEGENERATE = {
     **{f"row times {s:g}": with_row(s) for s in (0, 1e-30, 1e-11, 1e-8, 1e-5, 1e-3)},
     **{f"pair {s:g} apart": with_pair(s) for s in (0, 1e-8, 1e-6, 1e-4)},
-    **{f"batch within {s:g}": ORDINARY[:1] + s * SOURCE for s in (0, 1e-7, 1e-6, 1e-4)},
+    **{f"batch within {s:g}": ORDINARY[:1] + s * SOURCE for s in (0, 1e-8, 1e-7)},
     **{f"batch times {s:g}": ORDINARY * s for s in (0, 1e-30, 1e-11, 1e-8)},
     "on the own centre": torch.cat([CENTRES[:4], ORDINARY[4:]]),
     "opposite the own centre": torch.cat([-CENTRES[:4], ORDINARY[4:]]),

@@ -5,8 +5,9 @@ passes are matrix products here, exact in float64 because every sum stays below 
 Pillow filters columns first where the height shrinks most, and then differs from 12 by up to some 14 grey levels.
 
 ONNX's own Resize is another function: with mode cubic and cubic_coeff_a -0.5 it repeats edge pixels where Pillow leaves
-out what lies outside, and differs from Pillow by up to some 20 grey levels near the border until exclude_outside is 1
-(onnx 1.23, onnxruntime 1.32; findings/onnx-resize-cubic-border.sh). A graph with `PillowResize` has no Resize in it.
+out what lies outside, and differs from Pillow by ten grey levels near the border of a noisy picture until
+exclude_outside is 1 (onnx 1.23, onnxruntime 1.32; findings/onnx-resize-cubic-border.sh). A graph with `PillowResize`
+has no Resize in it.
 """
 
 import functools

@@ -23,8 +23,9 @@ from facepapers.common.cli import UserError
 from facepapers.common.training.losses import LEAST, directions
 
 TRIPLES_AT_ONCE = 2**19  # entries of the N^3 angle tensor that are held at a time: two tensors of 4 MiB
-COINCIDE = 1e-3  # samples nearer than this share of the mean distance, or a batch all of whose samples lie nearer to
-# their mean than this share of their length, coincide: they have no direction or scale. Its gradient is 1 / distance.
+COINCIDE = 1e-3  # samples nearer than this share of the mean distance have no direction: its gradient is 1 / distance
+COLLAPSED = 1e-6  # nor has a batch a scale that lies nearer to its mean than this share of its length: what float32
+# leaves of equal samples. Above it distances are told from each other however far from the origin the batch lies.
 NEAR = 1e-8  # ||a - b||^2 below this share of ||a||^2 + ||b||^2 is taken from a - b: the Gram form loses 8 digits
 EVEN = 16  # where the longest distance is less than this times the shortest, float32 keeps what a sum of them pulls
 GRAM_ROWS = 64  # rows of a Gram matrix that are computed at a time, right of the diagonal only
@@ -82,7 +83,7 @@ def _collapsed(x):
     """Whether the samples x (N, d) have no distances from each other, but for what rounding leaves (a tensor)."""
     x = x.detach().double()
     length = x.square().sum(1).mean().sqrt()
-    return (x - x.mean(0)).square().sum(1).mean().sqrt() <= (COINCIDE * length).clamp(min=LEAST)
+    return (x - x.mean(0)).square().sum(1).mean().sqrt() <= (COLLAPSED * length).clamp(min=LEAST)
 
 
 def _pull(weight, y):
