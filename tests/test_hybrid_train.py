@@ -301,22 +301,6 @@ def test_routes_have_equal_updates_and_rates():
 # ---- Metrics
 
 
-def test_recall_of_a_case_made_by_hand():
-    place = torch.tensor([[0.0], [1.0], [2.5], [3.0], [10.0], [10.5]])
-    label = torch.tensor([0, 0, 1, 0, 1, 2])
-    with pytest.raises(cli.UserError, match="single image"):
-        evaluate.first_hit(place, place, label)
-    label[5] = 1
-    ranks = evaluate.first_hit(place, place, label)
-    assert ranks.tolist() == [1, 1, 4, 2, 1, 1]
-    found = evaluate.measure({"first_hit": ranks})
-    assert found["recall1_pct"] == pytest.approx(400 / 6) and found["recall2_pct"] == pytest.approx(500 / 6)
-    assert found["recall4_pct"] == 100
-    assert (evaluate.first_hit(place, place, label, chunk=2) == ranks).all()
-    moved = evaluate.first_hit(place + 0.9, place, label)
-    assert moved.tolist() != ranks.tolist(), "queries and gallery are told apart"
-
-
 def test_top1_counts_equal_labels():
     p = {"label": np.array([1, 2, 3, 4], np.uint16), "predicted": np.array([1, 2, 0, 4], np.uint16)}
     assert evaluate.measure(p) == {"top1_pct": 75.0}
@@ -514,15 +498,6 @@ def test_an_omniglot_file_of_another_name_is_one_line(root):
     with pytest.raises(cli.UserError) as error:
         data_sets.ensure("omniglot")
     one_line_error(error, "a.png", "NNNN_DD.png")
-
-
-def test_r_precision_by_hand():
-    """Classes of three and two: R is 2 and 1; points on a line."""
-    place, label = torch.tensor([[0.0], [1.0], [5.0], [1.4], [5.1]]), torch.tensor([0, 0, 0, 1, 1])
-    found = evaluate.r_precision(place, place, label)
-    np.testing.assert_allclose(found, [0.5, 0.5, 0.0, 0.0, 0.0])  # nearest two, two, two, one, one others
-    assert (evaluate.r_precision(place, place, label, chunk=2) == found).all()
-    assert evaluate.measure({"r_precision": found})["r_precision_pct"] == pytest.approx(20.0)
 
 
 @pytest.mark.parametrize(("name", "tree"), [("cub200", bird_tree), ("cars196", car_tree)])

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from facepapers.common import seeding, storage
 from facepapers.common.cli import UserError
-from facepapers.common.data import sets
+from facepapers.common.data import characters, sets
 from facepapers.common.faces import people
 from facepapers.common.progress import progress
 from facepapers.common.protocols import pair_lists
@@ -23,9 +23,7 @@ from facepapers.papers.hybrid_order_distillation.degrade import degrade, resize
 # Pictures of `people` persons train, pictures of `test_people` others test. Synthetic: see common/faces/drawing.py.
 EMBEDDED = dict(people=80, train=2000, test_people=60, test=480, size=48, pairs=800, seed=2020)
 # Side that a set's images are decoded to. RKD: squares of 256 px, whatever the photo's shape, then crops of 224.
-# Omniglot's drawings of 105 px: 28, as Matching Networks (Vinyals et al. 2016) and others after them.
-DECODED_PX = {"cub200": 256, "cars196": 256, "omniglot": 28}
-GLYPH_PAIRS, GLYPH_SEED = 300, 964  # of a kind in each of ten folds; their folds share no character (our choice)
+DECODED_PX = {"cub200": 256, "cars196": 256}
 IDENTITY = (0.75, 0.5, 0.5, 0.5, 0.5)  # the five numbers of the view that changes nothing
 KNOWN = ("embedded", "lfw", "cifar100", "cub200", "cars196", "omniglot")
 VIEWS_SEED = 1129
@@ -67,7 +65,8 @@ def load(name: str, held_out: bool = False) -> ImageSet:
     is a fifth of the training alphabets.
     """
     if name == "omniglot":
-        return _omniglot(held_out)
+        found = characters.load(held_out)
+        return ImageSet(found.images, found.label, found.split, {"pairs_devtest": found.pairs}, found.fingerprint)
     if held_out:
         return _held_out(load(name))
     if name == "embedded":
@@ -85,19 +84,6 @@ def load(name: str, held_out: bool = False) -> ImageSet:
 def _embedded_set():
     drawn = people.draw(**EMBEDDED)
     return ImageSet(drawn.images, drawn.identity, drawn.split, {"pairs_devtest": drawn.pairs}, drawn.fingerprint)
-
-
-def _omniglot(held_out):
-    """Omniglot with ink bright on dark, so that what moves in at a border is paper; pairs of the test's characters."""
-    pack = sets.ensure("omniglot")
-    pictures, fingerprint = 255 - pack.decode(DECODED_PX["omniglot"]), pack.meta["fingerprint"]
-    label, split = pack.arrays["label"].astype(np.int64), pack.arrays["split"]
-    if held_out:
-        train = split == 0
-        split = (pack.arrays["alphabet"] % 5 == 4).astype(np.uint8)[train]  # every fifth alphabet
-        pictures, label, fingerprint = pictures[torch.from_numpy(train)], label[train], f"{fingerprint}+held_out"
-    pairs = pair_lists.class_folds(label, split == 1, GLYPH_PAIRS, GLYPH_SEED)
-    return ImageSet(pictures, label, split, {"pairs_devtest": pairs}, fingerprint)
 
 
 def _held_out(whole):

@@ -16,8 +16,7 @@ import numpy as np
 import torch
 
 from facepapers.common import cli, paths
-from facepapers.common.cli import UserError
-from facepapers.common.protocols import verification
+from facepapers.common.protocols import retrieval, verification
 from facepapers.common.protocols.metrics import show
 from facepapers.common.training import checkpoint, parallel
 from facepapers.common.vision import networks
@@ -137,11 +136,12 @@ def _retrieved(cfg, view, images):
     pictures, label = images.images[torch.from_numpy(test)], torch.from_numpy(images.label[test].astype(np.int64))
     resolution = cfg.teacher_px if cfg.row == "teacher" else cfg.resolution
     low = view.outputs(pictures, resolution)
-    found = {"first_hit": first_hit(low, low, label), "r_precision": r_precision(low, low, label)}
+    found = {"first_hit": retrieval.first_hit(low, low, label)}
+    found["r_precision"] = retrieval.r_precision(low, low, label)
     if "pairs_devtest" in images.pairs:
         found |= _pairs_of_outputs(low, np.flatnonzero(test), images.pairs["pairs_devtest"])
     if resolution < cfg.teacher_px:
-        found["first_hit_cross"] = first_hit(low, view.outputs(pictures, cfg.teacher_px), label)
+        found["first_hit_cross"] = retrieval.first_hit(low, view.outputs(pictures, cfg.teacher_px), label)
     return found
 
 
@@ -152,40 +152,6 @@ def _pairs_of_outputs(outputs, rows, pairs):
     distance = verification.squared_distances(unit[place[:, 0]], unit[place[:, 1]])
     truths = {"same": pairs[:, 2].astype(bool), "fold": pairs[:, 3].astype(np.uint8)}
     return {"distance": distance.astype(np.float32), **truths}
-
-
-def r_precision(queries: torch.Tensor, gallery: torch.Tensor, label: torch.Tensor, chunk: int = 512) -> np.ndarray:
-    """Share (N,) of a query's class among its R nearest other images, R the number of those of its class.
-
-    queries, gallery (N, d) as in `first_hit`; Musgrave et al. 2020, section 4.1.
-    """
-    others = torch.bincount(label)[label] - 1
-    shares = []
-    for rows in torch.arange(len(label)).split(chunk):
-        distance = torch.cdist(queries[rows], gallery)
-        distance[torch.arange(len(rows)), rows] = torch.inf
-        near = distance.topk(int(others.max()), largest=False).indices
-        hit = (label[near] == label[rows].unsqueeze(1)) & (torch.arange(near.shape[1]) < others[rows].unsqueeze(1))
-        shares.append(hit.sum(1) / others[rows])
-    return torch.cat(shares).numpy().astype(np.float32)
-
-
-def first_hit(queries: torch.Tensor, gallery: torch.Tensor, label: torch.Tensor, chunk: int = 512) -> np.ndarray:
-    """Rank (N,), from 1, of the nearest other image of the query's class; Recall@K is the share of ranks up to K.
-
-    queries, gallery (N, d) show the same images in one order; an image never finds itself. Images that are as near as
-    the hit count as behind it. Raises UserError when a class has one image only.
-    """
-    if (torch.bincount(label)[label] < 2).any():
-        raise UserError("Recall@K: a class of the test part has a single image, which can find nothing")
-    ranks = []
-    for rows in torch.arange(len(label)).split(chunk):
-        distance = torch.cdist(queries[rows], gallery)
-        distance[torch.arange(len(rows)), rows] = torch.inf
-        same = label[rows].unsqueeze(1) == label
-        nearest = distance.masked_fill(~same, torch.inf).amin(1, keepdim=True)
-        ranks.append(1 + ((distance < nearest) & ~same).sum(1))
-    return torch.cat(ranks).numpy().astype(np.uint32)
 
 
 # ---- The command

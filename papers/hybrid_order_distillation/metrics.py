@@ -2,10 +2,10 @@
 
 import numpy as np
 
+from facepapers.common.protocols import retrieval
 from facepapers.common.protocols.metrics import Metric, area_metric
 from facepapers.common.protocols.verification import accuracy_metric
 
-RECALLS = (1, 2, 4, 8)
 LISTS = {  # ending of the arrays -> what is compared with what
     "": "both images low",
     "cross": "high against low",
@@ -32,10 +32,6 @@ def _correct(key):
     return lambda p: 100.0 * (p[key] == p["label"])
 
 
-def _within(key, rank):
-    return lambda p: 100.0 * (p[key] <= rank)
-
-
 def _closeness(p):
     """Scores and truths of the pairs at low resolution."""
     return -p["distance"], p["same"]
@@ -50,13 +46,8 @@ def _metrics():
         key = f"predicted{end}"
         yield Metric(f"top1{end}_pct", f"top-1 accuracy{what} (%)", False, _correct(key), needs=(key, "label"))
     for end, what in (("", ""), ("_cross", ", low query against high gallery")):
-        key = f"first_hit{end}"
-        for k in RECALLS:
-            yield Metric(f"recall{k}{end}_pct", f"Recall@{k}{what} (%)", False, _within(key, k), needs=(key,))
-
-    yield Metric(
-        "r_precision_pct", "R-precision (%)", False, lambda p: 100.0 * p["r_precision"], needs=("r_precision",)
-    )
+        yield from retrieval.recall_metrics(end, what)
+    yield retrieval.r_precision_metric()
 
 
 METRICS = {m.name: m for m in _metrics()}
