@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -29,7 +30,7 @@ ROWS = {
     "together": "ArcFace, mean distance of three seeds (ours)",
     "given": "given MobileFaceNet weights (not trained by us)",
 }
-PROTOCOLS = ("view1", "view2", "tune", "pairs", "bins")
+PROTOCOLS = ("view1", "view2", "tune", "pairs", "bins", "retrieval")
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,9 @@ class Config:
     """
 
     preset: str = "paper"  # a name of PRESETS: the settings that stand for it
-    data: str = "casia"  # casia | ms1mv2 (RecordIO or image folders), lfw, embedded
-    protocol: str = "bins"  # what is tested: verification sets, LFW's view1, view2 or pairs; tune stays in DevTrain
+    data: str = "casia"  # casia | ms1mv2 (RecordIO or image folders), lfw, omniglot, embedded
+    # what is tested: verification sets, LFW's view1, view2 or pairs, Omniglot's retrieval; tune stays in what trains
+    protocol: str = "bins"
     row: str = "arcface"  # the loss; see ROWS
     seed: int = 0  # of the weights, the order of faces and their augmentation
     weights: str = ""  # sha256 of weights that are tested without training (row "given")
@@ -78,7 +80,7 @@ class Config:
     images_per_person: int = 0  # of a batch; 0: images are drawn one by one. Triplet: 5 (insightface's settings)
     sharded: bool = False  # W spread over the processes, sampled at `sample_rate` (Partial FC)
     sample_rate: float = 1.0  # share of the classes in a step, with sharded
-    augment: str = "flip"  # the paper's; "light" and "strong" are ours
+    augment: str = "flip"  # the paper's; "light", "strong" and, for characters, "glyph" are ours
     min_images: int = 1  # people with fewer images do not train
     noise: float = 0.0  # share of training labels replaced by another person's, for the sub-center rows
     workers: int = 2  # loader processes of sets that do not fit memory
@@ -103,6 +105,13 @@ DEMO = dict(
     features=64, dropout=0.0, input_px=32, batch=64, steps=200, lr=0.1, drops=(), warmup=15, nesterov=True,
     precision="auto", scale=8.0, margin_warmup=0.3,
 )  # fmt: skip
+# Omniglot, a second real task: strangers' characters. Small enough for many seeds; as of LFW, all our choice.
+OMNIGLOT = dict(
+    data="omniglot", protocol="retrieval", net="iresnet", units=(1, 1, 1, 1), widths=(16, 32, 64, 128),
+    strided_stem=True, kaiming=True, features=64, dropout=0.0, input_px=32, batch=128, steps=800, optimizer="adamw",
+    lr=2e-3, weight_decay=0.05, drops=(), warmup=40, averaging=0.99, precision="auto", scale=16.0, strength=0.6,
+    margin_warmup=0.3, augment="glyph",
+)  # fmt: skip
 NOISE_PCT = (10, 20, 30, 40)
 PRESETS = {
     "paper": Config(),
@@ -112,6 +121,8 @@ PRESETS = {
     "view2": Config(preset="view2", **LONG | dict(protocol="view2")),
     "pairs": Config(preset="pairs", data="lfw", protocol="pairs", row="given", weights=GIVEN_SHA256),
     **{f"noise{p}": Config(preset=f"noise{p}", noise=p / 100, **SHORT) for p in NOISE_PCT},
+    "omniglot": Config(preset="omniglot", **OMNIGLOT),
+    **{f"omniglot_noise{p}": Config(preset=f"omniglot_noise{p}", noise=p / 100, **OMNIGLOT) for p in NOISE_PCT},
 }
 # Section 3.1: the longer schedule and the deeper network of MS1MV2, and what the loss of a row needs.
 BY_DATA = {"ms1mv2": dict(net="iresnet100", steps=180_000, drops=(100_000, 160_000))}
@@ -119,8 +130,11 @@ BY_ROW = {
     "triplet": dict(images_per_person=4, min_images=2),  # our batches divide by 4, insightface took 5
     "together": dict(members=3),
 }
-# Where tune.py found a loss to be best on LFW, if not at the settings above; results/arcface/tuning.csv.
-TUNED = {"norm_softmax": dict(scale=8.0), "cosface": dict(scale=8.0), "triplet": dict(triplet_margin=0.2)}
+# Where tune.py found a loss to be best, if not at the settings above; results/arcface/tuning*.csv.
+TUNED: dict[str, dict[str, dict[str, Any]]] = {
+    "lfw": {"norm_softmax": dict(scale=8.0), "cosface": dict(scale=8.0), "triplet": dict(triplet_margin=0.2)},
+    "omniglot": {},
+}
 
 COMPARED = ("softmax", "norm_softmax", "sphereface", "cosface", "arcface", "triplet")
 NOISY = ("arcface", "subcenter", "cleaned")
@@ -136,6 +150,13 @@ PLAN = {
     "pairs": Plan(("lfw",), ("given",), (0,), "about 5 minutes on two CPU cores"),
     "paper": Plan(("casia", "ms1mv2"), ("arcface",), (0,), "16 million faces a run: sized for a GPU", needs_gpu=True),
     **{f"noise{p}": Plan(("lfw",), NOISY, (0,), reference_s=4 * LFW_SECONDS) for p in NOISE_PCT},
+    "omniglot": Plan(("omniglot",), COMPARED, (0,), "two minutes a row on a CPU core"),
+    **{
+        f"omniglot_noise{p}": Plan(
+            ("omniglot",), ("arcface", "cleaned"), (0,), "two to four minutes a row on a CPU core"
+        )
+        for p in NOISE_PCT
+    },
 }
 
 
@@ -146,7 +167,7 @@ def preset(name: str, row: str = "arcface", data: str | None = None) -> Config:
             raise UserError(f"unknown {what} {value!r}: known are {', '.join(known)}")
     data = data or PRESETS[name].data
     own = BY_ROW.get(row, {}) | (BY_DATA.get(data, {}) if name == "paper" else {})
-    own |= TUNED.get(row, {}) if data == "lfw" else {}
+    own |= TUNED.get(data, {}).get(row, {})
     return dataclasses.replace(PRESETS[name], row=row, data=data, **own)
 
 
@@ -163,7 +184,7 @@ def check(cfg: Config) -> None:
         "steps": cfg.steps >= 1, "batch": cfg.batch >= 2, "lr": cfg.lr > 0, "scale": cfg.scale > 0, "net": iresnet,
         "row": cfg.row in ROWS, "protocol": cfg.protocol in PROTOCOLS, "features": cfg.features >= 2,
         "optimizer": cfg.optimizer in ("sgd", "adamw"),
-        "augment": cfg.augment in ("flip", "light", "strong"),
+        "augment": cfg.augment in ("flip", "light", "strong", "glyph"),
         "averaging": 0 <= cfg.averaging < 1, "clip": cfg.clip > 0,
         "margin_warmup": 0 <= cfg.margin_warmup <= 1, "sample_rate": 0 < cfg.sample_rate <= 1,
         "noise": 0 <= cfg.noise < 1, "weight_decay": cfg.weight_decay >= 0, "min_images": cfg.min_images >= 1,
@@ -175,6 +196,9 @@ def check(cfg: Config) -> None:
     for name, fine in limits.items():
         if not fine:
             raise UserError(f"--{name.replace('_', '-')} {getattr(cfg, name)}: not a usable value; see --help")
+    drawn = cfg.data == "omniglot"
+    if cfg.protocol not in ("retrieval", "tune") if drawn else cfg.protocol == "retrieval":
+        raise UserError(f"--protocol {cfg.protocol}: omniglot goes with retrieval or tune, and retrieval with omniglot")
     if cfg.net == "iresnet":
         precision.check_channels("--widths", cfg.widths)
     if cfg.sharded:

@@ -11,7 +11,7 @@ import torch
 
 from facepapers.common import seeding
 from facepapers.common.cli import MissingData, UserError
-from facepapers.common.data import registry, sets
+from facepapers.common.data import characters, registry, sets
 from facepapers.common.data.readers.recognition import say_fit
 from facepapers.common.faces import people
 from facepapers.common.protocols import pair_lists
@@ -22,6 +22,8 @@ from facepapers.papers.arcface.config import Config
 # Pictures of `people` persons train, pictures of `test_people` others test. Synthetic: see common/faces/drawing.py.
 EMBEDDED = dict(people=60, train=1200, test_people=60, test=480, size=48, pairs=800, seed=1801)
 BINS = ("lfw", "cfp_fp", "agedb_30")  # Table 2's verification sets
+# An augmentation's largest shift in sides, its scales from and to, its largest turn in radians.
+MOVED = {"light": (0.03, 0.93, 1.05, 0.09), "strong": (0.06, 0.85, 1.1, 0.17), "glyph": (0.08, 0.86, 1.14, 0.21)}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -34,6 +36,7 @@ class FaceSet:
     people_set: np.ndarray  # (N,) 0..9 (LFW: View 2), 255 where there is none
     pairs: dict[str, np.ndarray]  # name -> (P, 4) int
     fingerprint: str
+    characters: bool = False  # drawn characters: a mirror image is another one, and each is searched among the others
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -83,12 +86,16 @@ class Relabelled(torch.utils.data.Dataset):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Test:
-    """A verification set: pairs of `images`, rows (left, right, same, fold), and the people where known."""
+    """A verification set: pairs of `images`, rows (left, right, same, fold), and the people where known.
+
+    Of `characters` no mirror image is added, and each image is also a query against all others.
+    """
 
     name: str  # of the metrics; empty for the main set
     images: torch.Tensor  # (N, 3, S, S) uint8
     pairs: np.ndarray  # (P, 4)
     identity: np.ndarray | None = None
+    characters: bool = False
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -104,14 +111,23 @@ class Task:
 
 
 @functools.lru_cache(maxsize=1)
-def load(name: str) -> FaceSet:
-    """A FaceSet: "embedded" or "lfw". MissingData (with the steps to obtain it) when it is not on this machine."""
+def load(name: str, held_out: bool = False) -> FaceSet:
+    """A FaceSet: embedded, lfw, omniglot. MissingData (with the steps to obtain it) when it is not on this machine.
+
+    `held_out`: of omniglot the training part alone, a fifth of its alphabets as the test.
+    """
     if name == "embedded":
         return _embedded_set()
+    if name == "omniglot":
+        found = characters.load(held_out)
+        none, pairs = np.full(len(found.split), 255, np.uint8), {"pairs_devtest": found.pairs}
+        return FaceSet(found.images, found.label, found.split, none, pairs, found.fingerprint, characters=True)
     pack = sets.ensure(name)
     pairs = {key: value for key, value in pack.arrays.items() if key.startswith("pairs")}
     if "identity" not in pack.arrays or not pairs:
-        raise UserError(f"{name}: no set of aligned faces with pairs; this paper reads embedded, lfw, casia, ms1mv2")
+        raise UserError(
+            f"{name}: no set of aligned faces with pairs; this paper reads embedded, lfw, omniglot, casia, ms1mv2"
+        )
     identity, split, people_set = (pack.arrays[key] for key in ("identity", "split", "people_set"))
     return FaceSet(pack.decode(), identity, split, people_set, pairs, pack.meta["fingerprint"])
 
@@ -130,7 +146,8 @@ def tasks(cfg: Config, source: Path | None = None) -> tuple[list[Task], dict[str
     if cfg.protocol == "bins":
         training, fingerprint = large_training(cfg, source)
         return [Task("", training, bin_tests(folder_of(cfg.data, source)))], {"fingerprint": fingerprint}
-    faces = load(cfg.data)
+    alphabets = cfg.data == "omniglot" and cfg.protocol == "tune"  # are held out, rather than people
+    faces = load(cfg.data, held_out=alphabets)
     if cfg.protocol == "pairs":
         raise UserError("protocol pairs tests people that training would see; use view1 or view2")
     if cfg.protocol == "view2":
@@ -138,7 +155,7 @@ def tasks(cfg: Config, source: Path | None = None) -> tuple[list[Task], dict[str
             raise UserError(f"{cfg.data}: has no View 2; --protocol view2 needs lfw")
         made = [view2_task(cfg, faces, k) for k in range(10)]
     else:
-        made = [view1_task(cfg, faces, held_out=cfg.protocol == "tune")]
+        made = [view1_task(cfg, faces, held_out=cfg.protocol == "tune" and not alphabets)]
     return made, {"fingerprint": faces.fingerprint}
 
 
@@ -189,7 +206,7 @@ def test_of(faces: FaceSet, pairs: np.ndarray, chosen: np.ndarray) -> Test:
     """The Test on `pairs`, holding the faces where `chosen` (N,) is true and no others."""
     place = np.cumsum(chosen) - 1
     moved = np.column_stack([place[pairs[:, 0]], place[pairs[:, 1]], pairs[:, 2:]])
-    return Test("", faces.images[torch.from_numpy(chosen)], moved, faces.identity[chosen])
+    return Test("", faces.images[torch.from_numpy(chosen)], moved, faces.identity[chosen], faces.characters)
 
 
 # ------------------------------------------------------------------------------------------------ large sets
@@ -318,19 +335,22 @@ def augment(pictures: torch.Tensor, cfg: Config, step: int, share: slice) -> tor
     """Network input pixels 0..255 (b, 3, input_px, input_px) float of this process's share of a batch.
 
     "flip" mirrors half of the faces. "light" also shifts, turns, scales and colours them a little; "strong" does so
-    more, and adds low resolution, blur and covered rectangles. Amounts are our choice.
+    more, and adds low resolution, blur and covered rectangles. "glyph" shifts, turns and scales, and mirrors nothing.
+    Amounts are our choice.
     """
     gen = seeding.generator(cfg.seed, 2, step)
-    flip = torch.rand(cfg.batch, generator=gen) < 0.5
+    flip = torch.rand(cfg.batch, generator=gen) < (0.0 if cfg.augment == "glyph" else 0.5)
     if cfg.augment == "flip":
         return resize(pictures, cfg.input_px, flip[share])
     n, side, device = len(pictures), pictures.shape[-1], pictures.device
-    shift, low, high, turn = {"light": (0.03, 0.93, 1.05, 0.09), "strong": (0.06, 0.85, 1.1, 0.17)}[cfg.augment]
+    shift, low, high, turn = MOVED[cfg.augment]
     centre = (side - 1) / 2 + images.uniform(-shift * side, shift * side, (n, 2), gen, device)
     extent = side * images.uniform(low, high, (n,), gen, device)
     angle = images.uniform(-turn, turn, (n,), gen, device)  # radians
     where = images.similarity(centre, extent, angle, flip.to(device), cfg.input_px)
     x = images.crop(pictures, where, cfg.input_px)
+    if cfg.augment == "glyph":
+        return x[share]
     if cfg.augment == "light":
         return images.colour_jitter(x, gen, 0.1, 0.2, 0.2, 0.0)[share]
     x = images.colour_jitter(coarse(x, gen), gen, 0.15, 0.3, 0.3, 0.15)

@@ -17,7 +17,7 @@ import torch
 from facepapers.common import cli, storage
 from facepapers.common.cli import MissingData, UserError
 from facepapers.common.evidence import runs
-from facepapers.common.protocols import angles, verification
+from facepapers.common.protocols import angles, retrieval, verification
 from facepapers.common.protocols.metrics import show
 from facepapers.common.training import checkpoint, parallel
 from facepapers.common.vision import networks
@@ -63,7 +63,7 @@ def predictions(
     used = np.unique(test.pairs[:, :2]) if test.identity is None else np.arange(len(test.images))
     place = np.zeros(len(test.images), int)
     place[used] = np.arange(len(used))
-    plain = embed(net, test.images[torch.from_numpy(used)], device, unit=False)
+    plain = embed(net, test.images[torch.from_numpy(used)], device, flip=not test.characters, unit=False)
     vectors = verification.unit_rows(plain)
     first, second = (place[test.pairs[:, k]] for k in (0, 1))
     left, right = vectors[first], vectors[second]
@@ -75,7 +75,18 @@ def predictions(
         arrays["distance_bayes"] = bayes.distance(plain[first], plain[second]).astype(np.float32)
     if test.identity is not None:
         arrays |= person_angles(vectors, test.identity)
+        if test.characters:
+            arrays |= searched(vectors, test.identity)
     return arrays
+
+
+def searched(vectors: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
+    """`first_hit` and `r_precision` of each of N unit embeddings (N, d) as a query against all others."""
+    places, classes = torch.from_numpy(vectors).float(), torch.from_numpy(labels)
+    return {
+        "first_hit": retrieval.first_hit(places, places, classes),
+        "r_precision": retrieval.r_precision(places, places, classes),
+    }
 
 
 def person_angles(
@@ -139,7 +150,7 @@ class Command:
     """Test a weights file."""
 
     weights: Path | None = None  # weights file; without it the newest that was trained on this machine
-    data: str = "lfw"  # lfw, embedded, a .bin file of insightface, or with --pairs a folder <identity>/<image>
+    data: str = "lfw"  # lfw, omniglot, embedded, a .bin of insightface, or with --pairs a folder <identity>/<image>
     protocol: str | None = None  # of lfw: pairs (6,000 in ten folds; the default) or view1 (its 1,000 pairsDevTest)
     pairs: Path | None = None  # list of a folder's pairs, in LFW's format
     pixels: Literal["arcface", "mxnet", "imagenet"] | None = None  # scaling, where not the architecture's usual one

@@ -1,8 +1,8 @@
-"""What is measured, computed from what a record holds: verification, angles (Table 3), dropped labels."""
+"""What is measured, computed from what a record holds: verification, retrieval, angles (Table 3), dropped labels."""
 
 import numpy as np
 
-from facepapers.common.protocols import metrics, verification
+from facepapers.common.protocols import metrics, retrieval, verification
 from facepapers.common.protocols.metrics import Metric, area_metric, sums
 from facepapers.common.protocols.verification import accuracy_metric
 from facepapers.papers.arcface import overlap
@@ -89,6 +89,8 @@ def _verification_metrics():
     yield Metric("gap_deg", "mean angle of different pairs less same pairs' (degrees)", False,
                  statistic=_gap, resampled=_gap_resampled, needs=keys)  # fmt: skip
     yield Metric("separation", "the same over the joint standard deviation", False, statistic=_separation, needs=keys)
+    yield from retrieval.recall_metrics()
+    yield retrieval.r_precision_metric()
     # Table 3. Centres are means of unit embeddings (the paper does not say); people with one image are left out.
     for key, label, lower in (
         ("intra_deg", "test face to its person's centre (degrees)", True),

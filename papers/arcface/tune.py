@@ -4,8 +4,9 @@
 
 What is tried stands in GRID. Each value is one run of train.py with the row's settings, `--share` of its steps, seed
 100 (no seed of a result) and protocol "tune": it trains on four fifths of DevTrain's people and tests on the others'
-pairs. The best by `with_best` goes into config.py by hand. Runs stay below `--out`, so an interrupted search continues;
-the committed table is results/arcface/tuning.csv.
+pairs; with `--preset omniglot` on four fifths of the training alphabets, and searches the others. The best by
+`with_best` goes into config.py by hand. Runs stay below `--out`, so an interrupted search continues; the committed
+tables are results/arcface/tuning.csv and tuning_omniglot.csv.
 """
 
 import dataclasses
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SEED = 100
+JUDGED = ("recall1_pct", "auc_pct", "accuracy_pct")
 GRID: dict[str, tuple[str, tuple[float, ...]]] = {
     row: ("scale", (8.0, 16.0, 24.0)) for row in COMPARED if row in method.MARGINS
 }
@@ -68,15 +70,16 @@ def line(options: Command, row: str, value: float, device: torch.device) -> dict
     cfg = dataclasses.replace(base, protocol="tune", seed=SEED, **own)
     check(cfg)
     record: Any = train.train(cfg, device, options.out)
-    found = {key: round(record["metrics"][key], 3) for key in ("accuracy_pct", "auc_pct")}
+    found = {key: round(value, 3) for key in JUDGED if (value := record["metrics"].get(key)) is not None}
     commit = (record["source"]["commit"] or "")[:7]
     return {"row": row, "setting": setting, "value": value, "steps": steps, "seed": SEED, **found, "commit": commit}
 
 
 def with_best(frame: "pd.DataFrame") -> "pd.DataFrame":
-    """Mark each row's best value: by area in hundredths of a point, then by accuracy, then the first."""
-    rounded = frame.assign(auc_pct=frame.auc_pct.round(2))
-    ranked = rounded.sort_values(["auc_pct", "accuracy_pct"], ascending=False, kind="stable")
+    """Mark each row's best value by the first of JUDGED in hundredths of a point, then by the next, then the first."""
+    keys = [key for key in JUDGED if key in frame]
+    rounded = frame.assign(**{keys[0]: frame[keys[0]].round(2)})
+    ranked = rounded.sort_values(keys, ascending=False, kind="stable")
     return frame.assign(best=frame.index.isin(ranked.drop_duplicates("row").index))
 
 
