@@ -47,14 +47,16 @@ def test_tuning_holds_out_alphabets_and_ranks_by_recall(root, monkeypatch, capsy
     folder, accept = root
     omniglot_tree(folder / "data" / "omniglot", alphabets=(50, 1))
     accept("omniglot", train=400, test=8)
-    monkeypatch.setitem(tune.GRID, "arcface", ("scale", (8.0, 16.0)))
+    monkeypatch.setitem(tune.GRID, "arcface", ("scale", (8.0,)))
+    monkeypatch.setitem(tune.FURTHER, ("omniglot", "arcface"), (16.0,))
     small = {"widths": (8, 8, 8, 8), "features": 16, "batch": 8, "steps": 4, "warmup": 1, "precision": "fp32"}
     monkeypatch.setitem(config.PRESETS, "omniglot", config.dataclasses.replace(config.PRESETS["omniglot"], **small))
     table = folder / "table.csv"
     words = f"--preset omniglot --rows arcface --device cpu --out {folder / 'tune'} --table {table}"
     tune.main(words.split())
     lines = table.read_text().splitlines()
-    assert "recall1_pct" in lines[0] and len(lines) == 3
+    assert lines[0].startswith("row,setting,value,steps,seed,recall1_pct")
+    assert [line.split(",")[2] for line in lines[1:]] == ["8.0", "16.0"]
     (task,), _ = data.tasks(config.dataclasses.replace(config.preset("omniglot"), protocol="tune"))
     tested = set(task.tests[0].identity)
     assert len(tested) == 20 and all(character // 2 % 5 == 4 for character in tested), "every fifth alphabet"
