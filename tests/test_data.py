@@ -524,6 +524,15 @@ def test_registry_hash_and_count_errors(toy, tmp_path, capsys):
         fails("toy.tar")
 
 
+def test_a_set_without_a_training_part_is_complete(toy, tmp_path):
+    """As LFPW's test faces in COFW's markup."""
+    registry, old = tmp_path / "registry.toml", sha256(toy)
+    tar_of(toy_tree(tmp_path / "tests alone", n=0), toy)
+    registry.write_text(registry.read_text().replace("train = 3", "train = 0").replace(old, sha256(toy)))
+    assert run("get", "toy", "--mirror", str(toy.parent)) is None
+    assert data_sets.ensure("toy").meta["counts"] == {"test": 1}
+
+
 def test_md5_where_the_publisher_gives_only_that(toy):
     obtain.check_hash(toy, "unknown")
     with pytest.raises(UserError) as error:
