@@ -32,8 +32,11 @@ GRID: dict[str, tuple[str, tuple[float, ...]]] = {
 }
 GRID |= {row: ("scale", (4.0, 8.0, 16.0, 24.0)) for row in ("norm_softmax", "cosface")}  # which 8 suits best
 GRID |= {"softmax": ("lr", (0.001, 0.002, 0.004)), "triplet": ("triplet_margin", (0.1, 0.2, 0.35))}
-# Where the best value on a set was the largest of GRID, larger ones follow.
-FURTHER: dict[tuple[str, str], tuple[float, ...]] = {("omniglot", "softmax"): (0.008, 0.016)}
+# Where the best value on a set was the largest or the smallest of GRID, others beyond it follow.
+FURTHER: dict[tuple[str, str], tuple[float, ...]] = {
+    ("omniglot", "softmax"): (0.008, 0.016),
+    ("omniglot", "triplet"): (0.05,),
+}
 
 
 @dataclass(frozen=True)
