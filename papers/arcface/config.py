@@ -133,7 +133,7 @@ BY_ROW = {
 # Where tune.py found a loss to be best, if not at the settings above; results/arcface/tuning*.csv.
 TUNED: dict[str, dict[str, dict[str, Any]]] = {
     "lfw": {"norm_softmax": dict(scale=8.0), "cosface": dict(scale=8.0), "triplet": dict(triplet_margin=0.2)},
-    "omniglot": {},
+    "omniglot": {"softmax": dict(lr=4e-3), "norm_softmax": dict(scale=8.0), "triplet": dict(triplet_margin=0.1)},
 }
 
 COMPARED = ("softmax", "norm_softmax", "sphereface", "cosface", "arcface", "triplet")
