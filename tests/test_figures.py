@@ -79,10 +79,25 @@ def test_each_committed_picture_has_its_words(paper):
 def test_levels_of_label_noise_are_one_curve():
     records = runs.recorded("arcface")
     of_preset = lambda *names: [r for r in records if r["data"]["name"] == "lfw" and r["config"]["preset"] in names]
-    levels = of("arcface").by_noise(records)
+    levels = of("arcface").by_noise(records, "lfw")
     assert {0, 10, 20, 30, 40} == levels["arcface"].keys() and set(levels) <= {"arcface", "subcenter", "cleaned"}
     assert of("arcface").pictures(of_preset("noise10", "noise20")).keys() == {"lfw-noise"}
     assert of("arcface").pictures(of_preset("noise20")).keys() == {"lfw-noise20"}, "one level is no curve"
+
+
+def test_noise_on_characters_is_a_curve_of_its_own():
+    as_characters = lambda r, preset: {
+        **r,
+        "data": {**r["data"], "name": "omniglot", "protocol": "retrieval"},
+        "config": {**r["config"], "preset": preset},
+    }
+    records = [r for r in runs.recorded("arcface") if r["config"]["preset"] in ("short", "noise20")]
+    presets = {"short": "omniglot", "noise20": "omniglot_noise20"}
+    moved = [as_characters(r, presets[r["config"]["preset"]]) for r in records if r["config"]["row"] == "arcface"]
+    assert of("arcface").by_noise(moved, "omniglot")["arcface"].keys() == {0, 20}
+    assert "omniglot-noise" in of("arcface").pictures(moved) and not of("arcface").by_noise(moved, "lfw")
+    assert of("arcface").headline(moved[0])[1] == "Recall@1 (%)"
+    assert of("arcface").headline(records[0])[1] == "verification accuracy (%)"
 
 
 def test_one_row_alone_is_compared_with_nothing():

@@ -1,4 +1,4 @@
-"""Pictures of the results, drawn from records alone: ROC curves, angle histograms, training curves."""
+"""Pictures of the results, drawn from records alone: levels, ROC curves, angle histograms, training curves."""
 
 from functools import partial
 
@@ -31,6 +31,10 @@ CAPTIONS = {
     "lfw-view2": (
         "The same recipe trained anew for each of View 2's ten folds: three seeds one by one, and their mean distance."
     ),
+    "omniglot-omniglot": (
+        "Six losses, the same small network, strangers' characters: with 13,180 queries and many seeds their order "
+        "shows."
+    ),
 }
 # The same for readers who do not: what stands where.
 ALTERNATIVES = {
@@ -58,8 +62,13 @@ ALTERNATIVES = {
         "Four panels: accuracy of single networks and of three together as dots with intervals, ROC curves, angles of "
         "same and of different pairs, and the angle to the own centre over ten trainings a seed."
     ),
+    "omniglot-omniglot": (
+        "Four panels: Recall@1 of each of six losses as a dot with its interval, ROC curves, angles of same and of "
+        "different pairs for softmax and ArcFace, and the angle to the own centre over the training."
+    ),
 }
 
+NOISY_PRESETS = {"lfw": ("short", "noise"), "omniglot": ("omniglot", "omniglot_noise")}  # without noise; with, before %
 INK = figures.PALETTE
 COLOURS = {
     "softmax": INK["grey"], "norm_softmax": INK["blue"], "sphereface": INK["orange"], "cosface": INK["green"],
@@ -75,25 +84,33 @@ def draw(records, folder):
 
 def pictures(records):
     """{stem: function of a path}. The levels of label noise are one curve where two or more were run."""
-    levels, shown = by_noise(records), records
-    if levels:
-        shown = [r for r in records if not r["config"]["preset"].startswith("noise")]
-    found = figures.overviews(shown, overview)
-    return found | ({"lfw-noise": partial(noise, levels, figures.evidence())} if levels else {})
+    curves = {name: levels for name in NOISY_PRESETS if (levels := by_noise(records, name))}
+    drawn = {f"{NOISY_PRESETS[name][1]}{p}" for name in curves for p in NOISE_PCT}
+    found = figures.overviews([r for r in records if r["config"]["preset"] not in drawn], overview)
+    return found | {f"{name}-noise": partial(noise, curves[name], figures.evidence()) for name in curves}
 
 
-def by_noise(records):
-    """The comparable records of LFW's levels of label noise: row -> percent -> records. Empty if all are of one level.
+def by_noise(records, name):
+    """The comparable records of a set's levels of label noise: row -> percent -> records; empty if all have one level.
 
-    Preset short is the level without noise.
+    NOISY_PRESETS has the level without noise.
     """
-    presets = {"short": 0, **{f"noise{p}": p for p in NOISE_PCT}}
+    clean, noisy = NOISY_PRESETS[name]
+    presets = {clean: 0, **{f"{noisy}{p}": p for p in NOISE_PCT}}
     levels = {}
     for record in figures.comparable(records):
         row, preset = record["config"]["row"], record["config"]["preset"]
-        if record["data"]["name"] == "lfw" and row in NOISY and preset in presets:
+        if record["data"]["name"] == name and row in NOISY and preset in presets:
             levels.setdefault(row, {}).setdefault(presets[preset], []).append(record)
     return levels if len({rate for found in levels.values() for rate in found}) > 1 else {}
+
+
+def headline(record):
+    """(Metric, its name on an axis) of a record's set: Recall@1 where each image is searched, else the accuracy."""
+    searched = record["data"]["protocol"] == "retrieval"
+    return (
+        (METRICS["recall1_pct"], "Recall@1 (%)") if searched else (METRICS["accuracy_pct"], "verification accuracy (%)")
+    )
 
 
 def overview(records, evidence, path):
@@ -109,9 +126,10 @@ def overview(records, evidence, path):
     figures.finish_roc(axes["roc"])
     histograms(axes["angles"], predictions)
     if trained:
-        intervals = {row: figures.level(METRICS["accuracy_pct"], found, evidence) for row, found in rows.items()}
+        metric, name = headline(records[0])
+        intervals = {row: figures.level(metric, found, evidence) for row, found in rows.items()}
         looks = {row: (named[row], COLOURS[row], "o", "-") for row in rows}
-        figures.dots(axes["key"], intervals, looks, "verification accuracy (%)")
+        figures.dots(axes["key"], intervals, looks, name)
         for row in trained:
             learning(axes["training"], row, rows[row])
     figures.save(figure, path)
@@ -125,6 +143,8 @@ def title(records, rows):
     who = f"{len(losses)} losses, trained alike,"
     if len(losses) < 2:
         who = f"networks trained with {losses[0]}" if losses else "the given weights, which we did not train,"
+    if data["protocol"] == "retrieval":
+        return f"How well {who} find strangers' characters of {figures.data_name(data['name'])} again"
     return f"How well {who} tell the people of {pairs} apart"
 
 
@@ -176,16 +196,19 @@ def learning(axes, row, records):
 
 
 def noise(levels, evidence, path):
-    """Accuracy over the share of wrong training labels, a line per row."""
+    """Accuracy or Recall@1 over the share of wrong training labels, a line per row."""
     rows = [row for row in NOISY if row in levels]
     one = {row: next(iter(levels[row].values()))[0] for row in rows}  # of its records
-    pairs = f"{one[rows[0]]['data']['test_pairs']:,} pairs of LFW"
-    figure, axes = figures.canvas(f"What wrong training labels cost on {pairs}", [["only"]], 3.8, width=6.5)
+    (metric, name), data = headline(one[rows[0]]), one[rows[0]]["data"]
+    where = figures.data_name(data["name"])
+    where = where if data["protocol"] == "retrieval" else f"{data['test_pairs']:,} pairs of {where}"
+    figure, axes = figures.canvas(f"What wrong training labels cost on {where}", [["only"]], 3.8, width=6.5)
     for k, row in enumerate(rows):
-        found = {rate: figures.level(METRICS["accuracy_pct"], some, evidence) for rate, some in levels[row].items()}
+        found = {rate: figures.level(metric, some, evidence) for rate, some in levels[row].items()}
         beside = 0.6 * (k - (len(rows) - 1) / 2)
         figures.line(axes["only"], found, beside, color=COLOURS[row], label=label(row, one[row]["config"]))
-    axes["only"].set(xlabel="training labels replaced by another person's (%)", xticks=[0, *NOISE_PCT])
-    axes["only"].set(ylabel=f"verification accuracy (%), {figures.LEVELS}")
+    whose = "character" if data["protocol"] == "retrieval" else "person"
+    axes["only"].set(xlabel=f"training labels replaced by another {whose}'s (%)", xticks=[0, *NOISE_PCT])
+    axes["only"].set(ylabel=f"{name}, {figures.LEVELS}")
     figures.key_below(figure, axes["only"], len(rows))
     figures.save(figure, path)
