@@ -1,7 +1,9 @@
 """Export of released models: ONNX in onnxruntime and the torch.export program give what torch gives, pixels in."""
 
+import io
 import json
 from importlib import import_module
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -32,6 +34,17 @@ class Tiny(torch.nn.Module):
         return {"probabilities": self.layer(faces.float().mean((2, 3)) / 255).softmax(-1) + self.apart}
 
 
+class Told(NamedTuple):
+    probabilities: torch.Tensor
+
+
+class TinyTold(Tiny):
+    """A Tiny that names its output as most of the released models do."""
+
+    def forward(self, faces):
+        return Told(**super().forward(faces))
+
+
 @pytest.fixture
 def one_model(monkeypatch):
     """The released models are one, a Tiny."""
@@ -58,6 +71,16 @@ def test_both_files_are_written_with_what_they_expect(one_model, tmp_path, capsy
         faces = export.pixels_for(one_model, count)
         torch.testing.assert_close(program(faces), export.outputs(one_model, faces))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["embedding.onnx", "embedding.pt2"]
+
+
+def test_a_program_is_read_without_the_class_of_its_outputs():
+    model = TinyTold()
+    program = torch.export.load(io.BytesIO(export.as_bytes(export.exported(model)))).module()
+    faces = export.pixels_for(model, 3)
+    for given in (faces, faces.contiguous(memory_format=torch.channels_last), faces.flip(3).flip(3)[:1]):
+        found = program(given)
+        assert list(found) == ["probabilities"]
+        torch.testing.assert_close(found["probabilities"], model(given).probabilities)
 
 
 def test_a_file_that_differs_is_not_kept(one_model, tmp_path, monkeypatch):
@@ -108,6 +131,15 @@ def test_released_models_are_the_same_in_onnxruntime(paper, name, tmp_path):
     assert export.difference(model, path, count=3) <= 1e-4
     found = export.outputs(model, export.pixels_for(model, 3))
     assert all(value.isfinite().all() and float(value.std(0).max()) > 0 for value in found.values())
+
+
+@pytest.mark.parametrize(("paper", "name"), RELEASED)
+def test_saved_programs_of_released_models_are_the_same_in_any_memory_order(paper, name):
+    model = import_module(f"facepapers.papers.{paper}.released").load(name)
+    program = torch.export.load(io.BytesIO(export.as_bytes(export.exported(model)))).module()
+    faces = export.pixels_for(model, 3)
+    for given in (faces, faces.contiguous(memory_format=torch.channels_last), faces[:1]):
+        torch.testing.assert_close(program(given), export.outputs(model, given), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.skipif(not RELEASED, reason="nothing is released yet")

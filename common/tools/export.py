@@ -2,7 +2,8 @@
 
 Writes `<name>.onnx` (opset 20, any number of faces) and `<name>.pt2`, in float32. Both take uint8 faces (B, 3, S, S):
 what the network does to pixels, mirror images and other views included, is in the graph; the model's card says which
-crop it expects. Where onnxruntime is installed, each file is compared with torch on random pixels before it is kept.
+crop it expects. A program returns a dict, name -> tensor. Where onnxruntime is installed, each ONNX file is compared
+with torch on random pixels before it is kept.
 """
 
 import io
@@ -71,10 +72,22 @@ def pixels_for(model: torch.nn.Module, count: int) -> torch.Tensor:
     return torch.nn.functional.interpolate(small, size=size, mode="bilinear").to(torch.uint8)
 
 
+class _Named(torch.nn.Module):
+    """A ready module with a dict of outputs: torch saves no program that returns a NamedTuple of ours."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, faces: torch.Tensor) -> dict[str, torch.Tensor]:
+        found = self.model(faces)
+        return found if isinstance(found, dict) else found._asdict()
+
+
 def exported(model: torch.nn.Module) -> torch.export.ExportedProgram:
-    """The program of a ready module, for any number of faces."""
-    example = pixels_for(model, 2)
-    return torch.export.export(model, (example,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+    """The program of a ready module, for any number of faces; it returns a dict, name -> tensor."""
+    example, named = pixels_for(model, 2), _Named(model).train(model.training)
+    return torch.export.export(named, (example,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
 
 
 def as_bytes(program: torch.export.ExportedProgram) -> bytes:
@@ -87,8 +100,7 @@ def as_bytes(program: torch.export.ExportedProgram) -> bytes:
 @torch.no_grad()
 def outputs(model: torch.nn.Module, faces: torch.Tensor) -> dict[str, torch.Tensor]:
     """Name -> tensor of what a ready module returns."""
-    found = model(faces)
-    return found if isinstance(found, dict) else found._asdict()
+    return _Named(model)(faces)
 
 
 def to_onnx(model: torch.nn.Module, program: torch.export.ExportedProgram, facts: dict[str, str]) -> bytes:
