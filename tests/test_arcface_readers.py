@@ -202,6 +202,14 @@ def test_recordio_in_loader_workers(tmp_path):
     assert images.shape == (3, 3, 16, 16) and labels.tolist() == [0, 0, 1]
 
 
+def test_a_spawned_worker_maps_the_file_anew(tmp_path):
+    data = readers.RecordIO(small_set(tmp_path, records={3: record(1.0, jpeg(200) + bytes(2**20))}))
+    sent = pickle.dumps(data)
+    assert len(sent) < 2**16, "the file itself is sent"
+    again = pickle.loads(sent)
+    assert len(again) == 3 and torch.equal(again[2][0], data[2][0]) and again.labels().tolist() == [0, 0, 1]
+
+
 def test_a_record_that_holds_the_magic_number(tmp_path):
     """The writer cuts a record at an aligned magic number and drops it; the reader must put it back."""
     payload = record(1.0, jpeg(90))

@@ -12,6 +12,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -174,6 +175,14 @@ class RecordIO(torch.utils.data.Dataset):
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the mapped file, which pickle would copy whole into each spawned worker of a DataLoader."""
+        return {name: value for name, value in vars(self).items() if name != "bytes"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.bytes = np.memmap(self.path, np.uint8, "r")
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
         key = int(self.keys[index])
