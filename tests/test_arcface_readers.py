@@ -202,6 +202,21 @@ def test_recordio_in_loader_workers(tmp_path):
     assert images.shape == (3, 3, 16, 16) and labels.tolist() == [0, 0, 1]
 
 
+def test_keys_beyond_float32_are_those_of_the_index(tmp_path, capsys):
+    """Record 0 of a set of 2**24 images says first identity 16777217, which float32 holds as 16777216."""
+    last = 2**24
+    images = {1: record(0.0, jpeg(5)), last - 1: record(1.0, jpeg(90)), last: record(2.0, jpeg(250))}
+    people = {last + 1: record([1, last - 1]), last + 2: record([last - 1, last]), last + 3: record([last, last + 1])}
+    write_set(tmp_path, {0: record([last + 1, last + 4])} | images | people, classes=3)
+    data = readers.RecordIO(tmp_path)
+    assert len(data) == last and data[last - 1][1] == 2 and abs(colour(data[last - 1][0])[0] - 250) <= 2
+    (tmp_path / "property").unlink()
+    assert readers.RecordIO(tmp_path).classes == 3 and "3,16,16" in capsys.readouterr().err
+    write_set(tmp_path, {0: record([last + 1, last + 4])} | images | people | {last + 2: record([9, 9])}, classes=3)
+    with pytest.raises(UserError, match=r"identity 1 \(record 16777218\) has no image"):
+        readers.RecordIO(tmp_path)
+
+
 def test_a_spawned_worker_maps_the_file_anew(tmp_path):
     data = readers.RecordIO(small_set(tmp_path, records={3: record(1.0, jpeg(200) + bytes(2**20))}))
     sent = pickle.dumps(data)

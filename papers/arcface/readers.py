@@ -25,6 +25,7 @@ from facepapers.common.data.readers.recognition import ALIGNED_PX, aligned, five
 
 MAGIC = 0xCED7230A  # starts every RecordIO part
 HEADER_WORDS = 10  # magic, length, flag, label, id (2), id2 (2) and the first two labels of a vector: 4 bytes each
+EXACT = 2**24  # whole numbers from here on are rounded in float32, a record's type of labels
 WINDOW = 16 << 20  # bytes of a record file that are mapped at a time
 FETCH = "fetch the file again"
 SET = "a RecordIO set is train.rec, train.idx and property: fetch them again"
@@ -158,12 +159,24 @@ class RecordIO(torch.utils.data.Dataset):
         self.bytes = np.memmap(self.path, np.uint8, "r")
         self._record(int(self.index_keys[self.offsets.argmax()]))  # a truncated file shows here, not hours later
         header = self._label(0) if self.index_keys[0] == 0 else np.zeros(1)
-        first, end = (int(v) for v in header[:2]) if len(header) > 1 else (0, 0)
+        first, end = self._exact(*map(int, header[:2])) if len(header) > 1 else (0, 0)
         self.keys = np.arange(1, first) if first else self.index_keys
         found = read_property(folder / "property") if (folder / "property").exists() else self._derived(end - first)
         self.classes, self.height, self.width = found
         if first:
             self._check_identities(first, end)
+
+    def _exact(self, first, end):
+        """The numbers of record 0 as they were before float32 rounded them, as it does from 2**24 on.
+
+        Identities are the last records, and the only ones without an image.
+        """
+        if end >= EXACT:
+            last, off = int(self.index_keys[-1]) + 1, int(np.spacing(np.float32(end)))
+            end = last if abs(last - end) <= off else end
+            near = self.index_keys[np.abs(self.index_keys - first) <= off].tolist()
+            first = next((key for key in near if not self._unpack(key)[1]), first)
+        return first, end
 
     def _derived(self, identities):
         """What `property` would say: the identities (where 0, the labels tell) and the size of the first image."""
@@ -210,7 +223,8 @@ class RecordIO(torch.utils.data.Dataset):
         if end - first != self.classes:
             raise UserError(f"{self.path}: {end - first} identities where property says {self.classes}; {FETCH}")
         start, stop = self._first_labels(np.arange(first, end)).T
-        if empty := np.flatnonzero(~(stop > start)).tolist():
+        rounded = (stop == start) & (start >= EXACT)  # the range of a single image may be
+        if empty := np.flatnonzero(~((stop > start) | rounded)).tolist():
             raise UserError(f"{self.path}: identity {empty[0]} (record {first + empty[0]}) has no image; {FETCH}")
 
     def _first_labels(self, keys):
