@@ -1,6 +1,7 @@
 """The verification protocol against a literal loop and hand-made cases; LFW's protocol files; angle statistics."""
 
 import math
+import tracemalloc
 import unicodedata
 
 import numpy as np
@@ -267,6 +268,17 @@ def test_pairs_of_view_2(tmp_path):
     assert pairs.fold.tolist() == np.repeat(np.arange(10), 4).tolist()
 
 
+def test_one_long_name_does_not_widen_all_others(tmp_path):
+    lines = ["10\t50", f"{'N' * 9000}\t1\t2", *["A\t1\t2"] * 499, *["A\t1\tB\t2"] * 500]
+    path = tmp_path / "pairs.txt"
+    path.write_text("\n".join(lines))
+    tracemalloc.start()
+    pairs = pair_lists.read_pairs(path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 8 * 2**20 and len(pairs.left[0]) > 18_000  # as NumPy's strings 137 MiB
+
+
 def test_pairs_of_view_1(tmp_path):
     path = tmp_path / "pairsDevTest.txt"
     lines = [f"P\t{i}\t{i + 1}" for i in range(1, 21)] + [f"P\t{i}\tQ\t{i}" for i in range(1, 21)]
@@ -375,3 +387,13 @@ def test_nearest_centre_is_the_same_in_chunks():
     rows = verification.unit_rows(np.random.default_rng(0).standard_normal((57, 5)))
     expected = [max(a @ b for j, b in enumerate(rows) if j != i) for i, a in enumerate(rows)]
     np.testing.assert_allclose(angles.nearest_cosine(rows, chunk=10), expected)
+    np.testing.assert_allclose(angles.nearest_cosine(rows), expected)
+
+
+def test_the_memory_of_nearest_centres_does_not_grow_with_their_number():
+    rows = verification.unit_rows(np.random.default_rng(0).standard_normal((16_000, 2)))
+    tracemalloc.start()
+    nearest = angles.nearest_cosine(rows)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 160 * 2**20 and nearest.min() > 0.999  # 1024 rows at a time would be 125 MiB, twice

@@ -4,6 +4,8 @@ import numpy as np
 
 from facepapers.common.protocols.verification import unit_rows
 
+AT_ONCE = 2**23  # cosines at a time: 64 MiB
+
 
 def angle_statistics(
     embeddings: np.ndarray,
@@ -35,9 +37,13 @@ def angle_statistics(
     return result
 
 
-def nearest_cosine(rows: np.ndarray, chunk: int = 1024) -> np.ndarray:
-    """For each unit row of (C, d) the cosine to its nearest other row, (C,). Chunked: C x C may not fit."""
+def nearest_cosine(rows: np.ndarray, chunk: int | None = None) -> np.ndarray:
+    """For each unit row of (C, d) the cosine to its nearest other row, (C,).
+
+    `chunk` rows at a time, by default as many as have AT_ONCE cosines: C x C may not fit.
+    """
     best = np.empty(len(rows))
+    chunk = chunk or max(1, AT_ONCE // len(rows))
     for start in range(0, len(rows), chunk):
         cosine = rows[start : start + chunk] @ rows.T
         cosine[np.arange(len(cosine)), np.arange(start, start + len(cosine))] = -np.inf

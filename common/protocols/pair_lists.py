@@ -16,7 +16,7 @@ from facepapers.common.cli import MissingData, UserError
 class Pairs(NamedTuple):
     """P pairs of images given by their names (people's files: Name/Name_0001.jpg)."""
 
-    left: np.ndarray  # (P,) str
+    left: np.ndarray  # (P,) str, as objects: in NumPy's own strings each would take the room of the longest
     right: np.ndarray  # (P,) str
     same: np.ndarray  # (P,) bool
     fold: np.ndarray  # (P,) int, 0..9
@@ -129,7 +129,7 @@ def read_pairs(path: os.PathLike[str] | str) -> Pairs:
         same.append(len(words) == 3)
     truth = np.array(same)
     fold = folds_of(truth, path, sets) if sets > 1 else balanced_folds(truth)
-    return Pairs(np.array(left), np.array(right), truth, fold)
+    return Pairs(np.array(left, object), np.array(right, object), truth, fold)
 
 
 def read_people(path: os.PathLike[str] | str) -> list[dict[str, int]]:
