@@ -72,6 +72,19 @@ def test_every_part_of_a_stopped_training_comes_back(tmp_path, kind, again):
     assert flat(resumed.run()) == whole
 
 
+def test_what_rounds_otherwise_than_before_the_stop_is_said(tmp_path, capsys, monkeypatch):
+    """Sums are cut by the threads and ordered by the vectors: there the bits are not those of an unbroken run."""
+    with pytest.raises(cli.Interrupted):
+        Training(tmp_path).run(STOP)
+    Training(tmp_path)
+    assert "begun with" not in capsys.readouterr().err
+    real = loop.parallel.rounding(torch.device("cpu"))
+    assert {"torch", "threads", "vectors", "processes", "compiled"} < real.keys()
+    monkeypatch.setattr(loop.parallel, "rounding", lambda device: real | {"threads": "64", "new": "x"})
+    Training(tmp_path)
+    one_line_error(capsys.readouterr().err, "resuming", f"begun with threads {real['threads']}, now 64: last bits")
+
+
 def test_the_time_of_before_is_counted(tmp_path):
     steps = loop.Steps(tmp_path, {"model": torch.nn.Linear(1, 1)}, 3, 1)
     steps.seconds = 1000.0

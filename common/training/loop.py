@@ -130,8 +130,19 @@ class Steps:
         if parallel.is_main():
             other = saved.get("precision", now)
             note = f"; computed in {other} so far, from here on in {now}" if other != now else ""
+            note += self._otherwise(saved.get("rounding", {}))
             print(f"resuming {path.parent.name} at step {self.first} of {self.total}{note}", file=sys.stderr)
         return saved.get("identity", "")
+
+    def _otherwise(self, before):
+        """Words on what of `parallel.rounding` was otherwise when a checkpoint was written."""
+        now = parallel.rounding(self._device())
+        other = [f"{name} {before[name]}, now {now[name]}" for name in now if before.get(name, now[name]) != now[name]]
+        return f"; begun with {'; '.join(other)}: last bits may be others than without the stop" if other else ""
+
+    def _device(self):
+        models = (part for part in self.parts.values() if isinstance(part, torch.nn.Module))
+        return next((p.device for model in models for p in model.parameters()), torch.device("cpu"))
 
     def _resume_own(self):
         if not self.own or not self.first:
@@ -197,6 +208,7 @@ class Steps:
         self.seconds, self._since = self.seconds + now - self._since, now
         if parallel.is_main():
             scalars = dict(step=done, history=self.history, seconds=self.seconds)
+            scalars["rounding"] = parallel.rounding(self._device())
             origin = dict(identity=self.origin.identity, precision=self.origin.precision)
             checkpoint.save_state(path or self.path, parts or self.parts, **origin, **scalars)
         self._last_save, self._saved = time.monotonic(), True

@@ -48,6 +48,16 @@ def start(device: str = "auto") -> torch.device:
     return torch.device("cpu")
 
 
+def rounding(device: torch.device) -> dict[str, str]:
+    """What the last bits of a training depend on beside its settings, by name: sums are cut and ordered by it."""
+    if device.type == "cuda":
+        by = {"GPU": torch.cuda.get_device_name(device)}
+    else:
+        by = {"threads": str(torch.get_num_threads()), "vectors": torch.backends.cpu.get_cpu_capability()}
+    word = "yes" if compiling() else "no"
+    return {"torch": str(torch.__version__), "device": device.type, **by, "processes": str(world()), "compiled": word}
+
+
 def keep_freed_memory() -> None:
     """Ask glibc to keep freed tensors for the next ones; elsewhere nothing happens.
 
