@@ -2,6 +2,7 @@
 
 Each entry returns a module in eval mode. `.preprocess` takes uint8 face crops (`.expects` says which), the module its
 result and returns named outputs. The card beside each file (papers/<paper>/weights/<name>/README.md) tells the rest.
+One that is not released yet raises MissingData with the command that trains it.
 """
 
 import sys

@@ -25,3 +25,10 @@ class Plan:
         """Expected seconds where matrix products run at these GFLOP/s; bf16 = 0: it is not used."""
         gain = min(max(1.0, bf16 / fp32), BF16_GAIN)
         return self.reference_s * REFERENCE_GFLOPS / (fp32 * gain)
+
+
+def duration(seconds: float) -> str:
+    """`50 seconds`, `3 minutes`, `2.5 hours`."""
+    if seconds < 90:
+        return f"{max(10, round(seconds, -1)):.0f} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from facepapers.common.plan import Plan
+from facepapers.common.plan import Plan, duration
 from facepapers.common.tools import probe, reproduce
 from facepapers.common.training import precision
 
@@ -64,4 +64,4 @@ def test_the_expected_time_is_said_in_words(monkeypatch):
     assert reproduce.expected(plan, "fp32") == f"about 6 minutes on this machine ({threads} threads, 74 GFLOP/s)"
     assert reproduce.expected(plan, "bf16").startswith("about 3 minutes")
     assert "200 in bf16" in reproduce.expected(plan, "auto")
-    assert [reproduce.duration(s) for s in (3, 52, 100, 9000)] == ["10 seconds", "50 seconds", "2 minutes", "2.5 hours"]
+    assert [duration(s) for s in (3, 52, 100, 9000)] == ["10 seconds", "50 seconds", "2 minutes", "2.5 hours"]

@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import shlex
 import shutil
+from importlib import import_module
 
 import pytest
 import torch
@@ -11,7 +13,8 @@ from facepapers.common import paths, storage
 from facepapers.common.cli import MissingData, UserError
 from facepapers.common.data import markups
 from facepapers.common.evidence import claims, model_cards
-from facepapers.common.tools import release, report, weights
+from facepapers.common.prediction import command as command_line
+from facepapers.common.tools import graph, release, report, weights
 from facepapers.common.training import checkpoint, released
 from facepapers.common.vision import images, networks
 from facepapers.papers.resup import config as resup_config
@@ -184,7 +187,39 @@ def test_a_name_without_a_file_and_a_file_that_is_not_there():
     one_line_error(error, "nowhere.safetensors", "expression")
     with pytest.raises(MissingData) as error:
         released.find("resup", "not-made", ("not-made",))
-    one_line_error(error, "not-made", "make reproduce-resup")
+    one_line_error(error, "not-made", "make reproduce-resup", "PRESET=demo", "--weights FILE")
+
+
+def test_what_is_not_released_tells_the_command_and_what_is(tmp_path, monkeypatch):
+    """The same words from the commands, the hub and `make weights`; the time is that of the records."""
+    release_of = lambda paper, name: released.folder_of(paper, name) / released.FILE
+    card = tmp_path / "papers/new_paper/weights/cards.toml"
+    card.parent.mkdir(parents=True)
+    card.write_text('[one]\ncommand = "PRESET=short ROWS=\'a b\'"\nruns = ["a", "b"]\n[two]\n')
+    monkeypatch.setattr(paths, "ROOT", tmp_path)
+    monkeypatch.setattr(paths, "RECORDED", tmp_path / "results")
+    monkeypatch.setattr(paths, "LOCAL", tmp_path / "local")
+    command = "`make reproduce-new-paper PRESET=short ROWS='a b'`"
+    for run, seconds in (("a", 600), ("b", 1200)):
+        assert released.training("new_paper", "one") == command, "no time without all the records"
+        (folder := tmp_path / "results/new_paper" / run).mkdir(parents=True)
+        (folder / "run.json").write_text(json.dumps({"seconds": seconds}))
+    said = (f"{command} (30 minutes when recorded)", "--weights FILE")
+    with pytest.raises(MissingData) as error:
+        command_line.weights(None, "new_paper", "one")
+    one_line_error(error, "one: no model of new-paper is released yet", *said, "released so far: none")
+    release_of("new_paper", "two").parent.mkdir()
+    release_of("new_paper", "two").touch()
+    with pytest.raises(MissingData) as error:
+        released.find("new_paper", "one", ("one", "two"))
+    one_line_error(error, "one: not released yet", *said, "released so far: two (new-paper)")
+    monkeypatch.setattr(claims, "papers", lambda: ["new_paper"])
+    monkeypatch.setattr(weights, "names", lambda paper: ("one",))
+    with pytest.MonkeyPatch.context() as patch:
+        shown = []
+        patch.setattr("builtins.print", lambda *words, **_: shown.extend(words))
+        weights.main([])
+    assert said[0] in shown[0] and "not released yet" in shown[0]
 
 
 def test_settings_come_from_the_file_or_the_record_beside_it(files, tmp_path):
@@ -403,6 +438,24 @@ def test_the_committed_models_are_whole():
         assert (
             (REPOSITORY / "papers" / paper / "weights" / "LICENSE").read_text().startswith("Weights for research only")
         )
+
+
+@pytest.mark.parametrize(("paper", "name"), MODELS)
+def test_the_command_of_a_card_makes_the_recorded_runs(paper, name):
+    text = model_cards.words(paper, name)
+    given = dict(word.split("=", 1) for word in shlex.split(text["command"]))
+    names = text["runs"]
+    records = [storage.read_json(paths.RECORDED / paper / run / "run.json") for run in names]
+    assert all(record["seconds"] > 0 for record in records) and records[-1]["weights"]
+    config = import_module(f"facepapers.papers.{paper}.config")
+    plan, args = config.PLAN[given["PRESET"]], given.get("ARGS", "").split()
+    data = args[args.index("--data") + 1] if "--data" in args else plan.data[0]
+    jobs = graph.of_plan(paper, given["PRESET"], data, given["ROWS"].split(), [0])
+    assert given.get("SEEDS", "0") == "0" and (plan.seeds == (0,) or "SEEDS" in given)
+    assert [job.name for job in jobs] == names, "also what the last one needs"
+    assert ("COMPILE" in given) == any(record["environment"].get("compiled") for record in records)
+    facts = released.folder_of(paper, name) / released.FACTS
+    assert not facts.exists() or storage.read_json(facts)["run"] == names[-1]
 
 
 def test_the_hub_has_every_model_and_no_other():

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from facepapers.common import cli, paths
+from facepapers.common import cli, paths, plan
 from facepapers.common.evidence import claims, statistics, tables
 from facepapers.common.plan import Plan
 from facepapers.common.protocols.metrics import Metric
@@ -99,7 +99,7 @@ def test_a_preset_that_was_asked_for_is_never_replaced(called, preset):
     [(3, "10 seconds"), (47, "50 seconds"), (91, "2 minutes"), (5340, "89 minutes"), (5400, "1.5 hours")],
 )
 def test_durations_in_words(seconds, words):
-    assert reproduce.duration(seconds) == words
+    assert plan.duration(seconds) == words
 
 
 # ---- The table

@@ -14,7 +14,10 @@ from facepapers.common.data import registry
 from facepapers.common.evidence import claims, runs, statistics
 from facepapers.common.training import released
 
-WORDS = ("title", "does", "task", "tags", "metrics", "expects", "data", "chosen", "limits", "not_for", "use")
+WORDS = (
+    "command", "runs", "title", "does", "task", "tags", "metrics", "expects", "data", "chosen", "limits", "not_for",
+    "use",
+)  # fmt: skip
 
 
 def words(paper: str, name: str) -> dict:

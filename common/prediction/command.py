@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from facepapers.common import storage
-from facepapers.common.cli import UserError
+from facepapers.common.cli import MissingData, UserError
 from facepapers.common.data.photos import read_photo
 from facepapers.common.evidence import runs
 from facepapers.common.prediction import drawing, files
@@ -53,12 +53,18 @@ class Task:
 
 
 def weights(given: str | None, paper: str, name: str, pattern: str = "*", but: str | None = None) -> str | Path:
-    """What `--weights` names, else the released model `name`, else the newest of this machine (runs.newest_weights)."""
+    """What `--weights` names, else the released model `name`, else the newest of this machine (runs.newest_weights).
+
+    Raises MissingData where there is none, with the command that trains the model.
+    """
     if given:
         return given
     if (released.folder_of(paper, name) / released.FILE).is_file():
         return name
-    return runs.newest_weights(paper, pattern, but)
+    try:
+        return runs.newest_weights(paper, pattern, but)
+    except MissingData:
+        raise MissingData(released.missing(paper, name)) from None
 
 
 def begin(given: Sequence[Path], options: Options) -> tuple[torch.device, Finder]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from facepapers.common import cli, paths
 from facepapers.common.data import sets
 from facepapers.common.evidence import claims, runs, tables
-from facepapers.common.plan import Plan
+from facepapers.common.plan import Plan, duration
 from facepapers.common.progress import phase
 
 
@@ -63,13 +63,6 @@ def expected(plan: Plan, wanted: str) -> str:
     bf16 = gflops(torch.bfloat16) if native else 0.0
     rate = f"{fp32:.0f} GFLOP/s" + (f", {bf16:.0f} in bf16" if native else "")
     return f"about {duration(plan.seconds(fp32, bf16))} on this machine ({torch.get_num_threads()} threads, {rate})"
-
-
-def duration(seconds: float) -> str:
-    """`50 seconds`, `3 minutes`, `2.5 hours`."""
-    if seconds < 90:
-        return f"{max(10, round(seconds, -1)):.0f} seconds"
-    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
 
 
 def against(mine: claims.Cell, recorded: claims.Cell) -> str:

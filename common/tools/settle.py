@@ -24,9 +24,9 @@ from pathlib import Path
 from facepapers.common import cli, paths, storage
 from facepapers.common.data import sets
 from facepapers.common.evidence import claims, margins, runs, statistics
-from facepapers.common.plan import BF16_GAIN
+from facepapers.common.plan import BF16_GAIN, duration
 from facepapers.common.tools import graph
-from facepapers.common.tools.reproduce import duration, known_papers
+from facepapers.common.tools.reproduce import known_papers
 
 LOOK_S = 0.5  # how often runs are looked at
 MOST = 20  # seeds a side; a claim that would take more counts as out of reach

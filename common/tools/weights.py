@@ -28,7 +28,7 @@ def main(argv: Sequence[str]) -> None:
         for name in names(paper):
             folder = released.folder_of(paper, name)
             if not (folder / released.FILE).exists():
-                print(f"{name:18s} {paper:26s} not released")
+                print(f"{name:18s} {paper:26s} not released yet: {released.training(paper, name)}")
                 continue
             if options.write:
                 release.write_card(folder)

@@ -5,11 +5,13 @@ file and of the run's weights that it was made from, and its metrics. A paper's 
 """
 
 import json
+import tomllib
 from pathlib import Path
 from typing import Any
 
 from facepapers.common import paths, storage
 from facepapers.common.cli import MissingData, UserError
+from facepapers.common.plan import duration
 from facepapers.common.training import checkpoint
 
 FILE, CARD, FACTS = "model.safetensors", "README.md", "released.json"
@@ -34,13 +36,36 @@ def find(paper: str, name_or_path: str | Path, names: tuple[str, ...]) -> Path:
     if str(name_or_path) in names:
         path = folder_of(paper, str(name_or_path)) / FILE
         if not path.is_file():
-            command = f"make reproduce-{paper.replace('_', '-')}"
-            raise MissingData(f"{name_or_path}: not released yet; name a weights file of yours (`{command}` makes one)")
+            raise MissingData(missing(paper, str(name_or_path)))
         return path
     path = Path(name_or_path)
     if not path.is_file():
         raise UserError(f"{path}: no such weights file; released models of this paper are {', '.join(names)}")
     return path
+
+
+def missing(paper: str, name: str) -> str:
+    """One line for a model that is not released yet: the remedies, and which models are."""
+    what = "not released yet" if folders(paper) else f"no model of {paper.replace('_', '-')} is released yet"
+    here = ", ".join(f"{folder.name} ({folder.parent.parent.name.replace('_', '-')})" for folder in folders())
+    return (
+        f"{name}: {what}; train it by {training(paper, name)}, or on drawn faces with PRESET=demo "
+        f"alone (minutes), or name a weights file with --weights FILE; released so far: {here or 'none'}"
+    )
+
+
+def training(paper: str, name: str) -> str:
+    """The command that trains a model, with the time that its runs took when they were recorded, where that is known.
+
+    Both are told by `command` and `runs` of its table in papers/<paper>/weights/cards.toml.
+    """
+    path = folder_of(paper, name).with_name("cards.toml")
+    table = tomllib.loads(path.read_text()).get(name, {}) if path.exists() else {}
+    command = f"make reproduce-{paper.replace('_', '-')} {table.get('command', '')}".strip()
+    records = [paths.RECORDED / paper / run / "run.json" for run in table.get("runs", [])]
+    known = bool(records) and all(record.is_file() for record in records)  # an installed package has none
+    took = sum(storage.read_json(record)["seconds"] for record in records) if known else 0
+    return f"`{command}`" + (f" ({duration(took)} when recorded)" if known else "")
 
 
 def settings(path: Path | str) -> dict[str, Any]:
