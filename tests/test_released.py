@@ -408,6 +408,27 @@ def test_what_cannot_be_released_is_said_in_one_line(tiny, root, run_folder, tmp
     one_line_error(error, "weights are not here")
 
 
+def test_without_run_or_name_the_runs_with_weights_are_listed(root, monkeypatch):
+    monkeypatch.setattr(paths, "LOCAL", root / "local")
+    for given in (["", ""], ["coarse_to_fine/x", ""], ["", "landmarks68"]):
+        with pytest.raises(UserError) as error:
+            release.main(given)
+        assert error.value.exit_code == 2
+        one_line_error(error, "RUN=<paper>/<run> NAME=<model>", "no run here has its weights", "make weights")
+    runs = ["coarse_to_fine/embedded-a", *(f"coarse_to_fine/lfpw-{k}" for k in range(5)), "other/lfw-a"]
+    for place, name in [*(("local", run) for run in runs), ("results", "coarse_to_fine/lfpw-0")]:
+        folder = root / place / name
+        folder.mkdir(parents=True)
+        for file in ("run.json", "model.safetensors"):
+            (folder / file).touch()
+    (root / "local/coarse_to_fine/lfpw-2/run.json").unlink()  # without its record nothing is known of it
+    with pytest.raises(UserError) as error:
+        release.main(["", ""])
+    said = "of coarse_to_fine lfpw-0, lfpw-1, lfpw-3, lfpw-4 and 1 more (model: landmarks68 or landmarks68_cft)"
+    one_line_error(error, f"weights are here {said}")
+    assert "other" not in str(error.value), "a paper without cards releases nothing"
+
+
 # The committed models and their cards
 
 NAMES = {paper: weights.names(paper) for paper in claims.papers()}

@@ -24,6 +24,7 @@ from facepapers.common.training import checkpoint, parallel, released
 
 MOVED = 0.05  # points that a metric of the card may move by
 STORED = (8, 16)  # bits
+SHOWN = 4  # runs of a paper that a message names
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,36 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(f"--bits {options.bits}: known are {', '.join(map(str, STORED))}")
     if paths.INSTALLED:
         raise UserError(f"{paths.ROOT}: an installed package releases nothing; run this in a clone of the repository")
+    if not (options.run and options.name):
+        raise UserError(f"RUN and NAME: name a run and a model, RUN=<paper>/<run> NAME=<model>; {candidates()}")
     record = located(options.run)
     folder = release(record, options.name, options.bits, parallel.start(options.device))
     print(f"{folder}: {(folder / released.FILE).stat().st_size / 2**20:.2f} MiB")
     for name, value in storage.read_json(folder / released.FACTS)["metrics"].items():
         print(f"  {name} {value:.4f} (the run: {record['metrics'].get(name, float('nan')):.4f})")
+
+
+def candidates() -> str:
+    """The runs whose weights are on this machine, those of real data first, and the models of their papers."""
+    found: dict[str, set[str]] = {}
+    for root in (paths.LOCAL, paths.RECORDED):
+        for path in root.glob("*/*/model.safetensors"):
+            if path.with_name("run.json").is_file() and released.tables(path.parts[-3]):
+                found.setdefault(path.parts[-3], set()).add(path.parts[-2])
+    if not found:
+        return "no run here has its weights; `make weights` tells the commands that train them"
+    real_first = lambda run: ("embedded" in run, run)
+    lists = (
+        f"of {paper} {shortened(sorted(found[paper], key=real_first))} (model: {' or '.join(released.tables(paper))})"
+        for paper in sorted(found)
+    )
+    return f"weights are here {'; '.join(lists)}"
+
+
+def shortened(words: Sequence[str]) -> str:
+    """The first SHOWN of some words, and how many follow."""
+    more = f" and {len(words) - SHOWN} more" if len(words) > SHOWN else ""
+    return f"{', '.join(words[:SHOWN])}{more}"
 
 
 def located(run: str) -> dict:

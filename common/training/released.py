@@ -44,6 +44,12 @@ def find(paper: str, name_or_path: str | Path, names: tuple[str, ...]) -> Path:
     return path
 
 
+def tables(paper: str) -> dict[str, dict[str, Any]]:
+    """Name -> table of papers/<paper>/weights/cards.toml; {} for a paper that releases nothing."""
+    path = folder_of(paper, "cards.toml")
+    return tomllib.loads(path.read_text()) if path.is_file() else {}
+
+
 def missing(paper: str, name: str) -> str:
     """One line for a model that is not released yet: the remedies, and which models are."""
     what = "not released yet" if folders(paper) else f"no model of {paper.replace('_', '-')} is released yet"
@@ -59,8 +65,7 @@ def training(paper: str, name: str) -> str:
 
     Both are told by `command` and `runs` of its table in papers/<paper>/weights/cards.toml.
     """
-    path = folder_of(paper, name).with_name("cards.toml")
-    table = tomllib.loads(path.read_text()).get(name, {}) if path.exists() else {}
+    table = tables(paper).get(name, {})
     command = f"make reproduce-{paper.replace('_', '-')} {table.get('command', '')}".strip()
     records = [paths.RECORDED / paper / run / "run.json" for run in table.get("runs", [])]
     known = bool(records) and all(record.is_file() for record in records)  # an installed package has none
