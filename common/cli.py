@@ -1,6 +1,7 @@
 """Command lines and their errors: one frozen dataclass becomes the options, one line tells what went wrong.
 
-Exit codes: 0 done, 2 bad input or setting, 3 data that must first be obtained, 130 interrupted (resumable).
+Exit codes: 0 done, 2 bad input or setting, 3 data that must first be obtained, 130 interrupted (resumable),
+143 the same by SIGTERM.
 """
 
 import contextlib
@@ -32,6 +33,19 @@ class MissingData(UserError):
 class Interrupted(Exception):
     """Ctrl-C or SIGTERM, raised after the state was saved; the same command continues."""
 
+    def __init__(self, message: str, number: int = signal.SIGINT) -> None:
+        super().__init__(message)
+        self.number = number  # of the signal
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, where nothing is to be saved."""
+
+
+def terminate(number: int, frame: object) -> None:
+    """The handler of SIGTERM."""
+    raise Terminated
+
 
 def entry(main: Callable[[list[str]], object], argv: list[str] | None = None) -> None:
     """Run `main(argv)` as a program: errors become one line on stderr and the right exit code."""
@@ -42,7 +56,7 @@ def entry(main: Callable[[list[str]], object], argv: list[str] | None = None) ->
     try:
         # A supervisor's SIGTERM (a batch system's time limit) gets the same care as Ctrl-C.
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, signal.default_int_handler)
+            signal.signal(signal.SIGTERM, terminate)
         main(argv)
         if "RANK" in os.environ:
             _leave()
@@ -53,10 +67,10 @@ def entry(main: Callable[[list[str]], object], argv: list[str] | None = None) ->
         raise SystemExit(error.exit_code) from None
     except Interrupted as note:
         print(f"interrupted: {note}", file=sys.stderr)
-        raise SystemExit(130) from None
-    except KeyboardInterrupt:
+        raise SystemExit(128 + note.number) from None
+    except KeyboardInterrupt as stop:
         print("interrupted: nothing was left half-written; the same command starts again", file=sys.stderr)
-        raise SystemExit(130) from None
+        raise SystemExit(128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)) from None
     except ModuleNotFoundError as error:
         if (error.name or "facepapers").startswith("facepapers"):
             raise

@@ -170,7 +170,9 @@ def test_take_option():
         (cli.UserError("x.png: no image"), 2, "error: x.png: no image"),
         (cli.MissingData("lfpw: run make data-lfpw"), 3, "error: lfpw: run make data-lfpw"),
         (cli.Interrupted("saved at step 3"), 130, "interrupted: saved at step 3"),
+        (cli.Interrupted("saved at step 3", signal.SIGTERM), 143, "interrupted: saved at step 3"),
         (KeyboardInterrupt(), 130, "interrupted: "),
+        (cli.Terminated(), 143, "interrupted: "),
         (
             ModuleNotFoundError(name="pandas"),
             2,
@@ -213,8 +215,8 @@ def test_a_run_asks_for_its_packages_before_it_trains(monkeypatch, tmp_path):
     one_line_error(error, "pandas, scipy: not installed", "'facepapers[reproduce]'")
 
 
-@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_a_program_with_130(kind):
+@pytest.mark.parametrize(("kind", "code_of_it"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_a_program_with_128_and_its_number(kind, code_of_it):
     """Ctrl-C, and a supervisor's SIGTERM, outside of any training loop."""
     code = "import time\nfrom facepapers.common import cli\n"
     code += "cli.entry(lambda argv: (print('ready', flush=True), time.sleep(60)), [])"
@@ -227,7 +229,7 @@ def test_a_signal_ends_a_program_with_130(kind):
         time.sleep(0.1)
         os.kill(child.pid, kind)
         said = child.stderr.read()
-    assert child.returncode == 130
+    assert child.returncode == code_of_it
     one_line_error(said, "interrupted")
 
 

@@ -38,7 +38,7 @@ SCENARIOS = {
     "two processes write one run": "test_a_second_process_is_kept_out_of_a_run",
     "Ctrl-C during training": "test_a_signal_saves_and_the_same_command_ends_in_the_same_bits",
     "Ctrl-C twice": "test_a_second_interrupt_stops_at_once",
-    "Ctrl-C elsewhere": "test_a_signal_ends_a_program_with_130",
+    "Ctrl-C elsewhere": "test_a_signal_ends_a_program_with_128_and_its_number",
     "Ctrl-C while a file is written": "test_an_exception_leaves_the_old_file_and_no_other",
     "Ctrl-C while a pack is prepared": "test_interruption_and_a_full_disk_leave_nothing_behind",
     "SIGTERM": "test_a_signal_saves_and_the_same_command_ends_in_the_same_bits",

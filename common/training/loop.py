@@ -111,7 +111,8 @@ class Steps:
         self.batch, self.unit, self.origin, self.own, self.describe = batch, unit, origin, own, describe
         self.history, self.seconds, self.first, self.step = [], 0.0, 0, -1
         self._pending: list[Any] = []
-        self._stop = self._saved = False
+        self._saved = False
+        self._stop = 0  # number of the signal that asks for it
         if self.path.exists():
             if self.resume(self.path, parts) != origin.identity:
                 raise UserError(f"{self.path}: was written under other settings; delete it to start again")
@@ -214,14 +215,15 @@ class Steps:
         self._last_save, self._saved = time.monotonic(), True
 
     def _save_if_due(self, done):
-        stop = self._stop
+        stop = bool(self._stop)
         if parallel.world() > 1 and done % 10 == 0:  # all ranks must leave at the same step
-            stop = parallel.any_rank(self._stop, next(iter(self.parts["model"].parameters())).device)
+            stop = parallel.any_rank(bool(self._stop), next(iter(self.parts["model"].parameters())).device)
         elif parallel.world() > 1:
             stop = False
         if stop:
             self.save(done)
-            raise Interrupted(f"saved at step {done} of {self.total}; the same command continues from there")
+            line = f"saved at step {done} of {self.total}; the same command continues from there"
+            raise Interrupted(line, self._stop or signal.SIGINT)  # another process may have got it
         due = done % SAVE_EVERY == 0 if self.own else time.monotonic() - self._last_save > SAVE_S
         at_end = done == self.total and self._saved and not self.own  # worth keeping where tests or the record fail
         if due or at_end:
@@ -244,7 +246,7 @@ class Steps:
                 signal.signal(number, handler)
 
         def request(number, frame):
-            self._stop = True
+            self._stop = number
             restore()
 
         for number in old:
