@@ -4,6 +4,7 @@ import json
 import math
 import os
 import shutil
+import subprocess
 from types import SimpleNamespace
 
 import numpy as np
@@ -615,6 +616,22 @@ def test_slow_comparisons_get_fewer_rounds(monkeypatch):
     seconds.update(ours=[9.0, 1.0, 2.0, 1.5], theirs=[9.0, 6.0, 5.0, 4.0])
     assert timing.compare(lambda: "ours", lambda: "theirs", rounds=3) == (1.5, 5.0, pytest.approx(10 / 3))
     assert timing.affordable(9, 60.0) == 9
+
+
+def test_a_cold_start_is_counted_in_cpu_seconds_of_fresh_processes(monkeypatch, tmp_path):
+    (tmp_path / "file").write_bytes(b"x")
+    work = "sum(range(3_000_000))"
+    idle, busy = (timing.cpu_seconds(["-c", code]) for code in ("import time; time.sleep(0.5)", f"{work}; {work}"))
+    assert 0 < idle < busy, "waiting is no work"
+    with pytest.raises(subprocess.CalledProcessError):
+        timing.cpu_seconds(["-c", "raise SystemExit(2)"])
+    seconds = {"torch": [9.0, 2.0, 1.0, 3.0], "command": [9.0, 4.0, 6.0, 5.0]}
+    asked = []
+    measured = lambda words: (asked.append(words), seconds["torch" if "-c" in words else "command"].pop(0))[1]
+    monkeypatch.setattr(timing, "cpu_seconds", measured)
+    monkeypatch.setattr(timing, "LIMITS", {"comparison_s": math.inf, "all_s": 170.0})
+    assert timing.cold_start(("-m", "command"), tmp_path / "file", rounds=3) == (2.0, 5.0)
+    assert str(tmp_path / "file") in asked[0] and "import sys, torch" in asked[0][1] and asked[1] == ("-m", "command")
 
 
 def test_comparisons_without_time_are_named(monkeypatch, capsys):

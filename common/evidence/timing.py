@@ -5,12 +5,17 @@ import ctypes
 import gc
 import math
 import os
+import resource
 import statistics
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
 
 import torch
+
+from facepapers.common import paths
 
 LIMITS = {"comparison_s": 3.0, "all_s": 170.0}  # of timed rounds; of everything
 
@@ -42,6 +47,25 @@ def compare(run, other, rounds=9):
     rounds = affordable(rounds, timed(run) + timed(other))
     ours, theirs = map(statistics.median, zip(*((timed(run), timed(other)) for _ in range(rounds)), strict=True))
     return ours, theirs, theirs / ours
+
+
+def cold_start(command, file, rounds=5):
+    """CPU seconds of fresh interpreters, started in turn: (`import torch` and the bytes of `file`, `python COMMAND`).
+
+    Medians over all threads of a process, after one warm-up each. CalledProcessError where one fails.
+    """
+    least = ["-c", "import sys, torch; open(sys.argv[1], 'rb').read()", str(file)]
+    first = cpu_seconds(least) + cpu_seconds(command)
+    pairs = [(cpu_seconds(least), cpu_seconds(command)) for _ in range(affordable(rounds, first))]
+    return tuple(map(statistics.median, zip(*pairs, strict=True)))
+
+
+def cpu_seconds(words):
+    """CPU seconds, user's and system's, of `python WORDS` in a process of its own, in the repository."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, *map(str, words)], check=True, capture_output=True, cwd=paths.ROOT)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def affordable(rounds, seconds):

@@ -14,16 +14,19 @@ import numpy as np
 import torch
 
 from facepapers.common.evidence import statistics
-from facepapers.common.evidence.timing import LIMITS, available, peak_mib, seconds_alone
+from facepapers.common.evidence.timing import LIMITS, available, cold_start, peak_mib, seconds_alone
 from facepapers.common.faces import drawing
+from facepapers.common.prediction.drawing import write as write_picture
 from facepapers.common.protocols import pair_lists
+from facepapers.common.training import released
 from facepapers.common.vision import alignment, networks
 from facepapers.papers.arcface import data, readers
-from facepapers.papers.arcface.config import build_net, preset
+from facepapers.papers.arcface.config import PAPER, build_net, preset
 from facepapers.papers.arcface.method import MARGINS, MarginHead
 from facepapers.papers.arcface.metrics import METRICS
 from facepapers.papers.arcface.partial import ShardedHead
 from facepapers.papers.arcface.readers import MAGIC
+from facepapers.papers.arcface.released import NAMES
 
 BATCH, FEATURES = 64, 512
 CLASSES = (10_000, 100_000, 1_000_000)
@@ -108,6 +111,16 @@ def comparisons() -> Iterator[tuple]:
     apart = lambda: [data.augment(one, single, 0, slice(None)) for one in drawn.images.split(1)]
     yield f"augmenting {BATCH} faces", "batched", batched, "one by one", apart
     yield from recordio_comparisons()
+    yield from first_pair(drawn.images[:2])
+
+
+def first_pair(pictures: torch.Tensor) -> Iterator[tuple]:
+    """CPU seconds of the command on two photos, from its start to its files, beside what no such command can save."""
+    weights = released.find(PAPER, NAMES[0], NAMES)
+    with tempfile.TemporaryDirectory() as folder:
+        photos = [write_picture(picture, [], Path(folder, f"{k}.png")) for k, picture in enumerate(pictures)]
+        least, command = cold_start(("-m", "facepapers.papers.arcface.verify", *photos, "--whole"), weights)
+    yield "CPU of a first pair, cold", "importing torch, reading weights", least, "the command", command
 
 
 def recordio_comparisons() -> Iterator[tuple]:

@@ -14,10 +14,11 @@ from facepapers.common.data import markups
 from facepapers.common.data.alignment import AlignmentSet
 from facepapers.common.data.markups import Markup
 from facepapers.common.data.photos import read_photo
+from facepapers.common.evidence.timing import cold_start
 from facepapers.common.faces import drawing as embedded
 from facepapers.common.prediction import drawing
 from facepapers.common.protocols import metrics
-from facepapers.common.training import precision
+from facepapers.common.training import checkpoint, precision
 from facepapers.common.vision import networks
 from facepapers.papers.coarse_to_fine import data, method, predict, released, train
 from facepapers.papers.coarse_to_fine.config import Config, Model, preset
@@ -65,6 +66,7 @@ def comparisons() -> Iterator[tuple]:
     for row in ("cft", "heatmap"):
         cfg = preset("short", row)
         yield from streams(row, released.Landmarks(predictor(cfg, faces.markup, device)[0], cfg, faces.markup), faces)
+    yield from first_photo("heatmap", faces)
 
 
 def streams(row: str, net: released.Landmarks, faces: AlignmentSet) -> Iterator[tuple]:
@@ -94,6 +96,19 @@ def streams(row: str, net: released.Landmarks, faces: AlignmentSet) -> Iterator[
                 drawing.write(photo, [(box.tolist(), drawing.Mark(found))], path.with_suffix(".points.png"))
 
         yield what, "one batch", batch, "one at a time, files read and written", files
+
+
+def first_photo(row: str, faces: AlignmentSet) -> Iterator[tuple]:
+    """CPU seconds of the command on one photo, from its start to its files, beside what no such command can save."""
+    cfg = preset("short", row)
+    with tempfile.TemporaryDirectory() as folder:
+        weights, photo = Path(folder, "model.safetensors"), Path(folder, "face.png")
+        about = dict(points=faces.markup.n_points, crop=cfg.crop, margin=cfg.margin, test_shift=0.0, test_log_size=0.0)
+        checkpoint.save_weights(weights, Model(cfg, faces.markup), row=row, **about)
+        drawing.write(faces.images[0], [], photo)
+        command = "-m", "facepapers.papers.coarse_to_fine.predict", photo, "--whole", "--weights", weights
+        least, command_s = cold_start(command, weights)
+    yield f"{row}: CPU of a first photo, cold", "importing torch, reading weights", least, "the command", command_s
 
 
 def stepper(cfg: Config, markup: Markup, batch: Crops, device: torch.device) -> Callable[[], None]:
