@@ -78,7 +78,7 @@ def cofw_faces(n):
 
 
 def write_pts(path, points, n_points=None):
-    lines = [f"{x:.6f} {y:.6f}" for x, y in points + 1]
+    lines = [" ".join(f"{value:.6f}" for value in point) for point in points + 1]
     Path(path).write_text(f"version: 1\nn_points:  {n_points or len(points)}\n{{\n" + "\n".join(lines) + "\n}\n")
 
 
@@ -322,6 +322,7 @@ def test_pts_errors(tmp_path):
         (lambda: write_pts(path, good[:67]), "67"),
         (lambda: write_pts(path, good[:67], n_points=68), "list has 67"),
         (lambda: write_pts(path, good, n_points=66), "header says 66"),
+        (lambda: write_pts(path, np.pad(good, ((0, 0), (0, 1)))), "3 numbers a line, expected x y"),
         (lambda: write_pts(path, np.where(good == good[3], np.nan, good)), "not a number"),
         (lambda: path.write_text("version: 1\nn_points: 68\n1 2\n"), "braces"),
         (lambda: path.write_text("version: 1\nn_points: 68\n{\n1 2\n"), "braces"),

@@ -238,6 +238,8 @@ def read_pts(path: AnyPath, n_points: int = 68) -> np.ndarray:
         points = np.array([line.split() for line in body.split("\n") if line.strip()], dtype=float)
     except (IndexError, ValueError):
         raise _bad(path, f"not a .pts file (`n_points: {n_points}`, then lines of x y)") from None
+    if points.ndim == 2 and points.shape[1] != 2:  # such as points in space
+        raise _bad(path, f"{points.shape[1]} numbers a line, expected x y")
     if said != n_points or points.shape != (n_points, 2):
         raise _bad(path, f"header says {said} points, list has {len(points)}, expected {n_points}")
     if not np.isfinite(points).all():
