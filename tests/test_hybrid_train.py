@@ -1,10 +1,12 @@
 """The distillation end to end: demo claim, stages, resuming, two processes, small LFW, CIFAR-100, birds and cars."""
 
 import dataclasses
+import multiprocessing
 import os
 import pickle
 import shutil
 import signal
+import types
 
 import numpy as np
 import pytest
@@ -566,3 +568,33 @@ def test_embeddings_of_different_widths_are_projected_or_matched_by_relations(pe
         written = start(tmp_path, row, "--features", "7", steps=3)
         assert np.isfinite(list(written["metrics"].values())).all() and "accuracy_teacher_pct" not in written["metrics"]
     assert method.ORDERS.keys() == {1, 2, 3}
+
+
+def test_two_seeds_are_timed_at_once_and_in_turn(monkeypatch):
+    from facepapers.papers.hybrid_order_distillation import bench
+
+    def worker(pipe, name, threads):
+        while steps := pipe.recv():
+            pipe.send(steps * (2.0 if threads == 1 else 1.5) * (name == "omniglot7"))  # seconds
+
+    monkeypatch.setattr(bench, "seed_worker", worker)
+    fork = multiprocessing.get_context("fork")
+    monkeypatch.setattr(bench.multiprocessing, "get_context", lambda kind: fork)
+    assert bench.two_seeds("omniglot7", 10) == (20.0, 30.0)
+
+
+def test_the_timed_training_is_that_of_the_preset(monkeypatch):
+    from facepapers.papers.hybrid_order_distillation import bench
+
+    trained, sent = [], [0, 3]
+
+    def fit(job, learner, source, training, stage):
+        trained.append((job.cfg.row, stage.steps, stage.resolution, type(learner.net).__name__, len(training)))
+        return real(job, learner, source, training, stage)
+
+    real = bench.train.fit
+    monkeypatch.setattr(bench.train, "fit", fit)
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+    seconds = []
+    bench.seed_worker(types.SimpleNamespace(recv=sent.pop, send=seconds.append), "omniglot7", 1)
+    assert trained == [("direct_123", 3, 7, "ResNet", 256)] and seconds[0] > 0

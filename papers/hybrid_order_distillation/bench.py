@@ -1,18 +1,33 @@
-"""Comparisons of this paper for `make bench`: relations against RKD's form and by definition, student and teacher."""
+"""Comparisons of this paper for `make bench`: relations against RKD's form and by definition, student and teacher.
 
+And two seeds at once, each on a core of its own, as `make settle` runs them, against one after the other.
+"""
+
+import contextlib
+import dataclasses
+import io
 import itertools
+import multiprocessing
+import os
+import statistics
+import tempfile
+import types
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
-from facepapers.common.evidence.timing import peak_mib
+from facepapers.common.evidence.timing import affordable, peak_mib
+from facepapers.common.training import loop, parallel, precision
 from facepapers.common.vision import networks
-from facepapers.papers.hybrid_order_distillation import method
+from facepapers.papers.hybrid_order_distillation import data, method, train
 from facepapers.papers.hybrid_order_distillation.config import preset
 from facepapers.papers.hybrid_order_distillation.degrade import degrade
-from facepapers.papers.hybrid_order_distillation.nets import macs, make_net, parameters
+from facepapers.papers.hybrid_order_distillation.nets import Learner, embedding_width, macs, make_net, parameters
+from facepapers.papers.hybrid_order_distillation.source import Source
 
 BATCH = 32
+SEED_STEPS = {"omniglot7": 20, "short": 4}  # preset -> steps of a seed: a second or two on a core
 
 
 def trained_networks():
@@ -45,6 +60,71 @@ def comparisons():
     pictures = torch.randint(0, 256, (BATCH, 3, 112, 112), dtype=torch.uint8)
     batched, one = lambda: degrade(pictures, 16), lambda: by_pillow(pictures)
     yield f"112 to 16 to 112 px, {BATCH} faces", "batched", batched, "Pillow, one by one", one
+    if device.type == "cpu" and (os.cpu_count() or 1) > 1:
+        for name, steps in SEED_STEPS.items():
+            what = f"{steps} steps of each of two seeds, student of preset {name}"
+            at_once, in_turn = two_seeds(name, steps)
+            yield what, "two processes, a thread each", at_once, "in turn, two threads", in_turn
+
+
+def two_seeds(name, steps, rounds=5):
+    """Seconds of `steps` training steps of each of two seeds: (both at once, a thread each; in turn on two threads).
+
+    Medians of rounds in turn, in processes that live as long. Trainings as `train` has them, on drawn numbers in place
+    of pictures and of the teacher's embeddings.
+    """
+    spawn, made = multiprocessing.get_context("spawn"), []
+    for threads in (1, 1, 2):
+        ours, theirs = spawn.Pipe()
+        process = spawn.Process(target=seed_worker, args=(theirs, name, threads), daemon=True)
+        process.start()
+        theirs.close()
+        made.append((process, ours))
+    pipes = [pipe for _, pipe in made]
+    at_once = lambda steps: max(seconds_of(pipes[:2], steps))
+    in_turn = lambda steps: sum(seconds_of(pipes[2:], steps)[0] for _ in range(2))
+    try:
+        at_once(2), in_turn(2)  # also waits until all three are ready
+        first = at_once(steps) + in_turn(steps)
+        pairs = [(at_once(steps), in_turn(steps)) for _ in range(affordable(rounds, first))]
+    finally:
+        for process, pipe in made:
+            with contextlib.suppress(OSError):  # it has ended by an error, which it has said
+                pipe.send(0)
+            process.join()
+    return tuple(map(statistics.median, zip(*pairs, strict=True)))
+
+
+def seconds_of(pipes, steps):
+    """Seconds that each of these workers needs for so many steps, all begun at once."""
+    for pipe in pipes:
+        pipe.send(steps)
+    return [pipe.recv() for pipe in pipes]
+
+
+def seed_worker(pipe, name, threads):
+    """Train the student of a preset for as many steps as `pipe` says, and tell the seconds, until it says 0."""
+    torch.set_num_threads(threads)
+    parallel.keep_freed_memory()
+    cfg = dataclasses.replace(preset(name, "direct_123"), views=2)
+    cfg = dataclasses.replace(cfg, precision=precision.choose(cfg.precision, torch.device("cpu")))
+    pictures = torch.randint(0, 256, (2 * cfg.batch, 3, cfg.teacher_px, cfg.teacher_px), dtype=torch.uint8)
+    training = data.Training(pictures, torch.arange(len(pictures)) // 4, len(pictures) // 4, "")
+    teacher = Learner(make_net(cfg.teacher_net, cfg.teacher_features, cfg.teacher_px))
+    source = Source(teacher, cfg.teacher_px, torch.device("cpu"))
+    source.targets = torch.randn(cfg.views, len(pictures), embedding_width(teacher.net))
+    learner = train.new_learner(cfg, source, training, teacher.net, 0)
+    quiet = contextlib.redirect_stderr(io.StringIO())  # of signs of life
+    with tempfile.TemporaryDirectory() as folder, contextlib.suppress(EOFError), quiet:
+        while steps := pipe.recv():
+            job = types.SimpleNamespace(cfg=cfg, device=torch.device("cpu"), share=slice(None), steps=plain_steps)
+            stage = train.Stage("", Path(folder), steps, cfg.resolution, cfg.input_px)
+            pipe.send(train.fit(job, learner, source, training, stage).seconds)
+
+
+def plain_steps(parts, total, batch, unit, *, folder, label):
+    """The loop of a training that keeps no record."""
+    return loop.Steps(folder, parts, total, batch, unit)
 
 
 def order_3(n, width, name, other, device):
