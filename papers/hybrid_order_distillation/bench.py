@@ -115,11 +115,12 @@ def seed_worker(pipe, name, threads):
     source.targets = torch.randn(cfg.views, len(pictures), embedding_width(teacher.net))
     learner = train.new_learner(cfg, source, training, teacher.net, 0)
     quiet = contextlib.redirect_stderr(io.StringIO())  # of signs of life
-    with tempfile.TemporaryDirectory() as folder, contextlib.suppress(EOFError), quiet:
+    job = types.SimpleNamespace(cfg=cfg, device=torch.device("cpu"), share=slice(None), steps=plain_steps)
+    with contextlib.suppress(EOFError), quiet:
         while steps := pipe.recv():
-            job = types.SimpleNamespace(cfg=cfg, device=torch.device("cpu"), share=slice(None), steps=plain_steps)
-            stage = train.Stage("", Path(folder), steps, cfg.resolution, cfg.input_px)
-            pipe.send(train.fit(job, learner, source, training, stage).seconds)
+            with tempfile.TemporaryDirectory() as folder:  # on a slow machine of a checkpoint, which nobody continues
+                stage = train.Stage("", Path(folder), steps, cfg.resolution, cfg.input_px)
+                pipe.send(train.fit(job, learner, source, training, stage).seconds)
 
 
 def plain_steps(parts, total, batch, unit, *, folder, label):
