@@ -196,12 +196,12 @@ def roc(axes, seeds, **style):
     axes.step(100 * accepted, 100 * np.mean(curves, axis=0), where="post", **{"lw": 1.3} | style)
 
 
-def finish_roc(axes):
+def finish_roc(axes, same="same-person"):
     """Labels of a panel of ROC curves, and an upright axis that begins where the lowest curve does."""
     lowest = min(curve.get_ydata().min() for curve in axes.lines)
     step = 1 if lowest > 90 else 10
     axes.set(xscale="log", ylim=(np.floor(lowest / step) * step, 100 + step / 10))
-    axes.set(xlabel="different pairs accepted (%)", ylabel="same-person pairs accepted (%)")
+    axes.set(xlabel="different pairs accepted (%)", ylabel=f"{same} pairs accepted (%)")
     heading(axes, "ROC curves from the first false accept on")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter("{x:g}")

@@ -123,7 +123,8 @@ def overview(records, evidence, path):
     predictions = {row: [evidence.predictions(r) for r in found] for row, found in rows.items()}
     for row, seeds in predictions.items():
         figures.roc(axes["roc"], seeds, color=COLOURS[row])
-    figures.finish_roc(axes["roc"])
+    drawn = records[0]["data"]["protocol"] == "retrieval"
+    figures.finish_roc(axes["roc"], "same-character" if drawn else "same-person")
     histograms(axes["angles"], predictions)
     if trained:
         metric, name = headline(records[0])
@@ -131,7 +132,7 @@ def overview(records, evidence, path):
         looks = {row: (named[row], COLOURS[row], "o", "-") for row in rows}
         figures.dots(axes["key"], intervals, looks, name)
         for row in trained:
-            learning(axes["training"], row, rows[row])
+            learning(axes["training"], row, rows[row], "drawing" if drawn else "face")
     figures.save(figure, path)
 
 
@@ -182,17 +183,17 @@ def histograms(axes, predictions):
     figures.heading(axes, "Angles of same (filled) and different pairs (line)")
 
 
-def learning(axes, row, records):
-    """Mean angle between a training face and its own centre, one thin line per network."""
+def learning(axes, row, records, what="face"):
+    """Mean angle between a training face (or `what` trains) and its own centre, one thin line per network."""
     for record in records:
         history = runs.read_history(record["folder"])
         if "theta_deg" not in history or not history["theta_deg"].abs().max() > 0:
             continue  # the triplet loss has no centres
         for _, part in history.groupby("task", dropna=False):
-            faces = part["step"] * record["config"]["batch"] / 1000
-            axes.plot(faces, part["theta_deg"], color=COLOURS[row], lw=0.9)
-    axes.set(xlabel="training faces (thousands)", ylabel="angle to the own centre (degrees)", ylim=(0, 100))
-    figures.heading(axes, "Training faces approach their own centre")
+            seen = part["step"] * record["config"]["batch"] / 1000
+            axes.plot(seen, part["theta_deg"], color=COLOURS[row], lw=0.9)
+    axes.set(xlabel=f"training {what}s (thousands)", ylabel="angle to the own centre (degrees)", ylim=(0, 100))
+    figures.heading(axes, f"Training {what}s approach their own centre")
 
 
 def noise(levels, evidence, path):
