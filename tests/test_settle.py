@@ -13,6 +13,7 @@ import pytest
 
 from facepapers.common import cli, storage
 from facepapers.common.tools import graph, settle, sweep
+from facepapers.common.training import precision
 from tests.conftest import REPOSITORY, one_line_error
 from tests.test_report import PAPER, put, root  # noqa: F401 - a fixture
 
@@ -21,7 +22,8 @@ CLAIM = "lfpw-coarse-to-fine"
 
 @pytest.fixture
 def state(root, monkeypatch):  # noqa: F811
-    """A State over a temporary repository of one paper, all of whose data are here."""
+    """A State over a temporary repository of one paper, all of whose data are here, as are the records' processors."""
+    monkeypatch.setattr(precision, "native", lambda device: True)  # wherever this runs
     monkeypatch.setattr(settle, "here", lambda data: data in ("lfpw", "embedded"))
     monkeypatch.setattr(settle.paths, "RECORDED", root / "results")
     return settle.State([PAPER], root / "results")
@@ -108,6 +110,14 @@ def test_how_many_seeds_would_settle_a_claim(root, state, gains, seeds):  # noqa
         names = [f"lfpw-short-{row}-s{first + k}" for k in range(seeds) for row in ("cft", "direct")]
         assert [j.name for j in found.runs] == names
         assert found.seconds == pytest.approx(24 * seeds)  # 12 s a run, as recorded
+
+
+def test_runs_of_a_processor_with_bf16_take_longer_without(root, state, monkeypatch):  # noqa: F811
+    seeds_of(root, (0.6, 0.5))
+    with_it = opened(state).seconds
+    monkeypatch.setattr(precision, "native", lambda device: False)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert opened(state).seconds == pytest.approx(settle.BF16_GAIN * with_it)
 
 
 def test_runs_that_are_there_are_not_counted_again(root, state):  # noqa: F811
