@@ -580,7 +580,9 @@ def test_two_seeds_are_timed_at_once_and_in_turn(monkeypatch):
     monkeypatch.setattr(bench, "seed_worker", worker)
     fork = multiprocessing.get_context("fork")
     monkeypatch.setattr(bench.multiprocessing, "get_context", lambda kind: fork)
+    monkeypatch.setitem(bench.LIMITS, "comparison_s", 5.0)
     assert bench.two_seeds("omniglot7", 10) == (20.0, 30.0)
+    assert bench.two_seeds("omniglot7", 11) is None, "55 s a round"
 
 
 def test_the_timed_training_is_that_of_the_preset(monkeypatch):
