@@ -202,6 +202,9 @@ def test_what_is_not_released_tells_the_command_and_what_is(tmp_path, monkeypatc
     command = "`make reproduce-new-paper PRESET=short ROWS='a b'`"
     for run, seconds in (("a", 600), ("b", 1200)):
         assert released.training("new_paper", "one") == command, "no time without all the records"
+        with monkeypatch.context() as patch:
+            patch.setattr(paths, "INSTALLED", True)
+            assert released.training("new_paper", "one") == f"{command} in a clone of the repository"
         (folder := tmp_path / "results/new_paper" / run).mkdir(parents=True)
         (folder / "run.json").write_text(json.dumps({"seconds": seconds}))
     said = (f"{command} (30 minutes when recorded)", "--weights FILE")

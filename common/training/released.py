@@ -70,7 +70,8 @@ def training(paper: str, name: str) -> str:
     records = [paths.RECORDED / paper / run / "run.json" for run in table.get("runs", [])]
     known = bool(records) and all(record.is_file() for record in records)  # an installed package has none
     took = sum(storage.read_json(record)["seconds"] for record in records) if known else 0
-    return f"`{command}`" + (f" ({duration(took)} when recorded)" if known else "")
+    where = " in a clone of the repository" if paths.INSTALLED else ""
+    return f"`{command}`{where}" + (f" ({duration(took)} when recorded)" if known else "")
 
 
 def settings(path: Path | str) -> dict[str, Any]:
