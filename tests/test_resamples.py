@@ -167,6 +167,13 @@ def test_thresholds_held_give_the_accuracy_itself():
         assert metric.held(predictions).mean() == pytest.approx(metric.value(predictions), rel=1e-12)
 
 
+def test_of_how_many_pairs_a_share_is():
+    of_arcface, predictions = claims.metrics_of("arcface"), made_up("arcface")
+    same = predictions["same"].sum()
+    assert [of_arcface[f"{name}_pct"].share_of(predictions) for name in ("accuracy", "tar_far1pct")] == [30, same]
+    assert same < 30 and of_arcface["auc_pct"].share_of is None
+
+
 @pytest.mark.parametrize("block", [1, 1000, 2**22])
 def test_the_draws_do_not_depend_on_the_size_of_a_block(monkeypatch, block):
     monkeypatch.setattr(statistics, "BLOCK", block)

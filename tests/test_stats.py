@@ -7,7 +7,7 @@ import pytest
 from scipy import stats as reference
 
 from facepapers.common.evidence import statistics
-from facepapers.common.protocols.metrics import Metric
+from facepapers.common.protocols.metrics import Metric, sums
 
 ERROR = Metric("error", "error", True, lambda p: p["error"], needs=("error",))
 SCORE = Metric("score", "score", False, lambda p: p["error"], needs=("error",))
@@ -74,6 +74,60 @@ def test_a_statistic_that_is_no_mean_is_resampled():
     expected = 1.645 * 1.2533 * 2 / math.sqrt(400)  # the median's standard error under a normal distribution
     assert interval.half == pytest.approx(expected, rel=0.35)
     assert statistics.level(MEDIAN, [run(*values)]) == interval  # the same draws each time
+
+
+HITS = Metric(
+    "hits", "hits (%)", False, needs=("hit",), share_of=lambda p: len(p["hit"]),
+    statistic=lambda p: 100 * p["hit"].mean(), resampled=lambda p, counts: 100 * sums(p["hit"], counts) / counts.sum(0),
+)  # fmt: skip
+
+
+def hits(right, n=200):
+    return {"hit": np.arange(n) < right}
+
+
+def log_odds(right, n=200):
+    return np.log((right + 0.5) / (n - right + 0.5))
+
+
+def test_a_share_has_its_interval_on_its_log_odds():
+    """The slow way; the ends' log odds lie as far from the value's on both sides."""
+    found, rng = statistics.level(HITS, [hits(196)]), np.random.default_rng(0)
+    drawn = [(rng.integers(0, 200, 200) < 196).sum() for _ in range(400)]
+    half = reference.norm.ppf(0.95) * np.std([log_odds(k) for k in drawn], ddof=1)
+    ends = log_odds(2 * np.array([found.low, found.high])) - log_odds(196)
+    assert ends == pytest.approx([-half, half]) and found.mean == 98
+    assert found.mean - found.low > 1.5 * (found.high - found.mean)
+    assert (found.n_seeds, found.n_samples) == (1, 200)
+
+
+def test_a_share_over_runs():
+    """Student's t over the runs' log odds, the samples' part counted once."""
+    runs = [hits(k) for k in (190, 194, 198)]
+    found = statistics.level(HITS, runs)
+    rng, rows = np.random.default_rng(0), []
+    for _ in range(400):
+        drawn = rng.integers(0, 200, 200)
+        rows.append([log_odds((drawn < k).sum()) for k in (190, 194, 198)])
+    covariance = np.cov(np.transpose(rows))
+    shared = (covariance.sum() - np.trace(covariance)) / 6
+    spread = np.std([log_odds(k) for k in (190, 194, 198)], ddof=1)
+    half = statistics._half(spread, shared, 3, 0.9)
+    ends = log_odds(2 * np.array([found.low, found.high])) - log_odds(194)
+    assert ends == pytest.approx([-half, half]) and found.mean == pytest.approx(97)
+
+
+@pytest.mark.parametrize(("right", "mean"), [(0, 0), (200, 100)])
+def test_a_share_without_errors_or_without_hits(right, mean):
+    found = statistics.level(HITS, [hits(right)])
+    assert (found.mean, found.low, found.high) == pytest.approx((mean, mean, mean))
+    beside = statistics.level(HITS, [hits(right), hits(abs(right - 1)), hits(right)])
+    assert 0 <= beside.low < beside.mean < beside.high <= 100
+
+
+def test_gains_of_a_share_stay_on_its_own_scale():
+    gain = statistics.contrast(HITS, [hits(199)], [hits(180)])
+    assert gain.mean == pytest.approx(9.5) and gain.mean - gain.low == pytest.approx(gain.high - gain.mean)
 
 
 def test_errors_and_rates_have_no_interval_below_zero_but_gains_do():

@@ -101,6 +101,24 @@ def test_tar_is_zero_when_the_far_cannot_be_reached():
     assert verification.tar_at_far(distance, same, far=0.1) == (0.0, 0.0, 0.0)
 
 
+def test_tar_of_resamples_is_that_of_each():
+    """Few pairs with distances in common, resamples without the last folds, rates passed, met and not reached."""
+    rng = np.random.default_rng(0)
+    distance, same = verification.FAR_THRESHOLDS[100 * rng.integers(0, 40, 60)], rng.random(60) < 0.6
+    distance[~same & (np.arange(60) % 3 == 0)] = 3.9999  # beyond the grid
+    fold = np.arange(60) % 10
+    counts = np.stack([np.bincount(rng.integers(0, 60, 60), minlength=60) for _ in range(80)], 1)
+    counts[fold > 7, :20] = 0
+    for far in (1e-3, 0.05, 0.2, 0.5, 0.7, 0.9):
+        found = verification.tar_resampled(distance, same, fold, counts, far)
+        drawn = [np.repeat(np.arange(60), c) for c in counts.T]
+        each = [verification.tar_at_far(distance[i], same[i], fold[i], far, both=False).tar for i in drawn]
+        np.testing.assert_allclose(found, each, rtol=1e-12)
+    assert 0 in found and 0 < found.max() < 1
+    everything = verification.tar_resampled(distance, np.ones(60, bool), fold, counts)
+    np.testing.assert_array_equal(everything, 0)  # no other pair: no rate is reached
+
+
 def test_hand_made_case():
     """Ten folds of one same and one different pair: any threshold in (0.5, 1.5] is right, the first wins."""
     distance, same = np.tile([0.5, 1.5], 10), np.tile([True, False], 10)

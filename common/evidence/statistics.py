@@ -1,9 +1,9 @@
 """Intervals and verdicts. A status is computed here and typed nowhere.
 
 Two things vary: the trained model (seeds) and the faces that happen to be in the test set. An interval covers both
-(see `_half`). With one seed only the second is known, so fewer than SEEDS seeds get no verdict: their status says
-how many there are and on which side they fell. `python -m facepapers.common.tools.coverage` measures how often
-intervals hold the truth (results/coverage.csv).
+(see `_half`, and `_level_of_share` for shares of pairs). With one seed only the second is known, so fewer than SEEDS
+seeds get no verdict: their status says how many there are and on which side they fell.
+`python -m facepapers.common.tools.coverage` measures how often intervals hold the truth (results/coverage.csv).
 """
 
 import functools
@@ -76,6 +76,8 @@ def level(metric, runs, confidence=LEVEL_CONFIDENCE, bootstrap=None):
 
     A Bootstrap that several intervals share spares them the resamples of runs that they have in common.
     """
+    if metric.share_of is not None:
+        return _level_of_share(metric, runs, confidence, bootstrap or Bootstrap())
     values, covariance = parts(metric, runs, (), bootstrap)
     found = _interval(values, covariance, _count(metric, runs[0]), confidence)
     if values.min() < 0:  # a difference
@@ -105,7 +107,10 @@ def parts(metric, runs_a, runs_b=(), bootstrap=None):
 
 
 def forecast(mean, spread, covariance, n, confidence):
-    """The Interval that n runs would give if mean, spread between seeds and sampling covariance stayed as they are."""
+    """The Interval that n runs would give if mean, spread between seeds and sampling covariance stayed as they are.
+
+    It lies evenly around the mean, that of a share too.
+    """
     half = _half(spread, covariance, n, confidence)
     return Interval(mean, mean - half, mean + half, n, 0)
 
@@ -165,6 +170,38 @@ def _interval(values, covariance, n_samples, confidence):
     return Interval(mean, mean - half, mean + half, n, n_samples)
 
 
+def _level_of_share(metric, runs, confidence, bootstrap):
+    """`level` of a share in percent, formed on its log odds.
+
+    Near 100 % an interval around the share itself was seen to be too short: a list that happens to hold few errors also
+    varies little from one resample to the next, and where a few pairs set a threshold the share is drawn out downwards.
+    Log odds vary by much the same wherever they lie.
+    """
+    odds, share = _log_odds(metric.share_of(runs[0]))
+    values = np.array([metric.value(run) for run in runs])
+    covariance = _sampling_covariance(metric, runs, (), bootstrap, odds)
+    found = _interval(odds(values), covariance, _count(metric, runs[0]), confidence)
+    mean = float(values.mean())
+    low, high = (float(share(odds(mean) + side)) for side in (-found.half, found.half))
+    return replace(found, mean=mean, low=low, high=high)
+
+
+def _log_odds(n):
+    """(log odds of a share of n samples in percent, its inverse); half a sample is added to either side.
+
+    So 0 and 100 % stay finite (Haldane and Anscombe's correction). The inverse ends there.
+    """
+
+    def odds(share_pct):
+        hits = np.asarray(share_pct) * n / 100
+        return np.log((hits + 0.5) / (n - hits + 0.5))
+
+    def share_pct(odds):
+        return np.clip(100 * ((n + 1) / (1 + np.exp(-odds)) - 0.5) / n, 0, 100)
+
+    return odds, share_pct
+
+
 def _half(spread, covariance, n, confidence):
     """Half-width of an interval around the mean of n runs, by Student's t.
 
@@ -182,12 +219,12 @@ def _half(spread, covariance, n, confidence):
     return float(stdtrit(degrees, 0.5 + confidence / 2) * np.sqrt(variance))
 
 
-def _sampling_covariance(metric, runs_a, runs_b, bootstrap):
+def _sampling_covariance(metric, runs_a, runs_b, bootstrap, scale_of=lambda values: values):
     """Covariance, over test samples, of two runs' values (or paired differences, if runs_b); of one run its variance.
 
-    The mean over all pairs of runs; chance can make it negative.
+    The mean over all pairs of runs; chance can make it negative. `scale_of`: what resampled values are turned into.
     """
-    of = metric.per_sample or (lambda run: bootstrap.values(metric, run))
+    of = metric.per_sample or (lambda run: scale_of(bootstrap.values(metric, run)))
     rows = np.array([of(run) for run in runs_a], np.float64)
     if runs_b:
         rows -= np.array([of(run) for run in runs_b], np.float64)

@@ -21,6 +21,7 @@ class Metric:
     `statistic`, `resampled(predictions, counts)` may give the values (R,) of R resamples at once, in which sample i
     stands counts[i, r] times, (N, R): the numbers that `statistic` gives on each of them, sooner. `held(predictions)`,
     (N,), is for a statistic that learns thresholds from the samples: its mean is the value with those thresholds held.
+    `share_of(predictions)` is for a statistic in percent that is a share: of how many samples.
     `among(predictions)`, (N,) places or None, is for a metric of some samples of one known list: these alone count, and
     None says that the predictions are of another list.
     `lower_is_better` belongs to the metric, not to the claim.
@@ -35,6 +36,7 @@ class Metric:
     ratio: Callable[[dict], tuple[np.ndarray, np.ndarray]] | None = None
     resampled: Callable[[dict, np.ndarray], np.ndarray] | None = None
     held: Callable[[dict], np.ndarray] | None = None
+    share_of: Callable[[dict], int] | None = None
     among: Callable[[Mapping[str, np.ndarray]], np.ndarray | None] | None = None
 
     def available(self, predictions: Mapping[str, np.ndarray]) -> bool:

@@ -142,6 +142,7 @@ def accuracy_metric(
         name, label, False, needs=keys, among=among,
         statistic=lambda p: 100 * verify(*arrays(p), both=False).correct.mean(),
         held=lambda p: 100 * verify(*arrays(p), both=False).correct,
+        share_of=lambda p: len(arrays(p)[0]),
         resampled=lambda p, counts: 100 * accuracy_resampled(*arrays(p), counts),
     )  # fmt: skip
 
@@ -191,6 +192,54 @@ def tar_at_far(
     tar = np.bincount(fold, accepted & same) / np.maximum(1, n_same)
     test_far = np.bincount(fold, accepted & ~same) / np.maximum(1, n_other)
     return TarAtFar(float(tar.mean()), float(tar.std()), float(test_far.mean()))
+
+
+def tar_resampled(
+    distance: np.ndarray, same: np.ndarray, fold: np.ndarray, counts: np.ndarray, far: float = 1e-3
+) -> np.ndarray:
+    """`tar_at_far`'s true-accept rate (R,) in R resamples, each with thresholds learned anew.
+
+    counts (P, R): how often each pair stands in a resample. A fold may be empty there. Where fewer than about three
+    false accepts are allowed, resamples vary less than lists do (most hold the list's own nearest pair of different
+    people): then no interval should rest on them.
+    """
+    distance, same, fold = _checked(distance, same, fold, both=False)
+    rank = np.searchsorted(FAR_THRESHOLDS, distance, side="right")  # accepted by thresholds[t] iff t >= rank
+    steps = np.unique(rank[~same & (rank < len(FAR_THRESHOLDS))])  # between them no curve rises
+    falsely, of_fold, rates, draw = [], [], [], np.arange(counts.shape[1])
+    for number in range(fold.max() + 1):
+        own = np.flatnonzero(~same & (fold == number))
+        own = own[np.argsort(rank[own], kind="stable")]
+        accepted = running_sums(counts[own])
+        falsely.append(accepted[np.searchsorted(rank[own], steps, side="right")])  # (steps, R)
+        of_fold.append(accepted[-1])
+    everywhere, of_all = sum(falsely), sum(of_fold)
+    for number in range(fold.max() + 1):
+        with np.errstate(invalid="ignore"):  # where there is no pair nothing is reached
+            threshold = _reached(far, (everywhere - falsely[number]) / (of_all - of_fold[number]), steps)
+        own = np.flatnonzero(same & (fold == number))
+        own = own[np.argsort(distance[own])]
+        accepted = running_sums(counts[own])
+        rates.append(accepted[np.searchsorted(distance[own], threshold), draw] / np.maximum(1, accepted[-1]))
+    present = [counts[fold == number].any(0) for number in range(fold.max() + 1)]
+    folds = (np.arange(1, len(present) + 1)[:, None] * present).max(0)  # up to the last that has a pair
+    return np.sum(rates, 0) / folds
+
+
+def _reached(far: float, curve: np.ndarray, steps: np.ndarray) -> np.ndarray:
+    """Thresholds (R,) where curves (S, R), which rise at `steps` (S,) of the grid alone, are `far`; else 0."""
+    if not len(steps):
+        return np.zeros(curve.shape[1])
+    draw, beyond = np.arange(curve.shape[1]), (curve <= far).sum(0)  # the first step that is higher
+    step = np.minimum(beyond, len(steps) - 1)
+    low = np.where(step > 0, curve[step - 1, draw], 0.0)
+    grid = FAR_THRESHOLDS[steps[step]]
+    before = FAR_THRESHOLDS[np.maximum(steps[step] - 1, 0)]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        between = (grid - before) / (curve[step, draw] - low) * (far - low) + before
+    between = np.where(far == low, before, between)
+    between = np.where(beyond == len(steps), FAR_THRESHOLDS[-1], between)
+    return np.where(curve[-1] >= far, between, 0.0)
 
 
 def roc(distance: np.ndarray, same: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -19,7 +19,12 @@ def pair_keys(name: str) -> tuple[str, ...]:
 
 
 def _tar(keys, far):
-    return lambda p: 100 * verification.tar_at_far(*(p[key] for key in keys), far=far, both=False).tar
+    arrays = lambda p: tuple(p[key] for key in keys)
+    return {
+        "statistic": lambda p: 100 * verification.tar_at_far(*arrays(p), far=far, both=False).tar,
+        "resampled": lambda p, counts: 100 * verification.tar_resampled(*arrays(p), counts, far),
+        "share_of": lambda p: int(p[keys[1]].astype(bool).sum()),
+    }
 
 
 def _apart(p):
@@ -71,13 +76,8 @@ def _verification_metrics():
         yield accuracy_metric(f"accuracy{end}_pct", f"verification accuracy, ten folds{label} (%)", keys)
     keys = pair_keys("")
     for far, end, label in ((1e-2, "1pct", "1 %"), (1e-3, "01pct", "0.1 %")):
-        yield Metric(
-            f"tar_far{end}_pct",
-            f"true accepts at {label} false accepts (%)",
-            False,
-            statistic=_tar(keys, far),
-            needs=keys,
-        )
+        yield Metric(f"tar_far{end}_pct", f"true accepts at {label} false accepts (%)", False,
+                     needs=keys, **_tar(keys, far))  # fmt: skip
     by_distance, by_bayes = (lambda p, key=key: (-p[key], p["same"]) for key in ("distance", "distance_bayes"))
     yield area_metric("auc_pct", "area under the ROC curve (%)", by_distance, keys)
     bayes = ("distance_bayes", "same", "fold")
