@@ -67,7 +67,8 @@ def digest(value: Any) -> str:
         if hasattr(part, "detach"):
             part = part.detach().float().numpy()
         if isinstance(part, np.ndarray):
-            found.update(f"{part.dtype}{part.shape}".encode() + np.ascontiguousarray(part).tobytes())
+            plain = part.astype(str) if part.dtype == object else part  # whose bytes are addresses
+            found.update(f"{part.dtype}{part.shape}".encode() + np.ascontiguousarray(plain).tobytes())
         elif isinstance(part, Mapping):
             for key in sorted(part, key=str):
                 add(key)

@@ -42,8 +42,7 @@ class Config:
 
     preset: str = "paper"  # a name of PRESETS: the settings that stand for it
     data: str = "casia"  # casia | ms1mv2 (RecordIO or image folders), lfw, omniglot, embedded
-    # what is tested: verification sets, LFW's view1, view2 or pairs, Omniglot's retrieval; tune stays in what trains
-    protocol: str = "bins"
+    protocol: str = "bins"  # tested: bins, LFW's view1, view2, pairs, Omniglot's retrieval; tune stays in what trains
     row: str = "arcface"  # the loss; see ROWS
     seed: int = 0  # of the weights, the order of faces and their augmentation
     weights: str = ""  # sha256 of weights that are tested without training (row "given")
