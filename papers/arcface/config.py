@@ -149,10 +149,10 @@ PLAN = {
     "pairs": Plan(("lfw",), ("given",), (0,), "about 5 minutes on two CPU cores"),
     "paper": Plan(("casia", "ms1mv2"), ("arcface",), (0,), "16 million faces a run: sized for a GPU", needs_gpu=True),
     **{f"noise{p}": Plan(("lfw",), NOISY, (0,), reference_s=4 * LFW_SECONDS) for p in NOISE_PCT},
-    "omniglot": Plan(("omniglot",), COMPARED, (0,), "a minute a row on a CPU core"),
+    "omniglot": Plan(("omniglot",), COMPARED, (0,), "two minutes a row on a CPU core"),
     **{
         f"omniglot_noise{p}": Plan(
-            ("omniglot",), ("arcface", "cleaned"), (0,), "one to three minutes a row on a CPU core"
+            ("omniglot",), ("arcface", "cleaned"), (0,), "two to four minutes a row on a CPU core"
         )
         for p in NOISE_PCT
     },
