@@ -100,6 +100,9 @@ def test_an_unknown_name_and_a_paper_without_models_are_one_line(one_model):
     with pytest.raises(UserError) as error:
         export.chosen(["resup"])
     one_line_error(error, "resup", "nothing is released yet")
+    with pytest.raises(UserError) as error:
+        export.chosen(["embedding", "landmarks68_cft"])
+    one_line_error(error, "landmarks68_cft", "nothing is released yet")
     assert export.chosen(["embedding"]) == export.chosen(["arcface"]) == export.chosen([]) == [("arcface", "embedding")]
 
 

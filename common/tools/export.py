@@ -53,15 +53,16 @@ def main(argv: Sequence[str]) -> None:
 
 
 def chosen(names: Sequence[str]) -> list[tuple[str, str]]:
-    """[(paper, name)] of released models: those named, those of a named paper, or all. UserError where none fits."""
+    """[(paper, name)] of released models: the named, those of named papers, or all. UserError where one is absent."""
     known = {(folder.parent.parent.name, folder.name) for folder in released.folders()}
     wanted = {name.replace("-", "_") for name in names}
     every = {name for paper in claims.papers() for name in (paper, *weights.names(paper))}
     if unknown := sorted(wanted - every):
         raise UserError(f"{unknown[0]}: no model and no paper; known are {', '.join(sorted(every))}")
     found = sorted((paper, name) for paper, name in known if not wanted or wanted & {paper, name})
-    if not found:
-        raise UserError(f"{', '.join(names) or paths.ROOT}: nothing is released yet; see `make weights`")
+    absent = sorted(wanted.difference(*found))
+    if absent or not found:
+        raise UserError(f"{', '.join(absent) or paths.ROOT}: nothing is released yet; see `make weights`")
     return found
 
 
