@@ -306,6 +306,8 @@ def test_a_run_is_released_listed_and_verified(tiny, root, run_folder, monkeypat
     assert (folder / released.FILE).stat().st_size < 0.5 * (run_folder / "model.safetensors").stat().st_size
     card = (folder / "README.md").read_text()
     assert f"{facts['metrics']['nme_interpupil_pct']:.2f} [" in card and record["source"]["commit"] in card
+    record["source"]["dirty"] = True
+    assert f"{record['source']['commit']}` with uncommitted changes" in model_cards.origin(facts, record)
     about = pytest.importorskip("yaml").safe_load(card.split("---")[1])
     (result,) = about["model-index"][0]["results"]
     assert about["license_name"] == "research-only" and result["dataset"]["type"] == "embedded"

@@ -170,10 +170,11 @@ def cell(value: str, found: dict) -> str:
 def origin(facts: dict, record: dict) -> str:
     """Markdown: which run the file was made from."""
     config, stored = record["config"], "float16" if facts["bits"] == 16 else "int8, one scale an output channel"
+    changed = " with uncommitted changes" if record["source"]["dirty"] else ""
     return (
         "## Where it is from\n\n"
         f"Run `{record['run']}` of `{facts['paper']}`: row `{config['row']}`, preset `{config['preset']}`, seed "
-        f"{config['seed']}, source commit `{record['source']['commit']}`; its weights have sha256 "
+        f"{config['seed']}, source commit `{record['source']['commit']}`{changed}; its weights have sha256 "
         f"`{facts['weights_sha256']}`. This file holds what prediction reads of them, matrices in {stored}: sha256 "
         f"`{facts['sha256']}`, {facts['bytes'] / 2**20:.1f} MiB. `make verify` recomputes its numbers, `make weights` "
         "checks its hash and this card.\n"
