@@ -197,6 +197,24 @@ def test_every_photo_has_a_base_of_its_own(tmp_path):
     assert len(photos) == 2 and "no picture in this folder" in str(errors[0])
 
 
+def test_pictures_of_photos_that_are_given_too_are_left_out(tmp_path):
+    """`*.png` in a second run names them; the first photo's would be written over before it is read."""
+    given = touch(tmp_path, "a.jpg", "a.points.png", "b.png", "b.png.verify.png", "c.points.png")
+    found = [photo.path.name for photo in files.listed(given)[0]]
+    assert found == ["a.jpg", "b.png", "c.points.png"]
+    assert [photo.path for photo in files.listed(given[1:2])[0]] == given[1:2]
+    long = tmp_path / f"{'x' * 300}.jpg"
+    assert files.listed([long])[0][0].path == long
+
+
+def test_a_table_takes_names_of_any_bytes(tmp_path):
+    """Names of files need not be UTF-8."""
+    name = b"b\xe4d.jpg".decode(errors="surrogateescape")
+    for ending in (".csv", ".jsonl"):
+        files.Table(tmp_path / f"t{ending}", ["photo", "p"]).add([{"photo": name, "p": 1}])
+        assert files.Table(tmp_path / f"t{ending}", ["photo", "p"], more=True).done == {name}
+
+
 def test_a_table_is_continued_after_a_half_written_line(tmp_path):
     for ending, half in ((".csv", '"b.jpg",0.'), (".jsonl", '{"photo": "b.jpg", "p')):
         path = tmp_path / f"t{ending}"

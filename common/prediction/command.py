@@ -147,7 +147,7 @@ def one(task: Task, options: Options, find: Finder, table: files.Table | None, p
     else:
         storage.write_json(target("json"), {"photo": str(photo.path), **task.about, "faces": answers})
     for answer in answers:
-        print(f"{photo.path}: face {answer['face']} of {len(answers)}: {task.line(answer)}")
+        print(f"{photo.path}: face {answer['face']} of {len(answers)}: {task.line(answer)}", flush=True)
 
 
 def places(faces: Faces) -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ from facepapers.common.cli import UserError
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
 OURS = re.compile(r"\.(points|attributes|expression|verify)\.png$")  # pictures that these commands wrote
 POLL_S = 0.5  # how often a watched folder is looked at
+TEXT: Any = {"newline": "", "encoding": "utf-8", "errors": "surrogateescape"}  # names of photos may be any bytes
 
 
 @dataclass(frozen=True)
@@ -29,17 +30,22 @@ def listed(given: Sequence[Path], out: Path | None = None) -> tuple[list[Photo],
     """(photos, errors): the files given and those in the folders given, each once, with a base of its own.
 
     A base is the photo's name without suffix, in the photo's folder or in `out`. Where two of these are equal, names
-    keep their suffix; where that is not enough, `out` repeats the photos' folders. A folder without a picture is an
-    error, which does not keep the others from being done.
+    keep their suffix; where that is not enough, `out` repeats the photos' folders. Pictures that these commands drew of
+    another one are left out, also when `*.png` named them. A folder without a picture is an error, which does not keep
+    the others from being done.
     """
     paths: dict[str, Path] = {}
     errors = []
     for one in given:
-        found = pictures_in(one) if one.is_dir() else [one]
+        found = pictures_in(one) if os.path.isdir(one) else [one]
         if not found:
             errors.append(UserError(f"{one}: no picture in this folder ({' '.join(sorted(SUFFIXES))})"))
         for path in found:
             paths.setdefault(os.path.abspath(path), path)
+    sources = {
+        os.path.join(os.path.dirname(full), word) for full, path in paths.items() for word in (path.name, path.stem)
+    }
+    paths = {full: path for full, path in paths.items() if not (OURS.search(full) and OURS.sub("", full) in sources)}
     top = os.path.commonpath([os.path.dirname(path) for path in paths]) if paths else ""
     places = [
         [(out or path.parent) / path.stem for path in paths.values()],
@@ -106,7 +112,7 @@ class Table:
         self.done = self._photos_of() if more else set()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self.file: IO[str] = open(path, "a" if more else "w", newline="")  # noqa: SIM115
+            self.file: IO[str] = open(path, "a" if more else "w", **TEXT)  # noqa: SIM115
         except OSError as error:
             raise UserError(f"{path}: cannot be written ({error.strerror}); choose another file") from None
         if not more and path.suffix == ".csv":
@@ -135,7 +141,7 @@ class Table:
         try:
             whole = self.path.read_bytes().rfind(b"\n") + 1  # a killed process may have left half a line
             os.truncate(self.path, whole)
-            with open(self.path, newline="") as file:
+            with open(self.path, **TEXT) as file:
                 if self.path.suffix == ".jsonl":
                     return {json.loads(line)["photo"] for line in file}
                 rows = csv.DictReader(file)
