@@ -537,3 +537,5 @@ def test_boxes_and_points_follow_a_photo_that_is_drawn_reduced(tmp_path):
     drawn = np.asarray(Image.open(drawing.write(photo, marks, tmp_path / "a.png")))
     assert drawn.shape == (40, 2000, 3)
     assert tuple(drawn[20, 1000]) == drawing.BOX and tuple(drawn[20, 1500]) == drawing.POINT
+    drawing.write(photo, [((100, 20, 1.5, 1), drawing.Mark())], tmp_path / "a.png")  # less than a pixel of the drawing
+    assert tuple(np.asarray(Image.open(tmp_path / "a.png"))[10, 50]) == drawing.BOX

@@ -36,7 +36,8 @@ def write(photo: torch.Tensor, faces: Sequence[tuple[Sequence[float], Mark]], pa
     pen = ImageDraw.Draw(picture)
     for number, (box, mark) in enumerate(faces, start=1):
         x, y, width, height = (v / times for v in box)
-        pen.rectangle([x, y, x + width - 1, y + height - 1], outline=BOX, width=max(1, round(max(width, height) / 150)))
+        corner = max(x, x + width - 1), max(y, y + height - 1)  # a box may be less than a pixel of the drawing
+        pen.rectangle([x, y, *corner], outline=BOX, width=max(1, round(max(width, height) / 150)))
         radius = max(1.0, max(width, height) / 150)
         for px, py in mark.points:
             px, py = px / times, py / times
