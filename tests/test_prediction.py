@@ -505,7 +505,7 @@ def test_all_faces_of_a_folder_are_embedded_with_their_names(group, weights, det
     np.testing.assert_allclose(np.linalg.norm(found["embedding"], axis=1), 1, rtol=1e-5)
 
 
-def test_low_faces_are_taken_as_they_are_or_reduced_on_request(weights, people, tmp_path, capsys):
+def test_low_faces_are_taken_as_they_are_or_reduced_on_request(weights, people, tmp_path, monkeypatch, capsys):
     net = low.released.load(weights["embedding16"])
     small = torch.nn.functional.interpolate(people.images[:2].float(), 16).to(torch.uint8)
     box = torch.tensor([[-0.5, -0.5, 16.0, 16.0]]).expand(2, -1)
@@ -517,6 +517,12 @@ def test_low_faces_are_taken_as_they_are_or_reduced_on_request(weights, people, 
         Image.fromarray(small[k, :, :10, :10].permute(1, 2, 0).numpy()).save(tmp_path / f"{k}.png")
     run("embedding16", weights, tmp_path / "0.png", tmp_path / "1.png", "--whole")
     assert "a face of 10 px" in capsys.readouterr().err
+    monkeypatch.setattr(identity, "threshold_of", lambda *_: identity.Threshold(1.5, 2.0, 3.0, "the card"))
+    run("embedding16", weights, tmp_path / "0.png", tmp_path / "1.png", "--whole", "--size", 8)
+    said = capsys.readouterr().out
+    assert "threshold 1.5 (the card; measured on faces of 16 px and not of 8): its error rates are not known" in said
+    run("embedding16", weights, tmp_path / "0.png", tmp_path / "1.png", "--whole", "--size", 16)
+    assert "calls 2.0 % of pairs" in capsys.readouterr().out
     assert "--size 113" in str(fails("embedding16", weights, tmp_path / "0.png", tmp_path / "1.png", "--whole",
                                      "--size", 113))  # fmt: skip
 

@@ -46,6 +46,9 @@ def main(argv: Sequence[str]) -> None:
             f"--size {given.size}: aligned faces have {net.aligned_px} px; choose 1 to {net.aligned_px}"
         )
     threshold = identity.threshold_of(weights_file(PAPER, name, released.NAMES), PAPER, options)
+    if threshold and threshold.false_accepts_pct is not None and given.size and given.size < net.input_px:
+        source = f"{threshold.source}; measured on faces of {net.input_px} px and not of {given.size}"
+        threshold = identity.Threshold(threshold.value, source=source)
     identity.compare(given.images, options, find, lambda photo, faces: seen(net, photo, faces, given.size), threshold)
 
 
