@@ -470,6 +470,37 @@ def test_photos_that_cannot_be_compared_are_counted_once(tmp_path, monkeypatch, 
     assert capsys.readouterr().out.count("distance") >= 3
 
 
+def person_of(path, find, embed):
+    """A person without a face; none in files named `bad`."""
+    if path.stem.startswith("bad"):
+        raise UserError(f"{path}: not an image file; convert it")
+    return identity.Person(path, [], 1, 1, torch.zeros(3, 2, 2, dtype=torch.uint8), torch.eye(3)[len(path.stem) - 1])
+
+
+def test_of_photos_that_leave_no_pair_each_is_told(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(identity, "person", person_of)
+    for given in (["bad1.png", "bad2.png"], ["a.png", "bad1.png", "bad2.png"]):
+        with pytest.raises(UserError, match=r"two photos are compared: .*bad2\.png: not an image"):
+            identity.compare(touch(tmp_path, *given), identity.Options(), None, None, None)
+        assert "bad1.png: not an image" in capsys.readouterr().err
+
+
+def test_distances_are_told_also_where_their_file_cannot_be_written(tmp_path, monkeypatch, capsys):
+    """It is named after the first photo that is compared."""
+    monkeypatch.setattr(identity, "person", person_of)
+    photos = touch(tmp_path, "bad.png", "a.png", "ab.png")
+    with pytest.raises(UserError, match="1 of 3 failed"):
+        identity.compare(photos, identity.Options(), None, None, None)
+    assert {path.name for path in tmp_path.glob("*.verify.*")} == {"a.verify.json", "a.verify.png"}
+    (tmp_path / "a.verify.json").unlink()
+    (tmp_path / "a.verify.json").mkdir()
+    capsys.readouterr()
+    with pytest.raises(UserError, match="cannot be written"):
+        identity.compare(photos, identity.Options(), None, None, None)
+    said = capsys.readouterr()
+    assert "ab.png: distance 2.000" in said.out and "bad.png: not an image" in said.err
+
+
 def test_distances_are_squared():
     a, b = (identity.Person(Path(name), [], 1, 1, torch.empty(0), torch.eye(2)[k]) for k, name in enumerate("ab"))
     found = [identity.pair(a, b, identity.Threshold(value)) for value in (1.9, 2.0, 2.1)]
@@ -503,6 +534,7 @@ def test_all_faces_of_a_folder_are_embedded_with_their_names(group, weights, det
     assert found["photo"].tolist() == [str(group)] * 3 and found["face"].tolist() == [1, 2, 3]
     assert found["embedding"].shape == (3, 16) and found["box_xywh"].shape == (3, 4)
     np.testing.assert_allclose(np.linalg.norm(found["embedding"], axis=1), 1, rtol=1e-5)
+    assert "is a folder; name a file by --to" in str(fails("embedding", weights, "embed", group, "--to", tmp_path))
 
 
 def test_low_faces_are_taken_as_they_are_or_reduced_on_request(weights, people, tmp_path, monkeypatch, capsys):

@@ -116,19 +116,25 @@ def compare(given: Sequence[Path], options: Options, find: Finder, embed: Embed,
         except UserError as failure:
             errors.append(failure)
     if len(people) < 2:
-        raise UserError(f"two photos are compared: {errors[0]}" if errors else "name two photos or more; see --help")
+        if not errors:
+            raise UserError("name two photos or more, each counts once; see --help")
+        for error in errors[:-1]:
+            print(f"error: {error}", file=sys.stderr)
+        raise UserError(f"two photos are compared: {errors[-1]}")
     pairs = [pair(a, b, threshold) for a, b in itertools.combinations(people, 2)]
-    target = photos[0].base.with_name(f"{photos[0].base.name}.verify.json")
-    storage.write_json(target, report(people, pairs, threshold))
-    if options.picture:
-        words = [said(p, short=True) for p in pairs[:SHOWN]]
-        drawing.sheet([p.crop for p in people[:SHOWN]], [p.photo.name for p in people[:SHOWN]], words,
-                      target.with_suffix(".png"))  # fmt: skip
     for found in pairs:
         print(said(found))
     print(rates(threshold))
     for error in errors:
         print(f"error: {error}", file=sys.stderr)
+    # Written last: where that is not possible, the answers have been given.
+    base = next(photo.base for photo in photos if photo.path == people[0].photo)
+    target = base.with_name(f"{base.name}.verify.json")
+    storage.write_json(target, report(people, pairs, threshold))
+    if options.picture:
+        words = [said(p, short=True) for p in pairs[:SHOWN]]
+        drawing.sheet([p.crop for p in people[:SHOWN]], [p.photo.name for p in people[:SHOWN]], words,
+                      target.with_suffix(".png"))  # fmt: skip
     if errors:
         raise UserError(f"{len(errors)} of {total} failed, see above; the others are compared")
 
@@ -174,7 +180,7 @@ def rates(threshold: Threshold | None) -> str:
     if threshold is None:
         return "no decision: no record of these weights is on this machine; choose a --threshold of your own"
     if threshold.false_accepts_pct is None:
-        return f"threshold {threshold.value:g}, yours: its error rates are not known"
+        return f"threshold {threshold.value:g} ({threshold.source}): its error rates are not known"
     return (
         f"threshold {threshold.value:g}: calls {threshold.false_accepts_pct:.1f} % of pairs of different people the "
         f"same, and {threshold.false_rejects_pct:.1f} % of pairs of one person different ({threshold.source})\n"
@@ -197,6 +203,8 @@ def embed_all(given: Sequence[Path], to: Path, find: Finder, embed: Embed) -> No
         print(f"{photo.path}: {len(faces)} face{'s' * (len(faces) > 1)}")
 
     storage.writable(to.parent)
+    if to.is_dir():
+        raise UserError(f"{to}: is a folder; name a file by --to")
     try:
         command.each(*files.listed(given), work)
     finally:
