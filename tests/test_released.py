@@ -259,6 +259,7 @@ def test_int8_weights_come_back_within_half_a_step(tmp_path):
     assert ((found["a"] - tensors["a"]).abs() <= 0.5001 * step).all()
     assert torch.equal(found["bias"], tensors["bias"]) and found["small"].dtype == torch.float16
     assert checkpoint.compact(tensors)["a"].dtype == torch.float16
+    assert all(torch.equal(value, tensors[name]) for name, value in checkpoint.compact(tensors, 32).items())
     with pytest.raises(UserError) as error:
         checkpoint.compact({"a": torch.full((2, 2), 1e6)})
     one_line_error(error, "a:", "float16")
@@ -306,6 +307,7 @@ def test_a_run_is_released_listed_and_verified(tiny, root, run_folder, monkeypat
     assert (folder / released.FILE).stat().st_size < 0.5 * (run_folder / "model.safetensors").stat().st_size
     card = (folder / "README.md").read_text()
     assert f"{facts['metrics']['nme_interpupil_pct']:.2f} [" in card and record["source"]["commit"] in card
+    assert "matrices in float16:" in card and "in float32:" in model_cards.origin(facts | {"bits": 32}, record)
     record["source"]["dirty"] = True
     assert f"{record['source']['commit']}` with uncommitted changes" in model_cards.origin(facts, record)
     about = pytest.importorskip("yaml").safe_load(card.split("---")[1])
@@ -369,7 +371,7 @@ def test_a_file_that_predicts_otherwise_is_refused_and_nothing_is_left(tiny, roo
     monkeypatch.setattr(checkpoint, "compact", lambda tensors, bits: {k: 0.9 * v for k, v in real(tensors).items()})
     with pytest.raises(UserError) as error:
         release.main([str(run_folder), "landmarks68_cft"])
-    one_line_error(error, "nme_interpupil_pct is", "more than 0.05 away")
+    one_line_error(error, "nme_interpupil_pct is", "more than 0.05 away", "--bits 32")
     assert not (root / "results").exists()
     assert [p.name for p in (root / "papers/coarse_to_fine/weights").iterdir()] == ["cards.toml"]
 

@@ -23,7 +23,7 @@ from facepapers.common.tools import report
 from facepapers.common.training import checkpoint, parallel, released
 
 MOVED = 0.05  # points that a metric of the card may move by
-STORED = (8, 16)  # bits
+STORED = (8, 16, 32)  # bits
 SHOWN = 4  # runs of a paper that a message names
 
 
@@ -33,7 +33,7 @@ class Command:
 
     run: str  # <paper>/<run> of results/local (or results), or the run's folder
     name: str  # of the model, a table of papers/<paper>/weights/cards.toml
-    bits: int = 16  # of a weight: 16 (float16), or 8 (int8 with a scale an output channel)
+    bits: int = 16  # of a weight: 16 (float16), 8 (int8 with a scale an output channel), 32 (as trained)
     device: str = "auto"  # auto (a GPU where there is one), cpu or cuda
 
 
@@ -148,7 +148,7 @@ def tested_twice(
         if not abs(value - recorded) <= MOVED:
             raise UserError(
                 f"{record['folder']}: {name} is {recorded:.3f} by the run's weights and {value:.3f} by the file to be "
-                f"released, more than {MOVED} away; store more bits, or release another run"
+                f"released, more than {MOVED} away; store more bits (--bits 32 keeps all), or release another run"
             )
     return (
         (arrays, more)

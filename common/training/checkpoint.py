@@ -51,10 +51,13 @@ def compact(tensors: dict[str, "torch.Tensor"], bits: int = 16) -> dict[str, "to
     """Weights of fewer bits, for a file: matrices and convolutions in float16, or in int8 with 8 `bits`.
 
     An int8 tensor comes with `<name>.scale`, one number an output channel, which `read_weights` multiplies it with.
-    Vectors (biases, statistics) and small tensors keep their type. Raises UserError where float16 has no such number.
+    Vectors (biases, statistics) keep their type, small tensors are float16, and with 32 `bits` all keep theirs. Raises
+    UserError where float16 has no such number.
     """
     import torch
 
+    if bits == 32:
+        return dict(tensors)
     found = {}
     for name, value in tensors.items():
         found[name] = value
