@@ -577,3 +577,13 @@ def test_boxes_and_points_follow_a_photo_that_is_drawn_reduced(tmp_path):
     assert tuple(drawn[20, 1000]) == drawing.BOX and tuple(drawn[20, 1500]) == drawing.POINT
     drawing.write(photo, [((100, 20, 1.5, 1), drawing.Mark())], tmp_path / "a.png")  # less than a pixel of the drawing
     assert tuple(np.asarray(Image.open(tmp_path / "a.png"))[10, 50]) == drawing.BOX
+
+
+def test_the_sheet_of_a_verdict_cuts_no_words(tmp_path):
+    """`a and b: distance 1.768: diffe` tells nothing; names keep to their own picture."""
+    crops, names = [torch.full((3, 4, 4), 255, dtype=torch.uint8)] * 2, ["W" * 60, "."]
+    for words in ("short", "W" * 90):
+        ink = np.asarray(Image.open(drawing.sheet(crops, names, [words], tmp_path / "a.png"))).min(2) < 128
+        assert ink[222:].any(0).nonzero()[0].max() < ink.shape[1] - 2
+        assert ink[200:218, 150:200].any() and not ink[200:218, 203:208].any()
+    assert ink[222:, 480:].any()

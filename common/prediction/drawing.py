@@ -1,5 +1,6 @@
 """A photo with the faces that were found, their points and what is said of them."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,15 +69,20 @@ def sheet(crops: Sequence[torch.Tensor], names: Sequence[str], lines: Sequence[s
     from PIL import Image, ImageDraw, ImageFont
 
     font, line = ImageFont.load_default(13), 18
-    wide = max(len(crops) * (px + 8), 480)
+    wide = math.ceil(max([len(crops) * (px + 8), 480, *(font.getlength(words) + 8 for words in lines)]))
     picture = Image.new("RGB", (wide, px + line * (len(lines) + 2)), (255, 255, 255))
     pen = ImageDraw.Draw(picture)
     for k, (crop, name) in enumerate(zip(crops, names, strict=True)):
         face = Image.fromarray(crop.permute(1, 2, 0).contiguous().numpy())
         picture.paste(face.resize((px, px), Image.Resampling.NEAREST), (k * (px + 8), 0))
-        pen.text((k * (px + 8) + 2, px + 2), name[-px // 7 :], font=font, fill=(0, 0, 0))
+        pen.text((k * (px + 8) + 2, px + 2), end_of(name, font, px), font=font, fill=(0, 0, 0))
     for k, words in enumerate(lines, start=1):
         pen.text((2, px + line * k + 4), words, font=font, fill=(0, 0, 0))
     with storage.atomic(path) as temporary:
         picture.save(temporary, format="PNG")
     return path
+
+
+def end_of(name: str, font: Any, px: int) -> str:
+    """The last letters of a name that are at most `px` wide: it is there that photos' names differ."""
+    return next(name[k:] for k in range(len(name) + 1) if font.getlength(name[k:]) <= px)
