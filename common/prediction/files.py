@@ -58,11 +58,11 @@ def listed(given: Sequence[Path], out: Path | None = None) -> tuple[list[Photo],
 
 def pictures_in(folder: Path) -> list[Path]:
     """The pictures in a folder and in those below it, by name; hidden ones and results of ours are left out."""
-    return sorted(
-        path for path in folder.rglob("*")
-        if path.suffix.lower() in SUFFIXES and not OURS.search(path.name) and path.is_file()
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )  # fmt: skip
+    found: list[Path] = []
+    for place, below, names in os.walk(folder):  # which leaves out a folder that is gone again, as rglob does not
+        below[:] = [name for name in below if not name.startswith(".")]
+        found += [Path(place, name) for name in names if not (name.startswith(".") or OURS.search(name))]
+    return sorted(path for path in found if path.suffix.lower() in SUFFIXES and path.is_file())
 
 
 def arriving(folder: Path, out: Path | None, done: set[str], poll_s: float = POLL_S) -> Iterator[Photo]:
