@@ -260,6 +260,9 @@ def test_int8_weights_come_back_within_half_a_step(tmp_path):
     assert torch.equal(found["bias"], tensors["bias"]) and found["small"].dtype == torch.float16
     assert checkpoint.compact(tensors)["a"].dtype == torch.float16
     assert all(torch.equal(value, tensors[name]) for name, value in checkpoint.compact(tensors, 32).items())
+    own = {"layer": torch.ones(3, 4), "layer.scale": torch.full((3, 1), 2.0)}  # a network's own parameter
+    checkpoint.save_tensors(path, own)
+    assert checkpoint.read_weights(path)[0].keys() == own.keys()
     with pytest.raises(UserError) as error:
         checkpoint.compact({"a": torch.full((2, 2), 1e6)})
     one_line_error(error, "a:", "float16")

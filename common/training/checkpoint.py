@@ -90,9 +90,9 @@ def read_weights(path: Path | str) -> tuple[dict[str, "torch.Tensor"], dict[str,
         raise UserError(f"{path}: no such weights file") from None
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path}: not a readable safetensors file ({error}); fetch or train it again") from None
-    scales = {name: tensors.pop(name) for name in names if name.removesuffix(SCALE) in tensors and name.endswith(SCALE)}
-    for name, scale in scales.items():
-        tensors[name.removesuffix(SCALE)] = tensors[name.removesuffix(SCALE)] * scale
+    for name in names:  # a network may have a parameter of such a name beside one of floats
+        if f"{name}{SCALE}" in tensors and not tensors[name].is_floating_point():
+            tensors[name] = tensors[name] * tensors.pop(f"{name}{SCALE}")
     return tensors, about
 
 
