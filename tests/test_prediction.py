@@ -3,6 +3,7 @@
 import csv
 import functools
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -345,12 +346,31 @@ def test_bad_photos_are_one_line_each_and_the_others_are_done(group, weights, de
         assert reason in str(fails("heatmap", weights, tmp_path / file))
 
 
-def test_a_face_at_the_border_a_narrow_photo_and_a_stretched_crop(group, weights, tmp_path):
+def test_a_face_at_the_border_a_narrow_photo_and_a_stretched_crop(group, weights, tmp_path, capsys):
     run("heatmap", weights, group, "--box=-40,-30,90,90")
     Image.new("RGB", (3000, 9)).save(tmp_path / "narrow.png")
     run("heatmap", weights, tmp_path / "narrow.png", "--whole")
     assert Image.open(tmp_path / "narrow.points.png").size == (1500, 4)
-    assert "group.png: 480x200 px are no square" in str(fails("attributes", weights, group, "--whole"))
+    capsys.readouterr()
+    for given, said in ((["--whole"], "group.png: 480x200 px are no square"), (["--box=0,0,90,100"], ""),
+                        (["--box=0,0,90,120"], "group.png: 90x120 px are no square")):  # fmt: skip
+        run("attributes", weights, group, *given)
+        heard = capsys.readouterr().err
+        assert said in heard and ("no square" in heard) == bool(said)
+
+
+def test_a_folder_that_vanishes_while_it_is_looked_through_ends_no_watching(tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    given = touch(tmp_path, "a.jpg")
+    real = os.scandir
+
+    def gone(place):
+        if Path(place).name == "gone":
+            raise FileNotFoundError(place)
+        return real(place)
+
+    monkeypatch.setattr(os, "scandir", gone)
+    assert files.pictures_in(tmp_path) == given
 
 
 def test_what_cannot_be_written_is_one_line_and_the_others_are_done(group, weights, tmp_path):

@@ -1,6 +1,7 @@
 """Where the faces of a photo are: a box given by the user, the whole photo, or what the detector finds."""
 
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from facepapers.common.cli import MissingData, UserError
 from facepapers.common.prediction import crops
 from facepapers.common.vision import mtcnn
 
+LARGEST_STRETCH = 1.2  # of a crop's sides: above it stderr says that it is no square
 LOOK_PX = 1280  # the detector sees photos reduced to at most this, as it looks for faces of 20 px and more there
 
 
@@ -39,9 +41,9 @@ def finder(box: str | None, whole: bool, folder: Path | None, device: torch.devi
         raise UserError("--box and --whole: give one of them")
     if box:
         given = parse_box(box)
-        return lambda photo, name: Faces(inside(given, photo, name))
+        return lambda photo, name: as_square(inside(given, photo, name), name)
     if whole:
-        return lambda photo, name: Faces(torch.tensor([[-0.5, -0.5, *map(float, photo.shape[:0:-1])]]))
+        return lambda photo, name: as_square(torch.tensor([[-0.5, -0.5, *map(float, photo.shape[:0:-1])]]), name)
     if folder is None and not all((mtcnn.folder() / name).is_file() for name in mtcnn.FILES):
         raise MissingData(
             "no face detector on this machine: obtain it by `make data-mtcnn`, or say where the face is by "
@@ -49,6 +51,18 @@ def finder(box: str | None, whole: bool, folder: Path | None, device: torch.devi
         )
     detector = mtcnn.Mtcnn(folder or mtcnn.folder(), device)
     return lambda photo, name: detected(detector, photo, name)
+
+
+def as_square(box: torch.Tensor, name: object) -> Faces:
+    """A box (1, 4) as the face; stderr says where it is far from the square that is cut of it."""
+    width, height = box[0, 2:].tolist()
+    if max(width, height) > LARGEST_STRETCH * min(width, height):
+        print(
+            f"{name}: {width:g}x{height:g} px are no square face crop; the square of that area around the centre is "
+            "taken. Give a square --box, or neither --box nor --whole, so that the detector finds the face",
+            file=sys.stderr,
+        )
+    return Faces(box)
 
 
 def parse_box(text: str) -> torch.Tensor:

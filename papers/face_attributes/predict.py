@@ -26,7 +26,6 @@ STATEMENT = (
     "method; decide nothing about anybody by them."
 )
 KNOWN = {"aligned": alignment.ALIGNED, **alignment.FRAMES}
-LARGEST_STRETCH = 1.2  # of a crop's sides: more than that is no face crop
 
 
 @dataclass(frozen=True)
@@ -53,8 +52,6 @@ def task_of(net: released.Attributes, frame: str) -> command.Task:
     """The attributes' part of the command."""
 
     def answers(photo: torch.Tensor, faces: finding.Faces) -> list[dict[str, Any]]:
-        if faces.points is None:
-            check_square(faces.boxes[0])
         found = attributes(net, [photo], faces.boxes, faces.points, [0] * len(faces), frame)
         return [{"attributes": worded(net, {k: v[n] for k, v in found.items()})} for n in range(len(faces))]
 
@@ -64,16 +61,6 @@ def task_of(net: released.Attributes, frame: str) -> command.Task:
         kind="attributes", answers=answers, line=lambda answer: ", ".join(lines(answer)),
         mark=lambda answer: drawing.Mark(text=lines(answer)), columns=columns, row=row, about={"statement": STATEMENT},
     )  # fmt: skip
-
-
-def check_square(box: torch.Tensor) -> None:
-    """UserError for a crop (4,) that is far from square: stretched faces were never trained on."""
-    width, height = box[2:].tolist()
-    if max(width, height) > LARGEST_STRETCH * min(width, height):
-        raise cli.UserError(
-            f"{width:g}x{height:g} px are no square face crop; give a square --box, or neither --box nor --whole, so "
-            "that the detector finds the face"
-        )
 
 
 @torch.inference_mode()
