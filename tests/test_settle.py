@@ -7,11 +7,13 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from facepapers.common import cli, storage
+from facepapers.common.evidence import statistics
 from facepapers.common.tools import graph, settle, sweep
 from facepapers.common.training import precision
 from tests.conftest import REPOSITORY, one_line_error
@@ -97,9 +99,10 @@ def seeds_of(root, gains, **more):  # noqa: F811
 
 @pytest.mark.parametrize(("gains", "seeds"), [
     ((0.6, 0.5), 1),  # one more makes the three that a verdict takes
-    ((0.30, 0.10, 0.22), 1),  # by hand: 0.207 of 0.101 between seeds needs 4: 3.18 * 0.101 / 2 = 0.160
+    ((0.30, 0.10, 0.22), 5),  # four would do, by hand: 3.18 * 0.101 / 2 = 0.160 < 0.207; but eight are the least
+    ((0.1735, -0.0135) * 4, 1),  # by hand: 2.31 * 0.1 / 3 = 0.077 < 0.08, with eight 0.084
     ((0.5, -0.5, 0.02), 0),  # neither side, nor within 0.2, with twenty seeds
-    ((0.02, -0.03, 0.01), 3),  # no difference takes three that began under the margin
+    ((0.02, -0.03, 0.01, 0.0, 0.01, -0.02, 0.03), 3),  # no difference takes three that began under the margin
 ])  # fmt: skip
 def test_how_many_seeds_would_settle_a_claim(root, state, gains, seeds):  # noqa: F811
     seeds_of(root, gains)
@@ -159,11 +162,12 @@ def test_a_claim_about_a_frozen_network_is_left(root, state):  # noqa: F811
 
 
 def test_the_spread_of_one_seed_is_that_of_other_claims_or_of_its_faces(root, state, monkeypatch):  # noqa: F811
-    """By hand, for a gain of 0.5 and faces of 0.2: 2.13 * sqrt(0.04 / 4 + 0.04) = 0.48, and with three seeds 0.53."""
+    """By hand, for faces of 0.2 and twenty seeds: 1.966 * sqrt(0.04 / 20 + 0.04) = 0.403, without a spread 0.392."""
     seeds_of(root, (0.5,))
-    monkeypatch.setattr(settle, "parts", lambda cell, evidence: (np.array([0.5]), 0.04))
-    assert settle.further_seeds(opened(state).cell, None, usual=None) == 3
-    assert settle.further_seeds(opened(state).cell, None, usual=0.01) == 2
+    cell = opened(state).cell
+    for gain, usual, seeds in ((0.397, None, 0), (0.397, 0.01, 2), (0.41, None, 2), (0.41, 3.0, 0)):
+        monkeypatch.setattr(settle, "parts", lambda cell, evidence, gain=gain: (np.array([gain]), 0.04))
+        assert settle.further_seeds(cell, None, usual) == seeds
 
 
 def test_a_settled_claim_is_not_opened(root, state):  # noqa: F811
@@ -214,6 +218,59 @@ def test_settle_runs_the_cheapest_claim_until_it_is_settled(root, state, faked, 
     assert state.statuses()[f"{PAPER}.{CLAIM}"] == "supported" and before[f"{PAPER}.{CLAIM}"] != "supported"
     assert f"{PAPER}.{CLAIM}: two seeds: no difference seen -> supported" in settle.closing(before, state)
     assert "for lfpw-coarse-to-fine" in capsys.readouterr().out
+
+
+def test_planned_seeds_are_all_run_whatever_the_first_say(root, state, faked):  # noqa: F811
+    """Who stops at the first verdict finds too many."""
+    seeds_of(root, (0.30, 0.10, 0.22))
+    claim = opened(state)
+    assert claim.seeds == 5 and state.statuses()[claim.cell.name] == "inconclusive"
+    state.keep_to(claim)
+    for row, error in (("cft", 4.7), ("direct", 5)):  # and then it was interrupted
+        put(root, row, error, 3, "lfpw")
+    again = settle.State([PAPER], root / "results")
+    assert again.statuses()[claim.cell.name] == "supported" and opened(again).seeds == 4
+    settle.run_all(again, time.monotonic() + 1000, 1)
+    assert {f"lfpw-short-{row}-s{k}" for row in ("cft", "direct") for k in (4, 5, 6, 7)} <= set(faked.begun)
+    assert CLAIM not in [o.cell.claim["id"] for o in again.opened()]
+    assert storage.read_json(root / "results" / settle.PLANS)[claim.cell.name] == 8
+
+
+def test_a_plan_without_a_verdict_is_not_stretched(root, state):  # noqa: F811
+    seeds_of(root, (0.30, -0.10, 0.22, -0.05, 0.30, -0.10, 0.22, -0.05))
+    assert opened(state).seeds > 0
+    storage.write_json(root / "results" / settle.PLANS, {f"{PAPER}.{CLAIM}": 8})
+    found = opened(settle.State([PAPER], root / "results"))
+    assert not found.reachable and found.why == "all planned seeds are run and gave no verdict"
+    for damaged in ("[8]", '{"a.b": "8"}', '{"a.b": 0}', "{"):
+        (root / "results" / settle.PLANS).write_text(damaged)
+        with pytest.raises(cli.UserError) as error:
+            settle.State([PAPER], root / "results")
+        one_line_error(error, settle.PLANS, "git")
+
+
+def test_a_plan_finds_few_differences_where_there_is_none(monkeypatch):
+    """The shares that the module's docstring names, for seeds that differ by chance alone."""
+    drawn = np.random.default_rng(0).normal(size=(1500, settle.MOST))
+    monkeypatch.setattr(settle.margins, "judged", lambda *_: [])
+    verdicts = {"each": 0, "planned": 0}
+    for values in drawn:
+
+        def seeds(n, values=values):
+            """(further seeds, whether n give a verdict)"""
+            monkeypatch.setattr(settle, "parts", lambda *_: (values[:n], 0.0))
+            cell = SimpleNamespace(kind="contrast", records=[{}] * n, others=[], claim={})
+            interval = statistics.forecast(values[:n].mean(), values[:n].std(ddof=1), 0.0, n, 0.95)
+            return settle.further_seeds(cell, None, None), statistics.contrast_status(interval) in settle.SETTLED
+
+        more, found = seeds(3)
+        verdicts["planned"] += found or (more and seeds(3 + more)[1])
+        n = 3
+        while not found and more and n < settle.MOST:
+            n += 1
+            more, found = seeds(n)
+        verdicts["each"] += found
+    assert 0.06 < verdicts["planned"] / len(drawn) < 0.09 < 0.13 < verdicts["each"] / len(drawn)
 
 
 def test_a_failed_run_is_named_and_not_tried_again(root, state, faked, capsys):  # noqa: F811

@@ -1,11 +1,17 @@
 """Run what settles most: `make settle BUDGET=2h [PAPER=...]`, `make settle ARGS=--dry-run`.
 
 Looks at every claim that is open and whose data are here, estimates from the records how many further seeds would give
-it a verdict and what they cost, runs the next seed of the claim that is nearest to one, and looks again. It ends when
-nothing is left that seeds can settle, or when the next run would not fit into the budget. The same command continues.
+it a verdict and what they cost, and runs those of the claim that is cheapest to settle. It ends when nothing is left
+that seeds can settle, or when the next run would not fit into the budget. The same command continues.
 
 The estimate takes mean, spread and error of the test samples as they are; with one seed, the spread of the paper's
 other claims on that metric. It decides what to run next, never a verdict.
+
+Seeds are never added one by one until a verdict comes: who looks each time finds a difference where there is none, in
+up to 15 of 100 contrasts (where the test samples add little to what seeds do). A claim gets three seeds first and then,
+once, as many as the estimate says, at least LEAST in all; that number is written to OUT/settle.json before they begin,
+and all of them are run. So 6 to 8 in 100 contrasts without a difference get a verdict, by simulation
+(tests/test_settle.py); a number fixed from the start would give 5.
 """
 
 import contextlib
@@ -30,6 +36,8 @@ from facepapers.common.tools.reproduce import known_papers
 
 LOOK_S = 0.5  # how often runs are looked at
 MOST = 20  # seeds a side; a claim that would take more counts as out of reach
+LEAST = 8  # seeds a side that are planned where three gave no verdict
+PLANS = "settle.json"  # {claim: seeds a side}, in the folder of records
 SETTLED = ("supported", "refuted", "no difference", "replicated", "better", "worse")
 UNITS = {"s": 1, "m": 60, "h": 3600}
 
@@ -113,6 +121,14 @@ def alone(out: Path) -> Iterator[None]:
 # ---- What is open, and what it would take
 
 
+def read_plans(path: Path) -> dict[str, int]:
+    """{claim: seeds a side that it gets}, {} where none was planned. UserError for a file that is something else."""
+    plans = storage.read_json(path) if path.exists() else {}
+    if not isinstance(plans, dict) or not all(type(n) is int and n > 0 for n in plans.values()):
+        raise cli.UserError(f"{path}: not a number of seeds for each claim; restore it from git, or move it away")
+    return plans
+
+
 class State:
     """The claims of some papers, with committed records and those of `out`."""
 
@@ -120,6 +136,7 @@ class State:
         self.papers, self.out = papers, out
         self.failed: dict[graph.Job, str] = {}  # run -> its last line
         self.slower: dict[str, list[float]] = {}  # paper -> seconds taken over seconds expected
+        self.plans = read_plans(out / PLANS)
 
     def records(self, paper: str) -> list[dict]:
         """Committed records, and those of the folder where they are others."""
@@ -135,10 +152,21 @@ class State:
         found = []
         for paper in self.papers:
             records, evidence = self.records(paper), claims.Evidence()
-            cells = [c for c in claims.cells(paper, records, evidence) if is_open(c)]
+            cells = [c for c in claims.cells(paper, records, evidence) if is_open(c) or self.unfinished(c)]
             spreads = spread_by_metric(cells, evidence)
             found += [self.judged(cell, records, evidence, spreads) for cell in cells]
         return sorted(found, key=lambda o: (not o.reachable, o.seconds or math.inf, o.cell.name))
+
+    def unfinished(self, cell: claims.Cell) -> bool:
+        """Whether a claim has fewer seeds than were planned, whatever these say so far."""
+        return len(cell.records) < self.plans.get(cell.name, 0)
+
+    def keep_to(self, claim: Open) -> None:
+        """Write down how many seeds a side a claim gets, before the first of them begins."""
+        total = len(claim.cell.records) + claim.seeds
+        if total > statistics.SEEDS and claim.cell.name not in self.plans:
+            self.plans[claim.cell.name] = total
+            storage.write_json(self.out / PLANS, dict(sorted(self.plans.items())))
 
     def judged(self, cell: claims.Cell, records: list[dict], evidence: claims.Evidence, spreads: dict) -> Open:
         """A claim with the seeds that it lacks, and their cost on this machine."""
@@ -147,7 +175,11 @@ class State:
             return Open(cell, why=f"{data} is not on this machine")
         if cell.claim.get("one_network"):
             return Open(cell, why="about one frozen network: no seed changes it")
-        seeds = further_seeds(cell, evidence, spreads.get(cell.metric.name))
+        planned = self.plans.get(cell.name)
+        if planned and not self.unfinished(cell):
+            return Open(cell, why="all planned seeds are run and gave no verdict")
+        seeds = planned - len(cell.records) if planned else 0
+        seeds = seeds or further_seeds(cell, evidence, spreads.get(cell.metric.name))
         if not seeds:
             return Open(cell, why=f"more than {MOST} seeds a side" + lacks_margin(cell))
         missing = missing_runs(cell, records, seeds)
@@ -216,7 +248,10 @@ def spread_by_metric(cells: Iterable[claims.Cell], evidence: claims.Evidence) ->
 
 
 def further_seeds(cell: claims.Cell, evidence: claims.Evidence, usual: float | None) -> int:
-    """How many further seeds a side are expected to give a verdict; 0: more than MOST in all."""
+    """How many further seeds a side to run: up to three, or as many as should give a verdict and LEAST in all.
+
+    0: more than MOST in all.
+    """
     done = len(cell.records)
     if not done:
         return statistics.SEEDS  # nothing is known: begin
@@ -227,7 +262,7 @@ def further_seeds(cell: claims.Cell, evidence: claims.Evidence, usual: float | N
         if done + more >= statistics.SEEDS and verdict(
             cell, values.mean(), spread, covariance, done + more, judged + more
         ):
-            return more
+            return max(more, LEAST - done) if done >= statistics.SEEDS else statistics.SEEDS - done
     return 0
 
 
@@ -273,6 +308,7 @@ def run_all(state: State, end: float, at_once: int) -> None:
             for claim, job in startable(waiting, [one.job for one in working]):
                 cost = state.cost(job, state.records(job.paper)) or 0.0
                 if len(working) < at_once and time.monotonic() + cost <= end:
+                    state.keep_to(claim)
                     say(claim, job, cost)
                     working.append(Working(job, state.out, cost, at_once))
                     begun = True
@@ -290,7 +326,7 @@ def run_all(state: State, end: float, at_once: int) -> None:
 
 def say(claim: Open, job: graph.Job, cost: float) -> None:
     print(f"{clock()} {job.paper.replace('_', '-')} {job.name}, about {duration(cost)}: for {claim.cell.claim['id']} "
-          f"({claim.cell.status}), which should take {claim.seeds} more a side", flush=True)  # fmt: skip
+          f"({claim.cell.status}), which gets {claim.seeds} more a side", flush=True)  # fmt: skip
 
 
 def startable(waiting: list[Open], working: list[graph.Job]) -> Iterator[tuple[Open, graph.Job]]:
