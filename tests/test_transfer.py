@@ -1,8 +1,10 @@
 """From 68 points to 29: where the new heads start, folds that share no face, a cross-validation that resumes."""
 
 import dataclasses
+import io
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -11,7 +13,7 @@ from facepapers.common.cli import MissingData, UserError
 from facepapers.common.data import markups
 from facepapers.common.evidence import runs
 from facepapers.common.training import checkpoint
-from facepapers.papers.coarse_to_fine import config, data, train, transfer
+from facepapers.papers.coarse_to_fine import config, data, figures, train, transfer
 from tests.conftest import one_line_error, tiny_faces
 
 WORDS = "--device cpu --preset points29 --data embedded --crop 32 --batch 4 --steps 2 --folds 2 --precision fp32"
@@ -115,3 +117,17 @@ def test_a_trunk_that_does_not_fit_is_one_line(trunks):
     with pytest.raises((MissingData, UserError)) as error:
         config.check(dataclasses.replace(config.preset("points29", "direct")))
     one_line_error(error, "--trunk")
+
+
+def test_each_fold_is_a_curve_of_its_own(monkeypatch):
+    """One line through all would run back to the start between two folds."""
+    from matplotlib.figure import Figure
+
+    text = "fold,step,train_nme_pct\n0,1,3\n0,2,2\n1,1,4\n1,2,3\n"
+    axes = Figure().subplots()
+    record = {"folder": None, "seconds": 9, "config": {"batch": 4}}
+    for words, lines in ((text, 2), (text.replace("fold", "seed"), 1)):
+        monkeypatch.setattr(figures.runs, "read_history", lambda folder, words=words: pd.read_csv(io.StringIO(words)))
+        figures.learning(axes, "heatmap", [record])
+        assert len(axes.lines) == lines
+        axes.clear()
