@@ -471,12 +471,7 @@ def test_missing_weights_end_with_3(photo, tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "LOCAL", tmp_path / "a")
     monkeypatch.setattr(paths, "RECORDED", tmp_path / "b")
     monkeypatch.setattr(predict.released, "NAMES", ("none",))
-    assert (
-        fails(
-            [photo, "--whole"], "no model of coarse-to-fine is released yet", "make reproduce-coarse-to-fine"
-        ).exit_code
-        == 3
-    )
+    assert fails([photo, "--whole"], "none: not released yet", "make reproduce-coarse-to-fine").exit_code == 3
     fails(["--weights", tmp_path / "no.safetensors", photo, "--whole"], "no.safetensors", "no such")
     fails([], "IMAGES", "--help")
     fails(["--wieghts=x", photo], "did you mean --weights?")
