@@ -12,7 +12,7 @@ from facepapers.common import storage
 from facepapers.common.cli import MissingData, UserError
 from facepapers.common.data import markups
 from facepapers.common.evidence import runs
-from facepapers.common.training import checkpoint
+from facepapers.common.training import checkpoint, released
 from facepapers.papers.coarse_to_fine import config, data, figures, train, transfer
 from tests.conftest import one_line_error, tiny_faces
 
@@ -117,6 +117,12 @@ def test_a_trunk_that_does_not_fit_is_one_line(trunks):
     with pytest.raises((MissingData, UserError)) as error:
         config.check(dataclasses.replace(config.preset("points29", "direct")))
     one_line_error(error, "--trunk")
+
+
+def test_the_plan_holds_the_rows_whose_trunks_are_released():
+    """Asked for without words, a row without a trunk would end the command before the others."""
+    there = [row for row, name in config.TRUNKS.items() if released.folder_of(config.PAPER, name).is_dir()]
+    assert set(config.PLAN["points29"].rows) == set(there)
 
 
 def test_each_fold_is_a_curve_of_its_own(monkeypatch):

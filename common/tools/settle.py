@@ -178,8 +178,8 @@ class State:
         planned = self.plans.get(cell.name)
         if planned and not self.unfinished(cell):
             return Open(cell, why="all planned seeds are run and gave no verdict")
-        seeds = planned - len(cell.records) if planned else 0
-        seeds = seeds or further_seeds(cell, evidence, spreads.get(cell.metric.name))
+        usual = spreads.get(cell.metric.name)
+        seeds = planned - len(cell.records) if planned else further_seeds(cell, evidence, usual)
         if not seeds:
             return Open(cell, why=f"more than {MOST} seeds a side" + lacks_margin(cell))
         missing = missing_runs(cell, records, seeds)
