@@ -305,6 +305,25 @@ def test_points_follow_the_face(weights, people):
     torch.testing.assert_close(there, (here + 0.5) * 2 - 0.5 + torch.tensor([30.0, 50.0]), rtol=0, atol=0.5)
 
 
+def test_points_turn_with_the_face(weights, people):
+    """A photo turned by 90 degrees, found by the detector's box and points there, gets the same points turned."""
+    net = landmarks.released.load(weights["heatmap"])
+    photo, middle = torch.nn.functional.pad(people.images[0], (30, 20, 10, 40)), torch.tensor([72.5, 72.5])
+    box, five = torch.tensor([[50.0, 20.0, 60.0, 90.0]]), people.five[:1].float() + torch.tensor([30.0, 10.0])
+    turn = torch.tensor([[0.0, 1.0], [-1.0, 0.0]])  # of x, y as a row, clockwise as seen
+
+    def found(photo, five, box):
+        boxes, roll = landmarks.around_landmarks(finding.Faces(box, five), net.margin)
+        return landmarks.points(net, photo[None], boxes, roll_rad=roll)[0], roll.item()
+
+    upright, roll = found(photo, five, box)
+    assert abs(roll) < 0.3
+    turned_box = torch.tensor([[145 - 110.0, 50.0, 90.0, 60.0]])
+    there, turned = found(photo.rot90(-1, (1, 2)), (five - middle) @ turn + middle, turned_box)
+    assert turned - roll == pytest.approx(np.pi / 2, abs=1e-4)
+    torch.testing.assert_close(there, (upright - middle) @ turn + middle, rtol=0, atol=0.01)
+
+
 def test_a_frame_says_where_the_face_lies_in_a_box(weights, people):
     """Boxes read as UTKFace's crops give the answers of those five points."""
     net, box = attributes.released.load(weights["attributes"]), torch.tensor([[3.0, 5.0, 80.0, 80.0]])

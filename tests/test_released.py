@@ -14,11 +14,12 @@ from facepapers.common.cli import MissingData, UserError
 from facepapers.common.data import markups
 from facepapers.common.evidence import claims, model_cards
 from facepapers.common.prediction import command as command_line
+from facepapers.common.prediction import finding
 from facepapers.common.tools import graph, release, report, weights
 from facepapers.common.training import checkpoint, released
-from facepapers.common.vision import images, networks
+from facepapers.common.vision import alignment, images, networks
 from facepapers.papers.resup import config as resup_config
-from tests.conftest import REPOSITORY, TINY, one_line_error
+from tests.conftest import REPOSITORY, TINY, one_line_error, tiny_faces
 
 
 def saved(path, model, **metadata):
@@ -273,21 +274,33 @@ def test_int8_weights_come_back_within_half_a_step(tmp_path):
 
 @pytest.fixture
 def root(tmp_path, monkeypatch):
-    """A repository without released models, whose one card is of drawn faces."""
+    """A repository without released models, whose one card is of drawn faces; the detector misses the first of them."""
     folder = tmp_path / "papers" / "coarse_to_fine" / "weights"
     folder.mkdir(parents=True)
     text = (REPOSITORY / "papers/coarse_to_fine/weights/cards.toml").read_text()
     (folder / "cards.toml").write_text(text.replace("_eyecentre", "_interpupil"))
     monkeypatch.setattr(paths, "ROOT", tmp_path)
     monkeypatch.setattr(paths, "RECORDED", tmp_path / "results")
+    monkeypatch.setattr(finding, "finder", lambda *words, **more: two_faces)
     return tmp_path
+
+
+def two_faces(photo, name):
+    """The face that fills the photo, and one beside it."""
+    faces = tiny_faces()
+    if torch.equal(photo, faces.images[int((faces.split == 1).nonzero()[0])]):
+        raise UserError(f"{name}: no face was found")
+    side = float(photo.shape[-1])
+    five = (torch.tensor(alignment.ALIGNED) * side).float()
+    boxes = torch.tensor([[0.0, 0, side, side], [2 * side, 0, side, side]])
+    return finding.Faces(boxes, torch.stack([five, five + torch.tensor([2 * side, 0])]))
 
 
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory):
     """The folder of a finished run of a few steps, with its weights."""
     from facepapers.papers.coarse_to_fine import data, train
-    from tests.conftest import TINY_FACES, tiny_faces
+    from tests.conftest import TINY_FACES
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(data, "EMBEDDED", TINY_FACES)
@@ -308,7 +321,10 @@ def test_a_run_is_released_listed_and_verified(tiny, root, run_folder, monkeypat
     )
     assert facts["metrics"]["nme_interpupil_pct"] == pytest.approx(record["metrics"]["nme_interpupil_pct"], abs=0.05)
     assert (folder / released.FILE).stat().st_size < 0.5 * (run_folder / "model.safetensors").stat().st_size
+    assert 0 < facts["metrics"]["missed_pct"] < 50
+    assert 0 < facts["metrics"]["nme_interpupil_detected_pct"] < 100, "the face beside is not the one that is tested"
     card = (folder / "README.md").read_text()
+    assert "faces that it finds (%) | " in card and "| – |" in card, "the run's own weights were not tested so"
     assert f"{facts['metrics']['nme_interpupil_pct']:.2f} [" in card and record["source"]["commit"] in card
     assert "matrices in float16:" in card and "in float32:" in model_cards.origin(facts | {"bits": 32}, record)
     record["source"]["dirty"] = True

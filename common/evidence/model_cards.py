@@ -114,9 +114,10 @@ def metadata(facts: dict, text: dict, record: dict, shown: list) -> str:
 
 def metrics_table(record: dict, shown: list) -> str:
     """Markdown of the metrics of the released file beside those of the run's own weights."""
+    number = lambda value: "–" if value is None else f"{value:.2f}"
     rows = [
         f"| {metric.label} | {interval.mean:.2f} [{interval.low:.2f}, {interval.high:.2f}] | "
-        f"{record['metrics'].get(metric.name, float('nan')):.2f} | {interval.n_samples:,} |\n"
+        f"{number(record['metrics'].get(metric.name))} | {interval.n_samples:,} |\n"
         for metric, interval in shown
     ]
     head = "| metric | this file [90 % interval] | the run | samples |\n| --- | --- | --- | --- |\n"

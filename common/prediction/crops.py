@@ -16,12 +16,25 @@ SHRINK = 2.2  # bilinear sampling may shrink by about two; beyond it, pixels are
 STRIP = 2**24  # pixels that are averaged at once, so that a photo of 20,000 pixels a side needs no copy in float32
 
 
-def box_maps(boxes: torch.Tensor, size: int) -> torch.Tensor:
-    """Maps (N, 2, 3) from crops of `size` px to the photo: the square of each box's area around its centre (N, 4)."""
+def box_maps(boxes: torch.Tensor, size: int, roll_rad: torch.Tensor | None = None) -> torch.Tensor:
+    """Maps (N, 2, 3) from crops of `size` px to the photo: the square of each box's area around its centre (N, 4).
+
+    Each square is turned around its centre by `roll_rad` (N,), clockwise as seen; by default not at all.
+    """
     boxes = boxes.double()
     centre, side = boxes[:, :2] + boxes[:, 2:] / 2, boxes[:, 2:].prod(1).sqrt()
     still = torch.zeros(len(boxes), dtype=torch.float64)
-    return images.similarity(centre, side, still, still.bool(), size)
+    return images.similarity(centre, side, still if roll_rad is None else roll_rad.double(), still.bool(), size)
+
+
+def rolls(points: torch.Tensor) -> torch.Tensor:
+    """By how much faces are turned in the photo (N,), in radians, clockwise as seen: of their five points (N, 5, 2).
+
+    Least squares over all five, as in a profile the line of the eyes alone is short. Raises UserError when all points
+    of a face coincide.
+    """
+    onto_template = alignment.similarity_transform(points.double().numpy(), alignment.TEMPLATE_112)
+    return -torch.from_numpy(np.arctan2(onto_template[:, 1, 0], onto_template[:, 0, 0]))
 
 
 def point_maps(points: torch.Tensor, target: np.ndarray) -> torch.Tensor:

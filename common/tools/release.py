@@ -50,7 +50,8 @@ def main(argv: Sequence[str]) -> None:
     folder = release(record, options.name, options.bits, parallel.start(options.device))
     print(f"{folder}: {(folder / released.FILE).stat().st_size / 2**20:.2f} MiB")
     for name, value in storage.read_json(folder / released.FACTS)["metrics"].items():
-        print(f"  {name} {value:.4f} (the run: {record['metrics'].get(name, float('nan')):.4f})")
+        known = f" (the run: {record['metrics'][name]:.4f})" if name in record["metrics"] else ""
+        print(f"  {name} {value:.4f}{known}")
 
 
 def candidates() -> str:

@@ -78,8 +78,8 @@ def streams(row: str, net: released.Landmarks, faces: AlignmentSet) -> Iterator[
     photos = torch.nn.functional.pad(large, (224, 224, 144, 144))  # 192 px in 640x480 photos
     centre, side = landmark_boxes(faces.points[:PHOTOS], net.margin)
     boxes = 2 * torch.cat([centre - side[:, None] / 2 + torch.tensor([112.0, 72.0]), side[:, None].expand(-1, 2)], 1)
-    batch = lambda: predict.points(net, photos, boxes)
-    singly = lambda: [predict.points(net, photos[k : k + 1], boxes[k : k + 1]) for k in range(PHOTOS)]
+    batch = lambda: predict.points(net, photos, boxes, looks=1)
+    singly = lambda: [predict.points(net, photos[k : k + 1], boxes[k : k + 1], looks=1) for k in range(PHOTOS)]
     torch.testing.assert_close(batch(), torch.cat(singly()), rtol=1e-3, atol=0.05)
     what = f"{row}: points in {PHOTOS} photos"
     yield what, "one batch", batch, "one at a time", singly
@@ -91,7 +91,7 @@ def streams(row: str, net: released.Landmarks, faces: AlignmentSet) -> Iterator[
         def files() -> None:
             for path, box in zip(paths, boxes, strict=True):
                 photo = read_photo(path)
-                found = predict.points(net, photo[None], box[None])[0].tolist()
+                found = predict.points(net, photo[None], box[None], looks=1)[0].tolist()
                 storage.write_json(path.with_suffix(".json"), {"points_xy": found})
                 drawing.write(photo, [(box.tolist(), drawing.Mark(found))], path.with_suffix(".points.png"))
 

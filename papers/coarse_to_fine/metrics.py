@@ -45,6 +45,9 @@ def _metrics_for(normaliser, name, label):
                _nme(normaliser, "error_px_validation_chosen"), needs=("error_px_validation_chosen", normaliser)),
         Metric(f"nme_{name}_mirrored_pct", f"NME, {label}, mean of a face's and its mirror image's points (%)", True,
                _nme(normaliser, "error_px_mirrored"), needs=("error_px_mirrored", normaliser)),
+        Metric(f"nme_{name}_detected_pct", f"NME, {label}, boxes of the detector, faces that it finds (%)", True,
+               ratio=lambda p: (_nme(normaliser, "error_px_detected")(p) * p["detected"], p["detected"]),
+               needs=("error_px_detected", normaliser, "detected")),
         Metric(f"nme_{name}_challenge_pct", f"NME of the challenging subset, {label} (%)", True,
                ratio=lambda p: (nme(p) * p["challenge"], p["challenge"]), needs=(*needs, "challenge")),
         Metric(f"nme_{name}_occluded_pct", f"NME of occluded points, {label} (%)", True,
@@ -62,8 +65,10 @@ METRICS = {
         *_metrics_for("interpupil_px", "interpupil", "inter-pupil"),
         *_metrics_for("eyecentre_px", "eyecentre", "eye centres"),
         *_metrics_for("interocular_px", "interocular", "outer eye corners"),
+        Metric("missed_pct", "faces that the detector misses (%)", True,
+               lambda p: 100.0 * ~p["detected"].astype(bool), needs=("detected",)),
     ]
-}
+}  # fmt: skip
 
 
 def measure(predictions: dict[str, np.ndarray]) -> dict[str, float]:

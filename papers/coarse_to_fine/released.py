@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from facepapers.common.data.markups import Markup
+from facepapers.common.prediction import finding
 from facepapers.common.training import released
 from facepapers.common.vision import images
 from facepapers.papers.coarse_to_fine import evaluate
@@ -34,9 +35,10 @@ class Landmarks(torch.nn.Module):
     def __init__(self, model: Model, cfg: Config, markup: Markup) -> None:
         super().__init__()
         self.model, self.markup, self.input_px, self.margin = model, markup, cfg.crop, cfg.margin
+        self.seen = cfg  # by how much training moved, scaled and turned the crop
         self.expects = (
             f"the square around the face's landmarks (brows to chin, ear to ear), {cfg.margin:g} times their larger "
-            "extent; upright within some 30 degrees"
+            "extent; upright within some 15 degrees"
         )
 
     def preprocess(self, faces: torch.Tensor) -> torch.Tensor:
@@ -62,8 +64,14 @@ def kept(tensor: str) -> bool:
 
 
 def tested(path: Path, settings: dict[str, Any], device: torch.device) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """(arrays of a weights file on the test faces of the run with these settings, further facts for the card)."""
+    """(arrays of a weights file on the test faces of the run with these settings, further facts for the card).
+
+    The arrays tell also what `predict` answers for the whole images. Raises MissingData without the detector.
+    """
+    from facepapers.papers.coarse_to_fine.predict import detected_errors  # which imports this module
+
+    find = finding.finder(None, whole=False, folder=None, device=device)
     model, cfg, _ = evaluate.load(path, device)
     feed = Feed.of(dataclasses.replace(cfg, data=settings["data"]), device)
     found = evaluate.errors(model, feed.plain(feed.test), feed.faces, feed.test, feed.crops.reduction, mirrored=True)
-    return found, {}
+    return found | detected_errors(load(path, device), feed.faces, feed.test.cpu(), find), {}

@@ -1,0 +1,115 @@
+"""Landmarks of faces in boxes of other conventions: looked at again until the crop is as in training."""
+
+import math
+
+import pytest
+import torch
+
+from facepapers.common.data.markups import IBUG68
+from facepapers.papers.coarse_to_fine import predict, released
+from facepapers.papers.coarse_to_fine.config import preset
+from tests.test_markups import face68
+
+MIDDLE = 128.0  # of the photo
+FACE = torch.tensor(face68() - 50).float()  # 80 px wide
+
+
+class Knowing(torch.nn.Module):
+    """A stand-in for the network: it reads from a crop's colours where that lies, and knows the points in the photo.
+
+    As a network it puts what lies outside its crop at the edge.
+    """
+
+    def __init__(self, truth):
+        super().__init__()
+        self.markup, self.input_px, self.margin, self.seen = IBUG68, 64, 1.1, preset("short", "heatmap")
+        self.truth, self.looks = torch.nn.Buffer(torch.cat([truth, torch.ones(68, 1)], 1).double()), []
+
+    def forward(self, pixels):
+        self.looks.append(len(pixels))
+        v, u = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
+        found = []
+        for crop in pixels:
+            inside = ((crop[:2] > 0.5) & (crop[:2] < 254)).all(0)  # beyond the photo its edge is repeated
+            where = torch.stack([crop[0][inside], crop[1][inside], torch.ones(int(inside.sum()))], 1)
+            onto_crop = torch.linalg.lstsq(where.double(), torch.stack([u[inside], v[inside]], 1).double()).solution
+            found.append((self.truth @ onto_crop).float().clamp(0, 63))
+        return released.Points(torch.stack(found))
+
+
+def turned(points, roll_deg):
+    """Points (P, 2) around the origin, turned clockwise as seen, in the photo."""
+    cos, sin = math.cos(math.radians(roll_deg)), math.sin(math.radians(roll_deg))
+    return points @ torch.tensor([[cos, sin], [-sin, cos]]) + MIDDLE
+
+
+def square(shift, scale, roll_deg):
+    """The square that the network expects (4,), moved and scaled by shares of its side."""
+    low, high = FACE.amin(0), FACE.amax(0)
+    side = (high - low).max() * 1.1
+    corner = turned((low + high)[None] / 2, roll_deg)[0] + shift * side - scale * side / 2
+    return torch.cat([corner, (scale * side).expand(2)])
+
+
+@pytest.fixture(scope="module")
+def photo():
+    """(3, 256, 256): its red says x, its green y."""
+    x = torch.arange(256, dtype=torch.uint8).expand(256, 256)
+    return torch.stack([x, x.T, x])
+
+
+@pytest.mark.parametrize(
+    ("shift", "scale", "roll_deg", "looks"),
+    [
+        (0, 1, 0, 1),
+        (0.02, 1.05, 8, 1),
+        (0.15, 1, 0, 3),
+        (0.1, 0.8, 0, 4),
+        (0, 1.8, 0, 2),
+        (0, 1, 40, 3),
+        (0.1, 1.4, 30, 3),
+    ],
+)
+def test_a_face_is_looked_at_again_until_it_lies_as_in_training(photo, shift, scale, roll_deg, looks):
+    truth, box = turned(FACE, roll_deg), square(shift, scale, roll_deg)[None]
+    net = Knowing(truth)
+    found = predict.points(net, photo[None], box)
+    torch.testing.assert_close(found[0], truth, rtol=0, atol=0.3)
+    assert len(net.looks) <= looks
+    net.looks.clear()
+    once = predict.points(net, photo[None], box, looks=1)
+    assert len(net.looks) == 1
+    assert torch.allclose(once[0], truth, atol=0.3) or looks > 1
+
+
+def test_only_faces_that_need_it_are_looked_at_again(photo):
+    """And each in its own photo: in the second one the face lies 30 px to the right."""
+    net, right = Knowing(turned(FACE, 0)), torch.tensor([30.0, 0])
+    other = torch.cat([photo[..., :1].expand(-1, -1, 30), photo[..., :-30]], 2)
+    boxes = torch.stack([square(0, 1, 0), square(0.15, 1, 0), square(0.01, 1, 0)])
+    boxes[1, :2] += right
+    found = predict.points(net, [photo, other], boxes, owner=[0, 1, 0])
+    truth = turned(FACE, 0)
+    torch.testing.assert_close(found, torch.stack([truth, truth + right, truth]), rtol=0, atol=0.3)
+    assert net.looks[:2] == [3, 1]
+
+
+def test_a_detected_face_is_looked_at_upright(photo):
+    """The detector's box moved as it lies in training's median; a face that is turned needs one look."""
+    roll, side = 35, 100.0
+    net = Knowing(turned(FACE, roll))
+    low, high = FACE.amin(0), FACE.amax(0)
+    side = (high - low).max() / predict.DETECTED_RATIO
+    middle = turned(((low + high) / 2 - side * torch.tensor(predict.DETECTED_SHIFT))[None], roll)[0]
+    five = turned(torch.stack([FACE[group].mean(0) for group in IBUG68.five]), roll)
+    faces = predict.finding.Faces(torch.cat([middle - side / 2, side.expand(2)])[None], five[None])
+    boxes, found = predict.around_landmarks(faces, net.margin)
+    assert found.item() == pytest.approx(math.radians(roll), abs=0.02)
+    torch.testing.assert_close(boxes[0].float(), square(0, 1, roll), rtol=0, atol=0.5)
+    predict.points(net, photo[None], boxes, roll_rad=found)
+    assert net.looks == [1]
+
+
+def test_numbers_that_are_none_end_the_looking(photo):
+    net = Knowing(torch.full((68, 2), math.nan))
+    assert predict.points(net, photo[None], square(0, 1, 0)[None]).isnan().all() and net.looks == [1]
