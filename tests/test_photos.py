@@ -2,6 +2,7 @@
 
 import io
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -170,6 +171,12 @@ def test_broken_and_enormous_files_are_one_line(tmp_path, content, words):
     with pytest.raises(UserError) as error:
         photos.read_photo(path)
     one_line_error(error, path, words)
+
+
+def test_an_address_is_no_file():
+    with pytest.raises(UserError) as error:
+        photos.read_photo(Path("https://example.org/face.jpg"))
+    one_line_error(error, "an address (https), not a file; download it")
 
 
 def test_a_wide_photo_of_20_000_pixels_is_read_without_a_warning(tmp_path, recwarn, monkeypatch):

@@ -10,6 +10,7 @@ Both go through `shown`, which makes 8-bit RGB of every kind of pixel, or refuse
 from __future__ import annotations
 
 import io
+import re
 import struct
 import sys
 import warnings
@@ -100,6 +101,8 @@ def open_image(
     try:
         content = source if isinstance(source, bytes) else place(source).read_bytes()
     except FileNotFoundError:
+        if address := re.match(r"(https?|ftp|s3|gs):/+", str(name)):  # a Path keeps one slash of two
+            raise UserError(f"{name}: an address ({address[1]}), not a file; download it, then name the file") from None
         raise UserError(f"{name}: no such file; {remedy if remedy is AGAIN else 'name an image file'}") from None
     except IsADirectoryError:
         raise UserError(f"{name}: is a folder; name an image file") from None

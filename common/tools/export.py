@@ -8,6 +8,7 @@ with torch on random pixels before it is kept.
 
 import io
 import json
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -107,9 +108,11 @@ def outputs(model: torch.nn.Module, faces: torch.Tensor) -> dict[str, torch.Tens
 def to_onnx(model: torch.nn.Module, program: torch.export.ExportedProgram, facts: dict[str, str]) -> bytes:
     """The contents of an ONNX file of a ready module: input `faces`, outputs named as the module's."""
     names = list(outputs(model, pixels_for(model, 1)))
-    made: Any = torch.onnx.export(
-        program, dynamo=True, opset_version=OPSET, input_names=["faces"], output_names=names, verbose=False
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*LeafSpec", FutureWarning)  # torch 2.11's, of its own copy of a program
+        made: Any = torch.onnx.export(
+            program, dynamo=True, opset_version=OPSET, input_names=["faces"], output_names=names, verbose=False
+        )
     proto = made.model_proto
     for key, value in facts.items():
         proto.metadata_props.add(key=key, value=value)
