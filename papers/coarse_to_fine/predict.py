@@ -27,7 +27,7 @@ from facepapers.papers.coarse_to_fine.config import PAPER
 # Networks for 29 points, which go from brows to chin as these do, get the same square.
 DETECTED_SHIFT, DETECTED_RATIO = (0.006, 0.161), 0.902
 
-LOOKS = 4  # at a face, at most; the first suffices where the box is the network's own
+LOOKS = 4  # at a face, at most (our choice; the paper takes boxes as given); the first suffices in a box as in training
 EDGE, WIDER = 0.03, 1.3  # share of the crop's side in which points count as cut off; then the next look is wider
 
 
