@@ -113,8 +113,7 @@ HEATMAP_DEMO = HEATMAP | dict(colour=False, erase=0.0, rotation_deg=10.0, shift=
 PLAN = {
     "demo": Plan(("embedded",), ("mean-shape", "cft"), (0,), reference_s=139.0),
     "short": Plan(("cofw", "lfpw"), ("mean-shape", "cft", "heatmap"), (0,), reference_s=13_900.0),
-    # CFT's row, ROWS=cft, starts from landmarks68_cft, which is not released yet.
-    "points29": Plan(("lfpw29",), ("heatmap",), (0,), "about twenty minutes on a CPU core"),
+    "points29": Plan(("lfpw29",), ("cft", "heatmap"), (0,), "about forty minutes on a CPU core"),
     "paper": Plan(("cofw", "300w"), ("cft",), (0, 1, 2), "10 million crops a run: sized for a GPU", needs_gpu=True),
 }
 
