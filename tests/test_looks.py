@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from facepapers.common.data.markups import IBUG68
-from facepapers.papers.coarse_to_fine import predict, released
+from facepapers.common.prediction import finding
+from facepapers.papers.coarse_to_fine import looking, released
 from facepapers.papers.coarse_to_fine.config import preset
 from tests.test_markups import face68
 
@@ -73,11 +74,11 @@ def photo():
 def test_a_face_is_looked_at_again_until_it_lies_as_in_training(photo, shift, scale, roll_deg, looks):
     truth, box = turned(FACE, roll_deg), square(shift, scale, roll_deg)[None]
     net = Knowing(truth)
-    found = predict.points(net, photo[None], box)
+    found = looking.points(net, photo[None], box)
     torch.testing.assert_close(found[0], truth, rtol=0, atol=0.3)
     assert len(net.looks) <= looks
     net.looks.clear()
-    once = predict.points(net, photo[None], box, looks=1)
+    once = looking.points(net, photo[None], box, looks=1)
     assert len(net.looks) == 1
     assert torch.allclose(once[0], truth, atol=0.3) or looks > 1
 
@@ -88,7 +89,7 @@ def test_only_faces_that_need_it_are_looked_at_again(photo):
     other = torch.cat([photo[..., :1].expand(-1, -1, 30), photo[..., :-30]], 2)
     boxes = torch.stack([square(0, 1, 0), square(0.15, 1, 0), square(0.01, 1, 0)])
     boxes[1, :2] += right
-    found = predict.points(net, [photo, other], boxes, owner=[0, 1, 0])
+    found = looking.points(net, [photo, other], boxes, owner=[0, 1, 0])
     truth = turned(FACE, 0)
     torch.testing.assert_close(found, torch.stack([truth, truth + right, truth]), rtol=0, atol=0.3)
     assert net.looks[:2] == [3, 1]
@@ -99,17 +100,17 @@ def test_a_detected_face_is_looked_at_upright(photo):
     roll, side = 35, 100.0
     net = Knowing(turned(FACE, roll))
     low, high = FACE.amin(0), FACE.amax(0)
-    side = (high - low).max() / predict.DETECTED_RATIO
-    middle = turned(((low + high) / 2 - side * torch.tensor(predict.DETECTED_SHIFT))[None], roll)[0]
+    side = (high - low).max() / looking.DETECTED_RATIO
+    middle = turned(((low + high) / 2 - side * torch.tensor(looking.DETECTED_SHIFT))[None], roll)[0]
     five = turned(torch.stack([FACE[group].mean(0) for group in IBUG68.five]), roll)
-    faces = predict.finding.Faces(torch.cat([middle - side / 2, side.expand(2)])[None], five[None])
-    boxes, found = predict.around_landmarks(faces, net.margin)
+    faces = finding.Faces(torch.cat([middle - side / 2, side.expand(2)])[None], five[None])
+    boxes, found = looking.around_landmarks(faces, net.margin)
     assert found.item() == pytest.approx(math.radians(roll), abs=0.02)
     torch.testing.assert_close(boxes[0].float(), square(0, 1, roll), rtol=0, atol=0.5)
-    predict.points(net, photo[None], boxes, roll_rad=found)
+    looking.points(net, photo[None], boxes, roll_rad=found)
     assert net.looks == [1]
 
 
 def test_numbers_that_are_none_end_the_looking(photo):
     net = Knowing(torch.full((68, 2), math.nan))
-    assert predict.points(net, photo[None], square(0, 1, 0)[None]).isnan().all() and net.looks == [1]
+    assert looking.points(net, photo[None], square(0, 1, 0)[None]).isnan().all() and net.looks == [1]

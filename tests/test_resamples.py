@@ -33,7 +33,8 @@ def made_up(paper, n=30):
     if paper == "coarse_to_fine":
         distances = {f"{name}_px": rng.uniform(20, 30, n) for name in ("interpupil", "eyecentre", "interocular")}
         return distances | {"error_px": rng.gamma(2, 1, (n, 5)), "occluded": rng.random((n, 5)) < 0.1,
-                            "challenge": rng.random(n) < 0.1, "principal": np.arange(5) < 2}  # fmt: skip
+                            "challenge": rng.random(n) < 0.1, "principal": np.arange(5) < 2,
+                            "detected": rng.random(n) < 0.9, "error_px_detected": rng.gamma(2, 1, (n, 5))}  # fmt: skip
     if paper == "face_attributes":
         from facepapers.papers.face_attributes.metrics import NAMES
 

@@ -6,29 +6,18 @@ IMAGE is a photo or a folder of photos. Writes IMAGE.points.json and IMAGE.point
 `points(released.load(), photos, boxes)` for a batch of photos (B, 3, H, W).
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from facepapers.common import cli
-from facepapers.common.data.alignment import AlignmentSet
-from facepapers.common.prediction import command, crops, drawing, finding
-from facepapers.common.vision import images
+from facepapers.common.prediction import command, drawing, finding
 from facepapers.papers.coarse_to_fine import released
 from facepapers.papers.coarse_to_fine.config import PAPER
-
-# The square around all 68 landmarks relative to MTCNN's box: shifts of the centre and ratio of the sides, as shares of
-# the square root of the box's area. Medians over LFPW's training faces, 803 of whose 805 the detector finds.
-# Networks for 29 points, which go from brows to chin as these do, get the same square.
-DETECTED_SHIFT, DETECTED_RATIO = (0.006, 0.161), 0.902
-
-LOOKS = 4  # at a face, at most (our choice; the paper takes boxes as given); the first suffices in a box as in training
-EDGE, WIDER = 0.03, 1.3  # share of the crop's side in which points count as cut off; then the next look is wider
+from facepapers.papers.coarse_to_fine.looking import around_landmarks, points
 
 
 @dataclass(frozen=True)
@@ -62,101 +51,6 @@ def task_of(net: released.Landmarks) -> command.Task:
         row=lambda answer: dict(zip(names, (v for xy in answer["points_xy"] for v in xy), strict=True)),
         about={"markup": net.markup.name},
     )  # fmt: skip
-
-
-def around_landmarks(faces: finding.Faces, margin: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """The squares that the network was trained on, of the detector's faces: boxes (N, 4) and their rolls (N,).
-
-    Their side is `margin` times the landmarks', and they are turned with the face, whose points stand upright in them:
-    training turned faces by 15 degrees at most.
-    """
-    roll = crops.rolls(faces.points)
-    side, (right, down) = faces.boxes[:, 2:].double().prod(1).sqrt(), DETECTED_SHIFT
-    shift = torch.stack([right * roll.cos() - down * roll.sin(), right * roll.sin() + down * roll.cos()], 1)
-    centre = faces.boxes[:, :2] + faces.boxes[:, 2:] / 2 + shift * side[:, None]
-    side = (side * DETECTED_RATIO * margin)[:, None]
-    return torch.cat([centre - side / 2, side, side], 1), roll
-
-
-@torch.inference_mode()
-def points(
-    net: released.Landmarks,
-    photos: torch.Tensor | Sequence[torch.Tensor],
-    boxes: torch.Tensor,
-    owner: Sequence[int] | None = None,
-    roll_rad: torch.Tensor | None = None,
-    looks: int = LOOKS,
-) -> torch.Tensor:
-    """Landmarks (N, P, 2), in pixels of the photo, of the faces in boxes (N, 4) x, y, width, height.
-
-    photos: uint8 (B, 3, H, W), or (3, H, W) of any sizes; `owner` (N,) numbers each box's photo, by default the n-th.
-    `roll_rad` (N,): by how much each face is turned, clockwise as seen; by default not at all.
-
-    Boxes differ by convention. Where the landmarks that were found do not lie in the crop as in training, the face is
-    looked at again, in the square around them, at most `looks` times; 1 is the network's answer in the given boxes.
-    """
-    device = next(iter(net.state_dict().values())).device
-    boxes, roll = boxes.double(), torch.zeros(len(boxes)).double() if roll_rad is None else roll_rad.double()
-    found, left = torch.empty(len(boxes), net.markup.n_points, 2), torch.arange(len(boxes))
-    owner = left.tolist() if owner is None else owner
-    for _ in range(looks):
-        to_photo = crops.box_maps(boxes, net.input_px, roll)
-        pixels = crops.cut(photos, to_photo, net.input_px, [owner[k] for k in left.tolist()], device)
-        inside = net(pixels).points.cpu().double()
-        found[left] = images.transform_points(inside, to_photo).float()
-        centre, side, turn, again = next_look(inside, net)
-        if not again.any():
-            break
-        middle = images.transform_points(centre[:, None], to_photo)[:, 0]
-        side = (side * crops.sides(to_photo, net.input_px) / net.input_px)[:, None]
-        boxes, roll = torch.cat([middle - side / 2, side, side], 1)[again], (roll + turn)[again]
-        left = left[again]
-    return found
-
-
-def next_look(points: torch.Tensor, net: released.Landmarks) -> tuple[torch.Tensor, ...]:
-    """Where to look for faces whose points (N, P, 2) were found in a crop, all in the crop's pixels.
-
-    Returns the centre (N, 2), side (N,) and turn (N,) in radians of the square around the points, upright in the face,
-    and whether (N,) it differs from the crop by more than training moved it. Points at the crop's edge count as cut
-    off.
-    """
-    eyes = [points[:, eye].mean(1) for eye in (net.markup.left_eye, net.markup.right_eye)]
-    right, down = (eyes[1] - eyes[0]).unbind(1)
-    turn = torch.atan2(down, right)
-    cos, sin = turn.cos(), turn.sin()
-    onto_crop = torch.stack([torch.stack([cos, sin], 1), torch.stack([-sin, cos], 1)], 1)  # of x, y as a row
-    upright = points @ onto_crop.mT
-    low, high = upright.amin(1), upright.amax(1)
-    centre, side = ((low + high)[:, None] / 2 @ onto_crop)[:, 0], (high - low).amax(1) * net.margin
-    size = net.input_px
-    cut_off = ((points + 0.5 < EDGE * size) | (points + 0.5 > (1 - EDGE) * size)).flatten(1).any(1)
-    moved = (centre - (size - 1) / 2).abs().amax(1) / size
-    differs = (moved > net.seen.shift) | ((side / size).log().abs() > net.seen.log_size)
-    differs |= (turn.abs() > math.radians(net.seen.rotation_deg)) | cut_off
-    return centre, torch.where(cut_off, WIDER * side, side), turn, differs
-
-
-def detected_errors(
-    net: released.Landmarks, faces: AlignmentSet, index: torch.Tensor, find: finding.Finder
-) -> dict[str, np.ndarray]:
-    """What this command answers for whole images of a set: arrays for a record, beside those of `evaluate.errors`.
-
-    `detected` (N,) says whether the detector finds a face, `error_px_detected` (N, P) holds the distances in the
-    original image's pixels of the face nearest to the true points; 0 without any.
-    """
-    truth = faces.points[index].float()
-    errors, seen = torch.zeros(truth.shape[:2]), torch.zeros(len(truth), dtype=torch.bool)
-    for n, k in enumerate(index.tolist()):
-        try:
-            found = find(faces.images[k], faces.names[k])
-        except cli.UserError:
-            continue
-        away = (found.boxes[:, :2] + found.boxes[:, 2:] / 2 - truth[n].mean(0)).norm(dim=1)
-        boxes, roll = around_landmarks(found, net.margin)
-        answers = points(net, [faces.images[k]], boxes, [0] * len(boxes), roll)
-        errors[n], seen[n] = (answers[away.argmin()] - truth[n]).norm(dim=1), True
-    return {"error_px_detected": (errors * faces.scale[index][:, None]).numpy(), "detected": seen.numpy()}
 
 
 if __name__ == "__main__":

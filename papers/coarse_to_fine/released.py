@@ -14,6 +14,7 @@ from facepapers.common.vision import images
 from facepapers.papers.coarse_to_fine import evaluate
 from facepapers.papers.coarse_to_fine.config import PAPER, Config, Model
 from facepapers.papers.coarse_to_fine.crops import Feed
+from facepapers.papers.coarse_to_fine.looking import detected_errors
 
 NAMES = ("landmarks68", "landmarks68_cft")  # the first is our heatmap variant, the more exact one
 TESTED_IN_FLOAT32 = True  # by its own run too, whatever that was trained in
@@ -68,8 +69,6 @@ def tested(path: Path, settings: dict[str, Any], device: torch.device) -> tuple[
 
     The arrays tell also what `predict` answers for the whole images. Raises MissingData without the detector.
     """
-    from facepapers.papers.coarse_to_fine.predict import detected_errors  # which imports this module
-
     find = finding.finder(None, whole=False, folder=None, device=device)
     model, cfg, _ = evaluate.load(path, device)
     feed = Feed.of(dataclasses.replace(cfg, data=settings["data"]), device)
