@@ -76,11 +76,10 @@ def test_a_face_is_looked_at_again_until_it_lies_as_in_training(photo, shift, sc
     net = Knowing(truth)
     found = looking.points(net, photo[None], box)
     torch.testing.assert_close(found[0], truth, rtol=0, atol=0.3)
-    assert len(net.looks) <= looks
+    assert min(looks, 2) <= len(net.looks) <= looks
     net.looks.clear()
-    once = looking.points(net, photo[None], box, looks=1)
+    looking.points(net, photo[None], box, looks=1)
     assert len(net.looks) == 1
-    assert torch.allclose(once[0], truth, atol=0.3) or looks > 1
 
 
 def test_only_faces_that_need_it_are_looked_at_again(photo):
