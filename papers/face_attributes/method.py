@@ -136,8 +136,7 @@ class SharedNet(nn.Module):
                 if self.starts[name] == number:
                     found[name] = branch(x if rows is None else x[rows[name]])
             if number < last:
-                with torch.set_grad_enabled(self.moving and torch.is_grad_enabled()):
-                    x = self.trunk[number - 1](x)
+                x = self.trunk[number - 1](x)
         if identity:
             found["identity"] = x
         return {name: found[name] for name in [*self.branches, *(["identity"] if identity else [])]}
