@@ -64,6 +64,7 @@ def photo():
     [
         (0, 1, 0, 1),
         (0.02, 1.05, 8, 1),
+        (0.05, 1, 0, 2),  # cut off, but a second look within what training saw suffices
         (0.15, 1, 0, 3),
         (0.1, 0.8, 0, 4),
         (0, 1.8, 0, 2),

@@ -21,7 +21,8 @@ from facepapers.common.vision import images
 DETECTED_SHIFT, DETECTED_RATIO = (0.006, 0.161), 0.902
 
 LOOKS = 4  # at a face, at most (our choice); the first suffices in a box as in training
-EDGE, WIDER = 0.03, 1.3  # share of the crop's side in which points count as cut off; then the next look is wider
+EDGE = 0.03  # share of the crop's side in which points count as cut off; then the next look is wider
+WIDER = 1.3  # by this, where the face does not lie in the crop as in training or fills it
 
 
 def around_landmarks(faces: finding.Faces, margin: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -81,7 +82,7 @@ def next_look(points: torch.Tensor, net: Any) -> tuple[torch.Tensor, ...]:
 
     Returns the centre (N, 2), side (N,) and turn (N,) in radians of the square around the points, upright in the face,
     and whether (N,) it differs from the crop by more than training moved it. Points at the crop's edge count as cut
-    off.
+    off, and the next look is wider: within what training saw, if the face lies as there but for the edge.
     """
     eyes = [points[:, eye].mean(1) for eye in (net.markup.left_eye, net.markup.right_eye)]
     right, down = (eyes[1] - eyes[0]).unbind(1)
@@ -92,11 +93,13 @@ def next_look(points: torch.Tensor, net: Any) -> tuple[torch.Tensor, ...]:
     low, high = upright.amin(1), upright.amax(1)
     centre, side = ((low + high)[:, None] / 2 @ onto_crop)[:, 0], (high - low).amax(1) * net.margin
     size = net.input_px
-    cut_off = ((points + 0.5 < EDGE * size) | (points + 0.5 > (1 - EDGE) * size)).flatten(1).any(1)
+    edges = torch.stack([points + 0.5 < EDGE * size, points + 0.5 > (1 - EDGE) * size]).any(2)  # (2, N, 2)
+    cut_off, filled = edges.any(2).any(0), edges.all(0).any(1)
     moved = (centre - (size - 1) / 2).abs().amax(1) / size
     differs = (moved > net.seen.shift) | ((side / size).log().abs() > net.seen.log_size)
-    differs |= (turn.abs() > math.radians(net.seen.rotation_deg)) | cut_off
-    return centre, torch.where(cut_off, WIDER * side, side), turn, differs
+    differs |= turn.abs() > math.radians(net.seen.rotation_deg)
+    wider = torch.where(differs | filled, WIDER, math.exp(net.seen.log_size / 2))
+    return centre, torch.where(cut_off, wider * side, side), turn, differs | cut_off
 
 
 def detected_errors(net: Any, faces: AlignmentSet, index: torch.Tensor, find: finding.Finder) -> dict[str, np.ndarray]:
