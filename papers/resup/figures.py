@@ -31,6 +31,10 @@ CAPTIONS = {
         "The same flips under our recipe of strong augmentation: cross-entropy learns few of them by heart, and the "
         "paper's weights now hurt."
     ),
+    "ferplus-strong0": (
+        "The same recipe on clean labels, without a method: cross-entropy with one network, which is released, and with "
+        "two, whose mean is tested."
+    ),
     "noise-levels": (
         "Accuracy over the share of flipped labels: after the last epoch ReSup keeps a lead over cross-entropy that "
         "grows with the noise, at the epoch that validation faces choose hardly any."
@@ -65,6 +69,10 @@ ALTERNATIVES = {
         "Seven panels: test accuracy of seven methods with intervals, validation accuracy by epoch, accuracy and mean "
         "weight by class, similarities of clean and flipped labels, mean weights by epoch, and reliability of the "
         "noise models."
+    ),
+    "ferplus-strong0": (
+        "Three panels: test accuracy of one network and of the mean of two with intervals, validation accuracy by "
+        "epoch, and accuracy by class."
     ),
     "noise-levels": (
         "Test accuracy with intervals at 0, 20, 30 and 40 per cent of flipped labels: cross-entropy and ReSup, each "
