@@ -32,8 +32,8 @@ CAPTIONS = {
         "paper's weights now hurt."
     ),
     "ferplus-strong0": (
-        "The same recipe on clean labels, without a method: cross-entropy with one network, which is released, and with "
-        "two, whose mean is tested."
+        "The same recipe on clean labels, without a method: cross-entropy with one network, which is released, and "
+        "with two, whose mean is tested."
     ),
     "noise-levels": (
         "Accuracy over the share of flipped labels: after the last epoch ReSup keeps a lead over cross-entropy that "
