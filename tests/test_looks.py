@@ -5,10 +5,12 @@ import math
 import pytest
 import torch
 
+from facepapers.common import storage
 from facepapers.common.data.markups import IBUG68
 from facepapers.common.prediction import finding
+from facepapers.common.training import checkpoint
 from facepapers.papers.coarse_to_fine import looking, released
-from facepapers.papers.coarse_to_fine.config import preset
+from facepapers.papers.coarse_to_fine.config import Model, preset
 from tests.test_markups import face68
 
 MIDDLE = 128.0  # of the photo
@@ -114,3 +116,14 @@ def test_a_detected_face_is_looked_at_upright(photo):
 def test_numbers_that_are_none_end_the_looking(photo):
     net = Knowing(torch.full((68, 2), math.nan))
     assert looking.points(net, photo[None], square(0, 1, 0)[None]).isnan().all() and net.looks == [1]
+
+
+def test_what_training_saw_is_told_by_the_weights_record(tmp_path):
+    """Other presets than `short` turned, moved and scaled faces otherwise; a bare file says nothing of it."""
+    path, cfg = tmp_path / "model.safetensors", preset("demo", "heatmap")
+    about = dict(points=68, crop=cfg.crop, margin=cfg.margin, test_shift=0.0, test_log_size=0.0)
+    digest = checkpoint.save_weights(path, Model(cfg, IBUG68), row="heatmap", **about)
+    moved = lambda: [getattr(released.load(path).seen, key) for key in ("rotation_deg", "shift", "log_size")]
+    assert moved() == [30, 0.1, 0.15]
+    storage.write_json(tmp_path / "run.json", {"config": vars(cfg), "weights": {"file": path.name, "sha256": digest}})
+    assert moved() == [10, 0.06, 0.06]

@@ -22,7 +22,7 @@ from facepapers.common.data.alignment import AlignmentSet
 from facepapers.common.data.markups import Markup
 from facepapers.common.evidence import runs
 from facepapers.common.protocols.metrics import show
-from facepapers.common.training import checkpoint, parallel
+from facepapers.common.training import checkpoint, parallel, released
 from facepapers.common.vision import images
 from facepapers.papers.coarse_to_fine import data
 from facepapers.papers.coarse_to_fine.config import PAPER, ROWS, Config, Model, preset
@@ -130,6 +130,8 @@ def load(path: Path | str, device: torch.device) -> tuple[Model, Config, Markup]
         view["crop"] = int(metadata["crop"])
     except (KeyError, ValueError) as error:
         raise cli.UserError(f"{path}: its metadata does not describe a model of this paper ({error})") from None
+    trained = released.settings(path)  # {} of a file without its record: then as `short` moved the crops
+    view |= {key: trained[key] for key in ("rotation_deg", "shift", "log_size") if key in trained}
     cfg = dataclasses.replace(preset("short", metadata["row"]), **view)
     model = Model(cfg, markup)
     if isinstance(model.net, CFTNet) and not any(name.startswith("net.auxiliary.") for name in tensors):

@@ -29,7 +29,7 @@ def around_landmarks(faces: finding.Faces, margin: float) -> tuple[torch.Tensor,
     """The squares that the network was trained on, of the detector's faces: boxes (N, 4) and their rolls (N,).
 
     Their side is `margin` times the landmarks', and they are turned with the face, whose points stand upright in them:
-    training turned faces by 15 degrees at most.
+    training turned faces by no more than `net.seen.rotation_deg`.
     """
     assert faces.points is not None, "the detector tells five points of every face"
     roll = crops.rolls(faces.points)
