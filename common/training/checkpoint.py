@@ -1,8 +1,10 @@
 """Weights with a hash, and state that resumes to the same bits."""
 
+import contextlib
 import hashlib
 import json
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,22 +80,39 @@ def read_weights(path: Path | str) -> tuple[dict[str, "torch.Tensor"], dict[str,
 
     Raises UserError when it is missing or damaged, or is not the file that the record beside it names by its hash.
     """
-    from safetensors import SafetensorError, safe_open
-
     check_recorded(path)
-    try:
-        with safe_open(str(path), framework="pt") as handle:
-            names = list(handle.keys())
-            about = json.loads((handle.metadata() or {}).get("about", "{}"))
-            tensors = {name: handle.get_tensor(name) for name in names}
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such weights file") from None
-    except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{path}: not a readable safetensors file ({error}); fetch or train it again") from None
+    with opened(path) as handle:
+        names, about = list(handle.keys()), described(handle)
+        tensors = {name: handle.get_tensor(name) for name in names}
     for name in names:  # a network may have a parameter of such a name beside one of floats
         if f"{name}{SCALE}" in tensors and not tensors[name].is_floating_point():
             tensors[name] = tensors[name] * tensors.pop(f"{name}{SCALE}")
     return tensors, about
+
+
+def read_metadata(path: Path | str) -> dict[str, str]:
+    """The metadata of a safetensors file alone. UserError when it is missing or damaged; no hash is read."""
+    with opened(path) as handle:
+        return described(handle)
+
+
+@contextlib.contextmanager
+def opened(path: Path | str) -> Iterator[Any]:
+    """A safetensors file to read from. UserError when it is missing or damaged."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="pt") as handle:
+            yield handle
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such weights file") from None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path}: not a readable safetensors file ({error}); fetch or train it again") from None
+
+
+def described(handle: Any) -> dict[str, str]:
+    """What `save_tensors` wrote of an opened file's tensors; {} for a file of other origin."""
+    return json.loads((handle.metadata() or {}).get("about", "{}"))
 
 
 def check_recorded(path: Path | str) -> None:

@@ -76,7 +76,7 @@ def training(paper: str, name: str) -> str:
 
 def settings(path: Path | str) -> dict[str, Any]:
     """The settings of the run that made a weights file: from the file, or from the run's record beside it; else {}."""
-    _, metadata = checkpoint.read_weights(path)
+    metadata = checkpoint.read_metadata(path)
     if "settings" in metadata:
         return json.loads(metadata["settings"])
     record = Path(path).with_name("run.json")

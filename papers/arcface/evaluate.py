@@ -209,7 +209,7 @@ def test_set(name: str, protocol: str | None, weights: Path | str, listed: Path 
 
 def refuse_leak(path: Path | str) -> None:
     """UserError when a weights file says that it was trained on LFW."""
-    metadata = checkpoint.read_weights(path)[1] if str(path).endswith(".safetensors") else {}
+    metadata = checkpoint.read_metadata(path) if str(path).endswith(".safetensors") else {}
     if metadata.get("trained_on") == "lfw":
         raise UserError(f"{path}: was trained on LFW's people, so the 6,000 pairs are no test; use --protocol view1")
 

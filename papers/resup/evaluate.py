@@ -133,7 +133,7 @@ def main(argv: Sequence[str]) -> None:
 
 def load(path: Path | str, device: torch.device) -> tuple[PeerNetworks, Config, tuple[str, ...]]:
     """(networks, configuration, classes) of a weights file. UserError when it holds no weights of this paper."""
-    _, metadata = checkpoint.read_weights(path)
+    metadata = checkpoint.read_metadata(path)
     try:
         sizes: dict[str, Any] = {key: int(metadata[key]) for key in ("nets", "width", "input_px")}
         words: dict[str, Any] = {key: metadata[key] for key in ("stem", "rule", "precision")}
