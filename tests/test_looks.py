@@ -1,6 +1,7 @@
 """Landmarks of faces in boxes of other conventions: looked at again until the crop is as in training."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,12 +10,14 @@ from facepapers.common import storage
 from facepapers.common.data.markups import IBUG68
 from facepapers.common.prediction import finding
 from facepapers.common.training import checkpoint
-from facepapers.papers.coarse_to_fine import looking, released
+from facepapers.papers.coarse_to_fine import looking, released, train
 from facepapers.papers.coarse_to_fine.config import Model, preset
+from facepapers.papers.coarse_to_fine.crops import ALIKE, Offsets
 from tests.test_markups import face68
 
 MIDDLE = 128.0  # of the photo
 FACE = torch.tensor(face68() - 50).float()  # 80 px wide
+OFFICIAL = Offsets(mean_shift=(0.02, 0.06), mean_log_size=0.25, shift_range=(0.04, 0.05), log_size_range=0.1)
 
 
 class Knowing(torch.nn.Module):
@@ -23,9 +26,10 @@ class Knowing(torch.nn.Module):
     As a network it puts what lies outside its crop at the edge.
     """
 
-    def __init__(self, truth):
+    def __init__(self, truth, offsets=ALIKE):
         super().__init__()
         self.markup, self.input_px, self.margin, self.seen = IBUG68, 64, 1.1, preset("short", "heatmap")
+        self.offsets = offsets
         self.truth, self.looks = torch.nn.Buffer(torch.cat([truth, torch.ones(68, 1)], 1).double()), []
 
     def forward(self, pixels):
@@ -46,11 +50,13 @@ def turned(points, roll_deg):
     return points @ torch.tensor([[cos, sin], [-sin, cos]]) + MIDDLE
 
 
-def square(shift, scale, roll_deg):
+def square(shift, scale, roll_deg, offsets=ALIKE):
     """The square that the network expects (4,), moved and scaled by shares of its side."""
     low, high = FACE.amin(0), FACE.amax(0)
     side = (high - low).max() * 1.1
-    corner = turned((low + high)[None] / 2, roll_deg)[0] + shift * side - scale * side / 2
+    middle = (low + high) / 2 + torch.tensor(offsets.mean_shift) * side
+    side = side * math.exp(offsets.mean_log_size)
+    corner = turned(middle[None], roll_deg)[0] + shift * side - scale * side / 2
     return torch.cat([corner, (scale * side).expand(2)])
 
 
@@ -97,20 +103,32 @@ def test_only_faces_that_need_it_are_looked_at_again(photo):
     assert net.looks[:2] == [3, 1]
 
 
-def test_a_detected_face_is_looked_at_upright(photo):
+@pytest.mark.parametrize("offsets", [ALIKE, OFFICIAL])
+def test_a_detected_face_is_looked_at_upright(photo, offsets):
     """The detector's box moved as it lies in training's median; a face that is turned needs one look."""
     roll, side = 35, 100.0
-    net = Knowing(turned(FACE, roll))
+    net = Knowing(turned(FACE, roll), offsets)
     low, high = FACE.amin(0), FACE.amax(0)
-    side = (high - low).max() / looking.DETECTED_RATIO
-    middle = turned(((low + high) / 2 - side * torch.tensor(looking.DETECTED_SHIFT))[None], roll)[0]
+    side = (high - low).max() / math.exp(looking.DETECTED.mean_log_size)
+    middle = turned(((low + high) / 2 - side * torch.tensor(looking.DETECTED.mean_shift))[None], roll)[0]
     five = turned(torch.stack([FACE[group].mean(0) for group in IBUG68.five]), roll)
     faces = finding.Faces(torch.cat([middle - side / 2, side.expand(2)])[None], five[None])
-    boxes, found = looking.around_landmarks(faces, net.margin)
+    boxes, found = looking.around_landmarks(faces, net)
     assert found.item() == pytest.approx(math.radians(roll), abs=0.02)
-    torch.testing.assert_close(boxes[0].float(), square(0, 1, roll), rtol=0, atol=0.5)
+    torch.testing.assert_close(boxes[0].float(), square(0, 1, roll, offsets), rtol=0, atol=0.5)
     looking.points(net, photo[None], boxes, roll_rad=found)
     assert net.looks == [1]
+
+
+@pytest.mark.parametrize(("shift", "scale", "roll_deg"), [(0, 1, 0), (0.3, 1, 0), (0.2, 1.5, 30)])
+def test_weights_of_official_boxes_are_looked_at_in_such_boxes(photo, shift, scale, roll_deg):
+    """Which lie aside of the landmarks and are larger: a right one suffices, and any other ends in a right one."""
+    truth, box = turned(FACE, roll_deg), square(shift, scale, roll_deg, OFFICIAL)[None]
+    net = Knowing(truth, OFFICIAL)
+    torch.testing.assert_close(looking.points(net, photo[None], box)[0], truth, rtol=0, atol=0.4)
+    assert net.looks == [1] if (shift, scale, roll_deg) == (0, 1, 0) else len(net.looks) > 1
+    inside = torch.full((1, 68, 2), 32.0) + FACE / 80 * 64 / 1.1 / math.exp(OFFICIAL.mean_log_size)
+    assert looking.next_look(inside.double(), Knowing(truth))[3].item()  # where nothing tells of the boxes
 
 
 def test_numbers_that_are_none_end_the_looking(photo):
@@ -127,3 +145,13 @@ def test_what_training_saw_is_told_by_the_weights_record(tmp_path):
     assert moved() == [30, 0.1, 0.15]
     storage.write_json(tmp_path / "run.json", {"config": vars(cfg), "weights": {"file": path.name, "sha256": digest}})
     assert moved() == [10, 0.06, 0.06]
+
+
+@pytest.mark.parametrize("offsets", [ALIKE, OFFICIAL])
+def test_weights_keep_where_official_boxes_lay(tmp_path, offsets):
+    cfg = preset("demo", "heatmap")
+    job = SimpleNamespace(cfg=cfg, run=SimpleNamespace(folder=tmp_path))
+    train.save(job, Model(cfg, IBUG68), 68, offsets)
+    net = released.load(tmp_path / "model.safetensors")
+    assert net.offsets == offsets
+    assert ("official boxes" in net.expects) == (offsets != ALIKE)

@@ -313,7 +313,7 @@ def test_points_turn_with_the_face(weights, people):
     turn = torch.tensor([[0.0, 1.0], [-1.0, 0.0]])  # of x, y as a row, clockwise as seen
 
     def found(photo, five, box):
-        boxes, roll = landmarks.around_landmarks(finding.Faces(box, five), net.margin)
+        boxes, roll = landmarks.around_landmarks(finding.Faces(box, five), net)
         return landmarks.points(net, photo[None], boxes, roll_rad=roll)[0], roll.item()
 
     upright, roll = found(photo, five, box)

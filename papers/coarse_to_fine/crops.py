@@ -31,6 +31,9 @@ class Offsets:
     log_size_range: float = 0.0
 
 
+ALIKE = Offsets()  # boxes that are the landmarks' own
+
+
 @dataclass(frozen=True)
 class Crops:
     """Network inputs (B, 3, S, S) 0..255, points (B, P, 2) in crop pixels, normaliser d (B,) in crop pixels, and
@@ -67,7 +70,7 @@ class FaceCrops:
     def offsets(self, index: torch.Tensor) -> Offsets:
         """Where official boxes lie relative to the landmarks of the training faces `index`; zero without boxes."""
         if not self.official:
-            return Offsets()
+            return ALIKE
         centre, side = landmark_boxes(self.points[index], self.margin)
         given_centre, given_side = square(self.boxes[index])
         shift, size = (given_centre - centre) / side.unsqueeze(1), (given_side / side).log()
@@ -85,7 +88,7 @@ class FaceCrops:
         reach = torch.tensor([max(cfg.shift, r) for r in offsets.shift_range], device=self.device)
         move = images.uniform(-1, 1, (n, 2), gen, self.device) * reach
         log_size = images.uniform(-1, 1, (n,), gen, self.device) * max(cfg.log_size, offsets.log_size_range)
-        centre, side = shifted(centre, side, angle, move, log_size, offsets)
+        centre, side = shifted(centre, side, angle, offsets, move, log_size)
         flip = images.uniform(0, 1, (n,), gen, self.device) < 0.5
         crops = self._cut(index, centre, side, angle, flip)
         return Crops(degrade(crops.images, gen, cfg), crops.points, crops.distance, crops.to_image)
@@ -103,7 +106,7 @@ class FaceCrops:
             draws = images.uniform(-1, 1, (len(self.points), 3), seeding.generator(2016), self.device)[index]
             centre, side = landmark_boxes(self.points[index], self.margin)
             move, log_size = draws[:, :2] * cfg.test_shift, draws[:, 2] * cfg.test_log_size
-            centre, side = shifted(centre, side, zero, move, log_size, offsets)
+            centre, side = shifted(centre, side, zero, offsets, move, log_size)
         return self._cut(index, centre, side, zero, zero.bool())
 
     def _cut(self, index, centre, side, angle, flip):
@@ -186,14 +189,14 @@ def shifted(
     centre: torch.Tensor,
     side: torch.Tensor,
     angle: torch.Tensor,
-    move: torch.Tensor,
-    log_size: torch.Tensor,
     offsets: Offsets,
+    move: torch.Tensor | float = 0.0,
+    log_size: torch.Tensor | float = 0.0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Apply the set's mean offset and a jitter (shares of the side, in the turned frame) to square boxes."""
-    mean = torch.tensor(offsets.mean_shift, device=centre.device)
+    mean = torch.tensor(offsets.mean_shift, dtype=centre.dtype, device=centre.device)
     step = turn(((move + mean) * side.unsqueeze(1)).unsqueeze(1), angle).squeeze(1)
-    return centre + step, side * (log_size + offsets.mean_log_size).exp()
+    return centre + step, side * torch.as_tensor(log_size + offsets.mean_log_size, dtype=side.dtype).exp()
 
 
 def square(boxes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -8,6 +8,7 @@ fixed jitter, which is easier and said so in every claim.
 """
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ from facepapers.common.training import checkpoint, parallel, released
 from facepapers.common.vision import images
 from facepapers.papers.coarse_to_fine import data
 from facepapers.papers.coarse_to_fine.config import PAPER, ROWS, Config, Model, preset
-from facepapers.papers.coarse_to_fine.crops import Crops, Feed
+from facepapers.papers.coarse_to_fine.crops import Crops, Feed, Offsets
 from facepapers.papers.coarse_to_fine.method import CFTNet
 from facepapers.papers.coarse_to_fine.metrics import METRICS, measure
 
@@ -138,6 +139,12 @@ def load(path: Path | str, device: torch.device) -> tuple[Model, Config, Markup]
         model.net.auxiliary = torch.nn.ModuleList()  # a released file leaves out what only training reads
     checkpoint.load_weights(path, model)
     return model.to(device).eval(), cfg, markup
+
+
+def offsets(path: Path | str) -> Offsets:
+    """Where the boxes that a weights file was trained in lay relative to the landmarks: zero without official boxes."""
+    metadata = checkpoint.read_metadata(path)
+    return released.as_config(Offsets, json.loads(metadata.get("offsets", "{}")))
 
 
 if __name__ == "__main__":

@@ -14,30 +14,30 @@ from facepapers.common import cli
 from facepapers.common.data.alignment import AlignmentSet
 from facepapers.common.prediction import crops, finding
 from facepapers.common.vision import images
+from facepapers.papers.coarse_to_fine.crops import Offsets, shifted, square
 
-# The square around all 68 landmarks relative to MTCNN's box: shifts of the centre and ratio of the sides, as shares of
-# the square root of the box's area. Medians over LFPW's training faces, 803 of whose 805 the detector finds.
-# Networks for 29 points, which go from brows to chin as these do, get the same square.
-DETECTED_SHIFT, DETECTED_RATIO = (0.006, 0.161), 0.902
+# The square around all 68 landmarks relative to the square of the area of MTCNN's box: medians over LFPW's training
+# faces, 803 of whose 805 the detector finds. Networks for 29 points, which go from brows to chin as these do, get the
+# same square.
+DETECTED = Offsets(mean_shift=(0.006, 0.161), mean_log_size=math.log(0.902))
 
 LOOKS = 4  # at a face, at most (our choice); the first suffices in a box as in training
 EDGE = 0.03  # share of the crop's side in which points count as cut off; then the next look is wider
 WIDER = 1.3  # by this, where the face does not lie in the crop as in training or fills it
 
 
-def around_landmarks(faces: finding.Faces, margin: float) -> tuple[torch.Tensor, torch.Tensor]:
+def around_landmarks(faces: finding.Faces, net: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """The squares that the network was trained on, of the detector's faces: boxes (N, 4) and their rolls (N,).
 
-    Their side is `margin` times the landmarks', and they are turned with the face, whose points stand upright in them:
-    training turned faces by no more than `net.seen.rotation_deg`.
+    Their side is `net.margin` times the landmarks', moved and scaled by `net.offsets`, and they are turned with the
+    face, whose points stand upright in them: training turned faces by no more than `net.seen.rotation_deg`.
     """
     assert faces.points is not None, "the detector tells five points of every face"
     roll = crops.rolls(faces.points)
-    side, (right, down) = faces.boxes[:, 2:].double().prod(1).sqrt(), DETECTED_SHIFT
-    shift = torch.stack([right * roll.cos() - down * roll.sin(), right * roll.sin() + down * roll.cos()], 1)
-    centre = faces.boxes[:, :2] + faces.boxes[:, 2:] / 2 + shift * side[:, None]
-    side = (side * DETECTED_RATIO * margin)[:, None]
-    return torch.cat([centre - side / 2, side, side], 1), roll
+    centre, side = square(faces.boxes.double())
+    centre, side = shifted(centre, side, roll, DETECTED)
+    centre, side = shifted(centre, side * net.margin, roll, net.offsets)
+    return torch.cat([centre - side[:, None] / 2, side[:, None].expand(-1, 2)], 1), roll
 
 
 @torch.inference_mode()
@@ -80,9 +80,10 @@ def points(
 def next_look(points: torch.Tensor, net: Any) -> tuple[torch.Tensor, ...]:
     """Where to look for faces whose points (N, P, 2) were found in a crop, all in the crop's pixels.
 
-    Returns the centre (N, 2), side (N,) and turn (N,) in radians of the square around the points, upright in the face,
-    and whether (N,) it differs from the crop by more than training moved it. Points at the crop's edge count as cut
-    off, and the next look is wider: within what training saw, if the face lies as there but for the edge.
+    Returns the centre (N, 2), side (N,) and turn (N,) in radians of the square around the points, upright in the face
+    and moved by `net.offsets`, and whether (N,) it differs from the crop by more than training moved it. Points at the
+    crop's edge count as cut off, and the next look is wider: within what training saw, if the face lies as there but
+    for the edge.
     """
     eyes = [points[:, eye].mean(1) for eye in (net.markup.left_eye, net.markup.right_eye)]
     right, down = (eyes[1] - eyes[0]).unbind(1)
@@ -92,13 +93,15 @@ def next_look(points: torch.Tensor, net: Any) -> tuple[torch.Tensor, ...]:
     upright = points @ onto_crop.mT
     low, high = upright.amin(1), upright.amax(1)
     centre, side = ((low + high)[:, None] / 2 @ onto_crop)[:, 0], (high - low).amax(1) * net.margin
-    size = net.input_px
+    centre, side = shifted(centre, side, turn, net.offsets)
+    size, reach = net.input_px, max(net.seen.shift, *net.offsets.shift_range)
+    scales = max(net.seen.log_size, net.offsets.log_size_range)
     edges = torch.stack([points + 0.5 < EDGE * size, points + 0.5 > (1 - EDGE) * size]).any(2)  # (2, N, 2)
     cut_off, filled = edges.any(2).any(0), edges.all(0).any(1)
     moved = (centre - (size - 1) / 2).abs().amax(1) / size
-    differs = (moved > net.seen.shift) | ((side / size).log().abs() > net.seen.log_size)
+    differs = (moved > reach) | ((side / size).log().abs() > scales)
     differs |= turn.abs() > math.radians(net.seen.rotation_deg)
-    wider = torch.where(differs | filled, WIDER, math.exp(net.seen.log_size / 2))
+    wider = torch.where(differs | filled, WIDER, math.exp(scales / 2))
     return centre, torch.where(cut_off, wider * side, side), turn, differs | cut_off
 
 
@@ -116,7 +119,7 @@ def detected_errors(net: Any, faces: AlignmentSet, index: torch.Tensor, find: fi
         except cli.UserError:
             continue
         away = (found.boxes[:, :2] + found.boxes[:, 2:] / 2 - truth[n].mean(0)).norm(dim=1)
-        boxes, roll = around_landmarks(found, net.margin)
+        boxes, roll = around_landmarks(found, net)
         answers = points(net, [faces.images[k]], boxes, [0] * len(boxes), roll)
         errors[n], seen[n] = (answers[away.argmin()] - truth[n]).norm(dim=1), True
     return {"error_px_detected": (errors * faces.scale[index][:, None]).numpy(), "detected": seen.numpy()}

@@ -41,7 +41,7 @@ def task_of(net: released.Landmarks) -> command.Task:
     """The landmarks' part of the command."""
 
     def answers(photo: torch.Tensor, faces: finding.Faces) -> list[dict[str, Any]]:
-        boxes, roll = (faces.boxes, None) if faces.points is None else around_landmarks(faces, net.margin)
+        boxes, roll = (faces.boxes, None) if faces.points is None else around_landmarks(faces, net)
         return [{"points_xy": command.rounded(p)} for p in points(net, [photo], boxes, [0] * len(faces), roll)]
 
     names = [f"{axis}{k}" for k in range(net.markup.n_points) for axis in "xy"]

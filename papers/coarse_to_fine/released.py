@@ -13,7 +13,7 @@ from facepapers.common.training import released
 from facepapers.common.vision import images
 from facepapers.papers.coarse_to_fine import evaluate
 from facepapers.papers.coarse_to_fine.config import PAPER, Config, Model
-from facepapers.papers.coarse_to_fine.crops import Feed
+from facepapers.papers.coarse_to_fine.crops import ALIKE, Feed, Offsets
 from facepapers.papers.coarse_to_fine.looking import detected_errors
 
 NAMES = ("landmarks68", "landmarks68_cft")  # the first is our heatmap variant, the more exact one
@@ -33,13 +33,15 @@ class Landmarks(torch.nn.Module):
     points and their mirror images. In training mode `model` returns what its loss reads; see the card.
     """
 
-    def __init__(self, model: Model, cfg: Config, markup: Markup) -> None:
+    def __init__(self, model: Model, cfg: Config, markup: Markup, offsets: Offsets = ALIKE) -> None:
         super().__init__()
         self.model, self.markup, self.input_px, self.margin = model, markup, cfg.crop, cfg.margin
         self.seen = cfg  # by how much training moved, scaled and turned the crop
+        self.offsets = offsets  # and on average, where it took a set's official boxes
+        moved = "" if offsets == ALIKE else ", moved and scaled as the official boxes of its training set"
         self.expects = (
             f"the square around the face's landmarks (brows to chin, ear to ear), {cfg.margin:g} times their larger "
-            "extent; upright within some 15 degrees"
+            f"extent{moved}; upright within some 15 degrees"
         )
 
     def preprocess(self, faces: torch.Tensor) -> torch.Tensor:
@@ -56,7 +58,7 @@ def load(name_or_path: str | Path = NAMES[0], device: torch.device | str = "cpu"
     Raises MissingData for a model that is not released yet and UserError for a file of another paper.
     """
     path = released.find(PAPER, name_or_path, NAMES)
-    return Landmarks(*evaluate.load(path, torch.device(device))).to(device).eval()
+    return Landmarks(*evaluate.load(path, torch.device(device)), evaluate.offsets(path)).to(device).eval()
 
 
 def kept(tensor: str) -> bool:

@@ -5,10 +5,13 @@
 Reads top to bottom: data, model, loop, evaluation, record. `torchrun --nproc-per-node 2 -m ...` runs the same.
 """
 
+import dataclasses
+import json
 import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +23,7 @@ from facepapers.common.training import checkpoint, loop, optimizers, parallel, p
 from facepapers.common.vision import networks
 from facepapers.papers.coarse_to_fine import data, evaluate, figures, method, transfer
 from facepapers.papers.coarse_to_fine.config import PAPER, Config, Model, check, preset
-from facepapers.papers.coarse_to_fine.crops import Crops, Feed
+from facepapers.papers.coarse_to_fine.crops import ALIKE, Crops, Feed, Offsets
 
 MEAN_FACES = 2048  # augmented crops that the mean image is taken over (our choice; the authors use all)
 WATCHED = 80  # training faces whose error the history keeps when no face is held out for validation
@@ -116,7 +119,7 @@ def record(job: jobs.Job, model: Model, feed: Feed, test: Crops, steps: loop.Ste
     """Test the last and (if any) the validation-chosen weights, save errors and last weights, write the record."""
     cfg, run, faces = job.cfg, job.run, feed.faces
     errors = evaluate.errors(model, test, faces, feed.test, feed.crops.reduction, mirrored=True)
-    weights = save(job, model, faces.markup.n_points)
+    weights = save(job, model, faces.markup.n_points, feed.offsets)
     if cfg.data == "embedded":  # synthetic, so its faces may be shown
         points = evaluate.predict(model, test.images[:12])
         figures.faces(test.images[:12].cpu(), test.points[:12].cpu(), points.cpu(), run.folder / "faces.png")
@@ -202,10 +205,14 @@ def one_fold(job: jobs.Job, number: int) -> dict:
     return done
 
 
-def save(job: jobs.Job, model: Model, points: int) -> dict[str, str]:
+def save(job: jobs.Job, model: Model, points: int, offsets: Offsets) -> dict[str, str]:
     """Write the weights with what evaluate.load needs to know of them; returns the record's words on the file."""
     cfg, path = job.cfg, job.run.folder / "model.safetensors"
-    view = dict(crop=cfg.crop, margin=cfg.margin, test_shift=cfg.test_shift, test_log_size=cfg.test_log_size)
+    view: dict[str, Any] = dict(
+        crop=cfg.crop, margin=cfg.margin, test_shift=cfg.test_shift, test_log_size=cfg.test_log_size
+    )
+    if offsets != ALIKE:  # only a set with official boxes has any
+        view["offsets"] = json.dumps(dataclasses.asdict(offsets))
     digest = checkpoint.save_weights(path, model, config=runs.fingerprint(cfg), row=cfg.row, points=points, **view)
     return {"file": path.name, "sha256": digest}
 
