@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from facepapers.common.plan import Plan, duration
-from facepapers.common.tools import probe, reproduce
-from facepapers.common.training import precision
+from facepapers.common.tools import reproduce
+from facepapers.common.training import precision, probe
 
 
 def test_the_probe_counts_two_operations_a_multiply_add_and_keeps_the_threads(monkeypatch):

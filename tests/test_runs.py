@@ -413,6 +413,7 @@ def test_a_record_says_everything(whole):
     assert record["data"].keys() >= {"name", "fingerprint", "test_faces", "boxes"}
     assert record["source"].keys() == {"commit", "dirty", "sha256", "modules"}
     wanted = {"python", "torch", "torchvision", "numpy", "device", "device_type", "threads", "processes", "platform"}
+    assert record["environment"]["gflops"] > 0
     assert record["environment"].keys() >= wanted
     assert record["overrides"].keys() >= {"crop", "batch", "steps"} and "seed" not in record["overrides"]
     assert record["data"]["test_faces"] == 12 and record["selection"] == "last"

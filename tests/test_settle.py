@@ -11,11 +11,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from facepapers.common import cli, storage
-from facepapers.common.evidence import statistics
+from facepapers.common.evidence import schema, statistics
 from facepapers.common.tools import graph, settle, sweep
-from facepapers.common.training import precision
+from facepapers.common.training import precision, probe
 from tests.conftest import REPOSITORY, one_line_error
 from tests.test_report import PAPER, put, root  # noqa: F401 - a fixture
 
@@ -121,6 +122,29 @@ def test_runs_of_a_processor_with_bf16_take_longer_without(root, state, monkeypa
     monkeypatch.setattr(precision, "native", lambda device: False)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert opened(state).seconds == pytest.approx(settle.BF16_GAIN * with_it)
+
+
+def test_runs_of_a_faster_machine_take_longer_here(root, state, monkeypatch):  # noqa: F811
+    """By the records that tell their machine's speed: those that do not say nothing of this one."""
+    seeds_of(root, (0.6, 0.5))
+    for row in ("cft", "direct"):
+        path = root / "results" / PAPER / f"lfpw-short-{row}-s1" / "run.json"
+        record = storage.read_json(path)
+        record["environment"]["gflops"] = 120.0
+        storage.write_json(path, schema.sealed(record | {"seconds": 20.0}))
+    monkeypatch.setattr(settle, "speed", lambda at_once: 40.0)
+    assert opened(state).seconds == pytest.approx(2 * 20 * 3)
+
+
+def test_the_speed_is_that_of_a_runs_share_of_the_cores(monkeypatch):
+    asked, threads = [], torch.get_num_threads()
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr(probe, "speed", lambda device: asked.append(torch.get_num_threads()) or 40.0)
+    settle.speed.cache_clear()
+    assert settle.speed(2) == settle.speed(1) == 40.0
+    settle.speed.cache_clear()
+    assert asked == [1, 2] and torch.get_num_threads() == threads
 
 
 def test_runs_that_are_there_are_not_counted_again(root, state):  # noqa: F811

@@ -91,7 +91,7 @@ def environment(device):
     import torch
     import torchvision
 
-    from facepapers.common.training import parallel
+    from facepapers.common.training import parallel, probe
 
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return {
@@ -104,6 +104,7 @@ def environment(device):
         "threads": torch.get_num_threads(),
         "processes": parallel.world(),
         "compiled": parallel.has_compiled,
+        "gflops": round(probe.speed(device), 1),
         "platform": f"{platform.system()} {platform.machine()}",
     }
 

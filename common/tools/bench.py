@@ -26,8 +26,8 @@ import torch
 from facepapers.common import cli, paths, storage
 from facepapers.common.evidence import environment, timing
 from facepapers.common.evidence.timing import compare, seconds_alone
-from facepapers.common.tools import export, probe
-from facepapers.common.training import parallel, precision
+from facepapers.common.tools import export
+from facepapers.common.training import parallel, precision, probe
 
 COLUMNS = ("what", "ours", "ours_ms", "other", "other_ms", "ratio", "date", "device", "threads", "torch")
 

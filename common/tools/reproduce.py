@@ -56,8 +56,8 @@ def expected(plan: Plan, wanted: str) -> str:
     """How long a plan takes on this machine, from a probe of a quarter of a second, in the `wanted` precision."""
     import torch
 
-    from facepapers.common.tools.probe import gflops
     from facepapers.common.training import precision
+    from facepapers.common.training.probe import gflops
 
     fp32, native = gflops(torch.float32), precision.choose(wanted, torch.device("cpu")) == "bf16"
     bf16 = gflops(torch.bfloat16) if native else 0.0

@@ -16,6 +16,7 @@ and all of them are run. So 6 to 8 in 100 contrasts without a difference get a v
 
 import contextlib
 import dataclasses
+import functools
 import math
 import os
 import re
@@ -74,13 +75,14 @@ def main(argv: Sequence[str]) -> None:
     options = cli.command(Command, argv, "python -m facepapers.common.tools.settle", __doc__)
     papers = chosen_papers(options.paper)
     budget = seconds_of(options.budget)
-    state = State(papers, options.out)
+    at_once = options.jobs or min(2, os.cpu_count() or 1)
+    state = State(papers, options.out, at_once)
     if options.dry_run:
         print(table(state.opened()))
         return
     with alone(options.out):
         before = state.statuses()
-        run_all(state, time.monotonic() + budget, options.jobs or min(2, os.cpu_count() or 1))
+        run_all(state, time.monotonic() + budget, at_once)
         print(closing(before, state))
 
 
@@ -132,8 +134,8 @@ def read_plans(path: Path) -> dict[str, int]:
 class State:
     """The claims of some papers, with committed records and those of `out`."""
 
-    def __init__(self, papers: list[str], out: Path) -> None:
-        self.papers, self.out = papers, out
+    def __init__(self, papers: list[str], out: Path, at_once: int = 1) -> None:
+        self.papers, self.out, self.at_once = papers, out, at_once
         self.failed: dict[graph.Job, str] = {}  # run -> its last line
         self.slower: dict[str, list[float]] = {}  # paper -> seconds taken over seconds expected
         self.plans = read_plans(out / PLANS)
@@ -193,7 +195,8 @@ class State:
     def cost(self, job: graph.Job, records: list[dict]) -> float | None:
         """Expected seconds of a run: what runs of its row took, else of its preset's dearest row; None without any.
 
-        Corrected by how long this command's runs of the paper have taken, and for a processor without bfloat16.
+        Corrected by a probe of this machine where a record says how fast its own was, for a processor without bfloat16,
+        and then by how long this command's runs of the paper have taken.
         """
         same = [r for r in records if (r["config"]["preset"], r["data"]["name"]) == (job.preset, job.data)]
         rows: dict[str, list[dict]] = {}
@@ -203,7 +206,39 @@ class State:
         if not chosen:
             return None
         slower = self.slower.get(job.paper) or [BF16_GAIN if needs_bf16(same) else 1.0]
-        return max(plain.median(r["seconds"] for r in row) for row in chosen) * plain.median(slower)
+        return max(plain.median(map(self.here, telling(row))) for row in chosen) * plain.median(slower)
+
+    def here(self, record: dict) -> float:
+        """The seconds of a record, on this machine if it says how fast its own was."""
+        known = record["environment"].get("gflops")
+        return record["seconds"] * (known / speed(self.at_once) if known else 1.0)
+
+
+def telling(records: list[dict]) -> list[dict]:
+    """The records that say how fast their machine was; all of them where none does."""
+    return [r for r in records if r["environment"].get("gflops")] or records
+
+
+@functools.cache
+def speed(at_once: int) -> float:
+    """GFLOP/s of a run's share of this machine."""
+    import torch
+
+    from facepapers.common.training import probe
+
+    if torch.cuda.is_available():
+        return probe.speed("cuda")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads_of(at_once))
+    try:
+        return probe.speed("cpu")
+    finally:
+        torch.set_num_threads(threads)
+
+
+def threads_of(at_once: int) -> int:
+    """Threads of each of so many runs."""
+    return max(1, (os.cpu_count() or 1) // at_once)
 
 
 def is_open(cell: claims.Cell) -> bool:
@@ -346,7 +381,7 @@ class Working:
     def __init__(self, job: graph.Job, out: Path, expected: float, at_once: int) -> None:
         self.job, self.out, self.expected, self.began = job, out, expected, time.monotonic()
         self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - open as long as the process
-        threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // at_once))}
+        threads = {"OMP_NUM_THREADS": str(threads_of(at_once))}
         command = [sys.executable, "-m", f"facepapers.papers.{job.paper}.train", *job.words, "--out", str(out)]
         self.process = subprocess.Popen(command, env={**os.environ, **threads}, cwd=paths.ROOT, stdout=self.log,
                                         stderr=subprocess.STDOUT)  # fmt: skip

@@ -1,10 +1,17 @@
 """How fast this machine multiplies matrices, measured in a fraction of a second."""
 
+import functools
 import time
 
 import torch
 
 LARGEST = {"cpu": 1024, "cuda": 8192}  # side of the largest product tried
+
+
+@functools.cache
+def speed(device: str | torch.device = "cpu") -> float:
+    """`gflops` in float32, measured once in a process: what a record says of its machine."""
+    return gflops(torch.float32, device)
 
 
 def gflops(dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu", seconds: float = 0.1) -> float:
