@@ -358,10 +358,36 @@ def test_words_behind_two_dashes_are_the_engines():
 
 
 ROWS = ["softmax", "norm_softmax", "arcface"]
+with_snakemake = pytest.mark.skipif(importlib.util.find_spec("snakemake") is None, reason="needs the extra `sweep`")
 SWEEP = ["arcface", "--preset", "demo", "--rows", " ".join(ROWS), "--seeds", "0", "--steps", "3"]
 
 
-@pytest.mark.skipif(importlib.util.find_spec("snakemake") is None, reason="needs the extra `sweep`")
+@with_snakemake
+def test_a_cluster_is_asked_for_what_the_caller_names(tmp_path):
+    """GPUs, memory and threads of a run are the cluster's, not those of the machine that hands it the runs."""
+    own = ["--dry-run", "--quiet", "host", "--printshellcmds", "--default-resources", "gpu=3", "mem_mb=9000"]
+    own += ["--cores", "500"]
+    words = [*SWEEP, "--out", str(tmp_path), "--threads", "500", "--", *own]
+    done = subprocess.run([sys.executable, "-m", "facepapers.common.tools.sweep", *words], cwd=REPOSITORY,
+                          capture_output=True, text=True)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    told = done.stdout + done.stderr
+    assert told.count("gpu=3") == told.count("mem_mb=9000") >= len(ROWS)
+    assert told.count("OMP_NUM_THREADS=500") == len(ROWS)
+
+
+@pytest.mark.parametrize(
+    ("own", "capped"), [([], True), (["--executor", "slurm"], False), (["--executor=slurm"], False), (["-k"], True)]
+)
+def test_only_runs_on_this_machine_share_its_cores(tmp_path, monkeypatch, own, capped):
+    commands = []
+    monkeypatch.setattr(sweep.subprocess, "run", lambda command, **more: commands.append(command) or SimpleNamespace(
+        returncode=0))  # fmt: skip
+    sweep.run({"threads": 8}, 2, tmp_path, own)
+    assert ("--cores" in commands[0]) == capped
+
+
+@with_snakemake
 def test_a_killed_sweep_is_finished_by_the_same_command(tmp_path):
     command = [sys.executable, "-m", "facepapers.common.tools.sweep", *SWEEP, "--out", str(tmp_path), "--jobs", "2"]
     jobs = graph.of_plan("arcface", "demo", "embedded", ROWS, [0], ["--steps", "3"])

@@ -51,7 +51,7 @@ RUN = {
     "commit": "commit that it was started from; null where it was not known",
     "uncommitted_changes": "whether sources differed from that commit",
     "device": "processor or GPU",
-    "environment": "threads and versions",
+    "environment": "threads, versions, and how fast the machine multiplies (gflops, float32) in records that tell",
     "started": "start, UTC",
     "seconds": "training time",
     "data": "what the record says of its data, fingerprint included",

@@ -5,7 +5,7 @@ output is its record. What is finished is not run again, a killed sweep continue
 `--`:
 
     make sweep PAPER=resup PRESET=short SEEDS="0 1 2"
-    make sweep PAPER=resup PRESET=short SEEDS="0 1 2" ARGS="-- --executor slurm --jobs 20"
+    make sweep PAPER=resup PRESET=short SEEDS="0 1 2" ARGS="--threads 8 -- --executor slurm --jobs 20"
 """
 
 import dataclasses
@@ -19,8 +19,10 @@ from pathlib import Path
 
 from facepapers.common import cli, paths
 from facepapers.common.tools import graph
-from facepapers.common.tools.reproduce import choose, has_gpu, numbers
+from facepapers.common.tools.reproduce import choose, numbers
 from facepapers.common.tools.settle import alone, chosen_papers
+
+ELSEWHERE = {"--executor", "-e", "--profile", "--workflow-profile"}  # other machines: --cores would cap their threads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Command:
     data: str | None = None  # data set; without it the first of the preset's that is here
     out: Path = paths.LOCAL  # folder of records
     jobs: int = 0  # runs at a time on this machine, each with its share of the cores; 0: two where there are two cores
+    threads: int = 0  # of each run, for a cluster whose machines are others; 0: its share of this machine's cores
 
 
 def main(argv: Sequence[str]) -> None:
@@ -52,8 +55,8 @@ def main(argv: Sequence[str]) -> None:
     cores, at_once = os.cpu_count() or 1, options.jobs or min(2, os.cpu_count() or 1)
     config = {
         "paper": paper, "preset": preset, "data": data, "rows": " ".join(rows), "seeds": " ".join(map(str, seeds)),
-        "out": str(options.out.resolve()), "more": shlex.join(more), "threads": max(1, cores // at_once),
-        "gpus": int(has_gpu()),
+        "out": str(options.out.resolve()), "more": shlex.join(more),
+        "threads": options.threads or max(1, cores // at_once),
     }  # fmt: skip
     with alone(options.out):
         run(config, cores, options.out, own)
@@ -72,9 +75,11 @@ def run(config: dict, cores: int, out: Path, own: list[str]) -> None:
 
     A record is written last and whole, so what Snakemake had not yet seen finished when it was killed is finished.
     """
+    elsewhere = any(word.split("=")[0] in ELSEWHERE for word in own)
     command = [
         sys.executable, "-m", "snakemake", "--snakefile", str(Path(__file__).with_name("sweep.smk")),
-        "--directory", str(out.resolve()), "--cores", str(cores), "--rerun-triggers", "mtime", "--ignore-incomplete",
+        "--directory", str(out.resolve()), *([] if elsewhere else ["--cores", str(cores)]),
+        "--rerun-triggers", "mtime", "--ignore-incomplete",
         "--keep-going", "--quiet", "host", "rules", "reason", "--nolock", *own,
         "--config", *(f"{name}={value}" for name, value in config.items()),
     ]  # fmt: skip

@@ -22,7 +22,6 @@ for job in JOBS:
         input: [ancient(str(before.record(OUT))) for before in BEFORE[job]]
         output: str(job.record(OUT))
         threads: int(config["threads"])
-        resources: gpu=int(config["gpus"])
         params:
             # A run's checkpoint lies beside its record, so a killed one continues where it was.
             command=shlex.join([sys.executable, "-m", f"facepapers.papers.{job.paper}.train", *job.words,
