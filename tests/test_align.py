@@ -159,6 +159,20 @@ def test_overlapping_boxes_are_suppressed_as_torchvision_does():
     assert len(mtcnn._nms(boxes[:0], score[:0], 0.3)) == 0
 
 
+def test_a_box_within_another_is_the_same_face(tmp_path):
+    """At its end MTCNN counts the overlap as a share of the smaller box: one face gave two answers without that."""
+    boxes = torch.tensor([[0.0, 0, 100, 100], [20, 20, 80, 80], [60, 0, 160, 100], [25, 0, 125, 100]])
+    score = torch.tensor([0.9, 0.95, 0.8, 0.7])
+    assert mtcnn._nms(boxes, score, 0.7).tolist() == [1, 0, 2, 3]
+    assert mtcnn._nms(boxes, score, 0.7, of_smaller=True).tolist() == [1, 2]
+    made_up_weights(tmp_path)
+    found = mtcnn.Mtcnn(tmp_path, min_face_px=20).detect(picture(120, 100))[0]
+    both = (torch.minimum(found[:, None, 2:], found[:, 2:]) - torch.maximum(found[:, None, :2], found[:, :2])).clip(0)
+    area = (found[:, 2:] - found[:, :2]).prod(1)
+    share = both.prod(2) / torch.minimum(area[:, None], area)
+    assert len(found) > 1 and share.fill_diagonal_(0).max() <= 0.7
+
+
 def spot_weights(folder, level):
     """As `made_up_weights`, but PNet answers where the middle of its window is brighter than `level` (-1 .. 1)."""
     made_up_weights(folder)

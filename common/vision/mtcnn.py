@@ -117,7 +117,7 @@ class Mtcnn:
         size = boxes[:, 2:] - boxes[:, :2] + 1
         points = points.view(-1, 2, 5).transpose(1, 2) * size[:, None] + boxes[:, None, :2] - 1
         boxes = _shift(boxes, shift)
-        pick = _nms(boxes, probability, 0.7)
+        pick = _nms(boxes, probability, 0.7, of_smaller=True)
         return boxes[pick].cpu(), probability[pick].cpu(), points[pick].cpu()
 
     def _propose(self, x: torch.Tensor) -> torch.Tensor:
@@ -205,10 +205,11 @@ def _scaled(x: torch.Tensor) -> torch.Tensor:
     return (x - 127.5) * 0.0078125
 
 
-def _nms(boxes: torch.Tensor, score: torch.Tensor, overlap: float) -> torch.Tensor:
+def _nms(boxes: torch.Tensor, score: torch.Tensor, overlap: float, of_smaller: bool = False) -> torch.Tensor:
     """Indices of boxes that no better one overlaps by more than `overlap` (intersection over union), best first.
 
-    torchvision.ops.nms without torchvision, whose import takes as long as torch's own.
+    torchvision.ops.nms without torchvision, whose import takes as long as torch's own. `of_smaller` counts the overlap
+    as a share of the smaller box, as MTCNN does at its end: a box inside another one is the same face.
     """
     order = score.argsort(descending=True, stable=True)
     x0, y0, x1, y1 = boxes[order].cpu().double().numpy().T
@@ -219,7 +220,8 @@ def _nms(boxes: torch.Tensor, score: torch.Tensor, overlap: float) -> torch.Tens
         width = np.minimum(x1[best], x1[left]) - np.maximum(x0[best], x0[left])
         height = np.minimum(y1[best], y1[left]) - np.maximum(y0[best], y0[left])
         both = width.clip(0) * height.clip(0)
-        left = left[both <= overlap * (area[best] + area[left] - both)]
+        whole = np.minimum(area[best], area[left]) if of_smaller else area[best] + area[left] - both
+        left = left[both <= overlap * whole]
     return order[kept]
 
 
