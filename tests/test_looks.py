@@ -23,11 +23,12 @@ OFFICIAL = Offsets(mean_shift=(0.02, 0.06), mean_log_size=0.25, shift_range=(0.0
 class Knowing(torch.nn.Module):
     """A stand-in for the network: it reads from a crop's colours where that lies, and knows the points in the photo.
 
-    As a network it puts what lies outside its crop at the edge.
+    As a network it puts what lies outside its crop at the edge, and there what lies left of the photo, `left`, too.
     """
 
-    def __init__(self, truth, offsets=ALIKE):
+    def __init__(self, truth, offsets=ALIKE, left=0):
         super().__init__()
+        self.left, self.sides = left, []  # of the crops, in pixels of the photo
         self.markup, self.input_px, self.margin, self.seen = IBUG68, 64, 1.1, preset("short", "heatmap")
         self.offsets = offsets
         self.truth, self.looks = torch.nn.Buffer(torch.cat([truth, torch.ones(68, 1)], 1).double()), []
@@ -37,10 +38,12 @@ class Knowing(torch.nn.Module):
         v, u = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
         found = []
         for crop in pixels:
-            inside = ((crop[:2] > 0.5) & (crop[:2] < 254)).all(0)  # beyond the photo its edge is repeated
+            inside = ((crop[:2] > 0.5) & (crop[:2] < 254)).all(0) & (crop[0] > self.left + 0.5)  # else the edge repeats
             where = torch.stack([crop[0][inside], crop[1][inside], torch.ones(int(inside.sum()))], 1)
             onto_crop = torch.linalg.lstsq(where.double(), torch.stack([u[inside], v[inside]], 1).double()).solution
+            self.sides.append(64 / float(torch.linalg.det(onto_crop[:2]).abs().sqrt()))
             found.append((self.truth @ onto_crop).float().clamp(0, 63))
+            found[-1][self.truth[:, 0] < self.left, 0] = 0
         return released.Points(torch.stack(found))
 
 
@@ -103,6 +106,19 @@ def test_only_faces_that_need_it_are_looked_at_again(photo):
     assert net.looks[:2] == [3, 1]
 
 
+def test_what_lies_beyond_the_photo_makes_no_look_wider(photo):
+    """A face whose left third the photo cuts off: each look at the guessed points would show more of nothing."""
+    left, truth = 115, turned(FACE, 0)
+    seen, cut = truth[:, 0] >= left, torch.tensor([left, 0])
+    for shift in (0, -0.15):  # in a box as in training, and in one to its left
+        net, box = Knowing(truth, left=left), square(shift, 1, 0) - torch.tensor([left, 0, 0, 0])
+        found = looking.points(net, photo[None, ..., left:], box[None])[0]
+        assert max(net.sides) < 1.01 * float(box[2])
+        if shift == 0:
+            torch.testing.assert_close(found[seen], truth[seen] - cut, rtol=0, atol=0.3)
+            assert net.looks == [1] and 10 < int((~seen).sum()) < 34
+
+
 @pytest.mark.parametrize("offsets", [ALIKE, OFFICIAL])
 def test_a_detected_face_is_looked_at_upright(photo, offsets):
     """The detector's box moved as it lies in training's median; a face that is turned needs one look."""
@@ -128,7 +144,9 @@ def test_weights_of_official_boxes_are_looked_at_in_such_boxes(photo, shift, sca
     torch.testing.assert_close(looking.points(net, photo[None], box)[0], truth, rtol=0, atol=0.4)
     assert net.looks == [1] if (shift, scale, roll_deg) == (0, 1, 0) else len(net.looks) > 1
     inside = torch.full((1, 68, 2), 32.0) + FACE / 80 * 64 / 1.1 / math.exp(OFFICIAL.mean_log_size)
-    assert looking.next_look(inside.double(), Knowing(truth))[3].item()  # where nothing tells of the boxes
+    assert looking.next_look(inside.double(), Knowing(truth), torch.zeros(1, 68, dtype=torch.bool))[
+        3
+    ].item()  # where nothing tells of the boxes
 
 
 def test_numbers_that_are_none_end_the_looking(photo):

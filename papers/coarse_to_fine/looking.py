@@ -57,6 +57,7 @@ def points(
 
     Boxes differ by convention. Where the landmarks that were found do not lie in the crop as in training, the face is
     looked at again, in the square around them, at most `looks` times; 1 is the network's answer in the given boxes.
+    Points beyond the photo's border are the network's guess.
     """
     device = next(iter(net.state_dict().values())).device
     boxes, roll = boxes.double(), torch.zeros(len(boxes)).double() if roll_rad is None else roll_rad.double()
@@ -64,10 +65,12 @@ def points(
     owner = left.tolist() if owner is None else owner
     for _ in range(looks):
         to_photo = crops.box_maps(boxes, net.input_px, roll)
-        pixels = crops.cut(photos, to_photo, net.input_px, [owner[k] for k in left.tolist()], device)
+        whose = [owner[k] for k in left.tolist()]
+        pixels = crops.cut(photos, to_photo, net.input_px, whose, device)
         inside = net(pixels).points.cpu().double()
-        found[left] = images.transform_points(inside, to_photo).float()
-        centre, side, turn, again = next_look(inside, net)
+        there = images.transform_points(inside, to_photo)
+        found[left] = there.float()
+        centre, side, turn, again = next_look(inside, net, outside(there, photos, whose))
         if not again.any():
             break
         middle = images.transform_points(centre[:, None], to_photo)[:, 0]
@@ -77,13 +80,22 @@ def points(
     return found
 
 
-def next_look(points: torch.Tensor, net: Any) -> tuple[torch.Tensor, ...]:
+def outside(points: torch.Tensor, photos: torch.Tensor | Sequence[torch.Tensor], owner: Sequence[int]) -> torch.Tensor:
+    """Which of the points (N, P, 2) lie beyond the borders of their photos: (N, P)."""
+    sizes = torch.tensor([photos[k].shape[:-3:-1] for k in owner]).view(-1, 1, 2)
+    return ((points < -0.5) | (points > sizes - 0.5)).any(2)
+
+
+def next_look(points: torch.Tensor, net: Any, unseen: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Where to look for faces whose points (N, P, 2) were found in a crop, all in the crop's pixels.
 
     Returns the centre (N, 2), side (N,) and turn (N,) in radians of the square around the points, upright in the face
     and moved by `net.offsets`, and whether (N,) it differs from the crop by more than training moved it. Points at the
     crop's edge count as cut off, and the next look is wider: within what training saw, if the face lies as there but
     for the edge.
+
+    Not so points `unseen` (N, P), beyond the photo. They are guesses, made of the photo's repeated edge, and a wider
+    look would show more of that: a face with such points is never looked at more widely.
     """
     eyes = [points[:, eye].mean(1) for eye in (net.markup.left_eye, net.markup.right_eye)]
     right, down = (eyes[1] - eyes[0]).unbind(1)
@@ -96,13 +108,15 @@ def next_look(points: torch.Tensor, net: Any) -> tuple[torch.Tensor, ...]:
     centre, side = shifted(centre, side, turn, net.offsets)
     size, reach = net.input_px, max(net.seen.shift, *net.offsets.shift_range)
     scales = max(net.seen.log_size, net.offsets.log_size_range)
-    edges = torch.stack([points + 0.5 < EDGE * size, points + 0.5 > (1 - EDGE) * size]).any(2)  # (2, N, 2)
+    edges = torch.stack([points + 0.5 < EDGE * size, points + 0.5 > (1 - EDGE) * size])  # (2, N, P, 2)
+    edges = (edges & ~unseen[:, :, None]).any(2)  # (2, N, 2)
     cut_off, filled = edges.any(2).any(0), edges.all(0).any(1)
     moved = (centre - (size - 1) / 2).abs().amax(1) / size
     differs = (moved > reach) | ((side / size).log().abs() > scales)
     differs |= turn.abs() > math.radians(net.seen.rotation_deg)
     wider = torch.where(differs | filled, WIDER, math.exp(scales / 2))
-    return centre, torch.where(cut_off, wider * side, side), turn, differs | cut_off
+    side = torch.where(cut_off, wider * side, side)
+    return centre, torch.where(unseen.any(1), side.clamp(max=size), side), turn, differs | cut_off
 
 
 def detected_errors(net: Any, faces: AlignmentSet, index: torch.Tensor, find: finding.Finder) -> dict[str, np.ndarray]:
