@@ -277,16 +277,58 @@ def test_all_faces_of_a_photo_are_predicted(name, group, weights, detector, tmp_
     assert all(value for row in rows for value in row.values()), "no column is empty"
 
 
+def library(weights):
+    """Command -> its call of photos, boxes, points and owner, whose network is loaded."""
+    net = landmarks.released.load(weights["heatmap"])
+    calls = {"heatmap": lambda photos, boxes, points=None, owner=None: landmarks.points(net, photos, boxes, owner)}
+    for name, function in (("attributes", attributes.attributes), ("expression", expression.expressions),
+                           ("embedding", verify.embeddings), ("embedding16", low.embeddings)):  # fmt: skip
+        calls[name] = functools.partial(function, COMMANDS[name].released.load(weights[name]))
+    return calls
+
+
+def test_what_a_library_call_cannot_take_is_one_line(weights):
+    """No number of numpy's or torch's, and no answer made of nonsense: photos, boxes, five points, their photos."""
+    photos, boxes = torch.zeros(2, 3, 60, 80, dtype=torch.uint8), torch.tensor([[5.0, 5, 40, 40]] * 2)
+    five, nan, inf = FIVE.expand(2, 5, 2) / 2, float("nan"), float("inf")
+    other = lambda *box: (photos, torch.stack([boxes[0], torch.tensor(box)]))
+    wrong = [
+        *((other(*box), r"box 1 \(.*finite numbers, width and height above 0")
+          for box in ((nan, 1.0, 9.0, 9.0), (1.0, inf, 9.0, 9.0), (1.0, 1.0, -9.0, 9.0), (1.0, 1.0, -9.0, -9.0),
+                      (1.0, 1.0, 0.0, 9.0))),
+        *((other(*box), r"box 1 \(.*: lies outside its 80x60 photo")
+          for box in ((80.0, 5.0, 9.0, 9.0), (5.0, 60.0, 9.0, 9.0), (-9.0, 5.0, 9.0, 9.0), (5.0, -9.0, 9.0, 9.0))),
+        ((photos, boxes[0]), r"boxes: torch.float32 of shape \(4,\)"),
+        ((photos, torch.ones(2, 5)), r"boxes: .*give a tensor \(N, 4\)"),
+        ((photos, boxes.numpy()), "boxes: a ndarray"),
+        ((photos, boxes[:1]), "boxes of 1 and photos of 2: give one face of each photo"),
+        ((photos, boxes, None, [0, 2]), r"owner \[0, 2\]: give 2 numbers"),
+        ((photos, boxes, None, [0, -1]), r"owner \[0, -1\]: give 2 numbers"),
+        ((photos, boxes, None, [0]), r"owner \[0\]: give 2 numbers"),
+        ((photos / 255, boxes), "photos: torch.float32 of shape .*give uint8"),
+        ((photos[0], boxes[:1]), r"photos: torch.uint8 of shape \(3, 60, 80\); give"),
+        ((photos.permute(0, 2, 3, 1), boxes), r"photos: torch.uint8 of shape \(2, 60, 80, 3\)"),
+        ((photos[:, :, :0], boxes), "photos: torch.uint8 of shape"),
+        ((photos.numpy(), boxes), "photos: a ndarray; give"),
+        ((photos, boxes, five[:, :4]), r"five points: .*give a tensor \(N, 5, 2\)"),
+        ((photos, boxes, five[:1]), "five points of 1 and photos of 2"),
+        ((photos, boxes, five * nan), "face 0: its alignment points coincide or are not numbers"),
+    ]  # fmt: skip
+    for name, call in library(weights).items():
+        for words, said in wrong:
+            if name != "heatmap" or len(words) != 3:  # which takes no points
+                with pytest.raises(UserError, match=said) as error:
+                    call(*words)
+                one_line_error(error)
+        none = call(photos[:0], boxes[:0])
+        assert all(len(value) == 0 for value in (none.values() if isinstance(none, dict) else [none])), name
+
+
 def test_answers_of_a_batch_are_those_of_single_faces(group, weights, people):
     """The library calls, by boxes and by points: five commands, three photos of one size."""
     photos = torch.nn.functional.pad(people.images, (10, 30, 20, 12))
     boxes, points = torch.tensor([[10.0, 20, 96, 96]] * 3), people.five.float() + torch.tensor([10.0, 20.0])
-    net = landmarks.released.load(weights["heatmap"])
-    calls = {"heatmap": lambda *words: landmarks.points(net, *words[:2])}
-    for name, function in (("attributes", attributes.attributes), ("expression", expression.expressions),
-                           ("embedding", verify.embeddings), ("embedding16", low.embeddings)):  # fmt: skip
-        calls[name] = functools.partial(function, COMMANDS[name].released.load(weights[name]))
-    for name, call in calls.items():
+    for name, call in library(weights).items():
         for words in ((boxes,), (boxes, points)):
             together = call(photos, *words)
             for k in range(3):

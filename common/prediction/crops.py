@@ -9,11 +9,68 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from facepapers.common.cli import UserError
 from facepapers.common.vision import alignment, images
 
 Shares = np.ndarray | Sequence[Sequence[float]]  # (5, 2) of a crop's side, from its upper left corner
 SHRINK = 2.2  # bilinear sampling may shrink by about two; beyond it, pixels are averaged first
 STRIP = 2**24  # pixels that are averaged at once, so that a photo of 20,000 pixels a side needs no copy in float32
+
+
+def owners(
+    photos: torch.Tensor | Sequence[torch.Tensor],
+    boxes: torch.Tensor,
+    points: torch.Tensor | None = None,
+    owner: Sequence[int] | None = None,
+    beyond: bool = False,
+) -> list[int]:
+    """The number of each face's photo: `owner` (N,), by default the n-th of the n-th face. Checks what a caller gives.
+
+    Raises UserError for photos that are not uint8 (B, 3, H, W) or (3, H, W) of any sizes (grey ones have one channel),
+    for boxes that are not (N, 4), not finite, without a size or, unless `beyond`, outside their photo, for five points
+    that are not (N, 5, 2), and where faces and photos do not go together. With points no box is looked at.
+    """
+    if (isinstance(photos, torch.Tensor) and photos.dim() != 4) or not all(_is_photo(photo) for photo in photos):
+        found = {_kind(photo) for photo in ([photos] if isinstance(photos, torch.Tensor) else photos)}
+        raise UserError(f"photos: {', '.join(sorted(found))}; give uint8 tensors, (B, 3, H, W) or a list of (3, H, W)")
+    faces, shape, words = (boxes, (4,), "boxes") if points is None else (points, (5, 2), "five points")
+    if not isinstance(faces, torch.Tensor) or faces.shape[1:] != shape:
+        raise UserError(f"{words}: {_kind(faces)}; give a tensor (N, {', '.join(map(str, shape))}), in pixels")
+    if owner is None and len(faces) != len(photos):
+        raise UserError(
+            f"{words} of {len(faces)} and photos of {len(photos)}: give one face of each photo, or the number of each "
+            "face's photo as `owner`"
+        )
+    numbers = list(range(len(faces))) if owner is None else [int(k) for k in owner]
+    if len(numbers) != len(faces) or not all(0 <= k < len(photos) for k in numbers):
+        raise UserError(
+            f"owner {numbers[:8]}: give {len(faces)} numbers, for each face that of its photo, 0 to {len(photos) - 1}"
+        )
+    if points is None:
+        _check_boxes(boxes, [photos[k].shape[-2:] for k in numbers], beyond)
+    return numbers
+
+
+def _is_photo(photo):
+    """Whether this is a uint8 tensor of one or three channels with pixels."""
+    known = isinstance(photo, torch.Tensor) and photo.dtype == torch.uint8 and photo.dim() == 3
+    return known and photo.shape[0] in (1, 3) and photo.numel() > 0
+
+
+def _kind(value):
+    """Type and shape in words."""
+    known = isinstance(value, torch.Tensor)
+    return f"{value.dtype} of shape {tuple(value.shape)}" if known else f"a {type(value).__name__}"
+
+
+def _check_boxes(boxes, sizes, beyond):
+    """UserError for the first box (N, 4) that is none, or that shows nothing of its photo's (height, width)."""
+    for n, ((x, y, w, h), (height, width)) in enumerate(zip(boxes.tolist(), sizes, strict=True)):
+        words = f"box {n} ({x:g}, {y:g}, {w:g}, {h:g})"
+        if not (np.isfinite([x, y, w, h]).all() and w > 0 and h > 0):
+            raise UserError(f"{words}: give x, y, width, height as finite numbers, width and height above 0")
+        if not (beyond or (x < width and y < height and x + w > 0 and y + h > 0)):
+            raise UserError(f"{words}: lies outside its {width}x{height} photo; give it in pixels of that photo")
 
 
 def box_maps(boxes: torch.Tensor, size: int, roll_rad: torch.Tensor | None = None) -> torch.Tensor:
@@ -72,7 +129,7 @@ def cut(
     Where a crop shrinks the photo by more than SHRINK, the part that it shows is halved first, so nothing aliases.
     Outside the photo its edge pixels are repeated.
     """
-    owner = range(len(to_photo)) if owner is None else owner
+    owner = range(len(to_photo)) if owner is None else owner  # the caller has checked it: `owners`
     layout = torch.channels_last  # in which convolutions are fastest
     crops = torch.empty(len(to_photo), 3, size, size, device=device, memory_format=layout)
     for n, (k, part) in enumerate(zip(owner, _parts(photos, to_photo.double().numpy(), size, owner), strict=True)):

@@ -89,6 +89,7 @@ def embeddings(
 
     photos: uint8 (B, 3, H, W), or (3, H, W) of any sizes; `owner` (N,) numbers each face's photo, by default the n-th.
     Faces are aligned by five `points` (N, 5, 2); without these, boxes (N, 4) are aligned crops.
+    UserError as crops.owners.
     """
     return net(aligned(net, photos, boxes, points, owner)).embedding.cpu()
 
@@ -101,6 +102,7 @@ def aligned(
     owner: Sequence[int] | None,
 ) -> torch.Tensor:
     """Crops (N, 3, 112, 112), whole numbers 0..255, aligned to the template."""
+    owner = crops.owners(photos, boxes, points, owner)
     device = next(iter(net.state_dict().values())).device
     to_photo = crops.frame_maps(boxes, points, alignment.ALIGNED, net.input_px)
     return crops.cut(photos, to_photo, net.input_px, owner, device).round()

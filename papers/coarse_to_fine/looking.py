@@ -58,11 +58,13 @@ def points(
     Boxes differ by convention. Where the landmarks that were found do not lie in the crop as in training, the face is
     looked at again, in the square around them, at most `looks` times; 1 is the network's answer in the given boxes.
     Points beyond the photo's border are the network's guess.
+
+    UserError as crops.owners; turned boxes, which the detector's faces come in, may lie beyond the photo.
     """
     device = next(iter(net.state_dict().values())).device
+    owner = crops.owners(photos, boxes, None, owner, beyond=roll_rad is not None)
     boxes, roll = boxes.double(), torch.zeros(len(boxes)).double() if roll_rad is None else roll_rad.double()
     found, left = torch.empty(len(boxes), net.markup.n_points, 2), torch.arange(len(boxes))
-    owner = left.tolist() if owner is None else owner
     for _ in range(looks):
         to_photo = crops.box_maps(boxes, net.input_px, roll)
         whose = [owner[k] for k in left.tolist()]

@@ -76,7 +76,9 @@ def attributes(
 
     photos: uint8 (B, 3, H, W), or (3, H, W) of any sizes; `owner` (N,) numbers each face's photo, by default the n-th.
     Faces are placed by five `points` (N, 5, 2); without these, boxes (N, 4) are crops in which they lie as in `frame`.
+    UserError as crops.owners.
     """
+    owner = crops.owners(photos, boxes, points, owner)
     device = next(iter(net.state_dict().values())).device
     # With points the crop is the template's; a box is another frame's, in which the template's points are found.
     placed = points if points is not None else points_in(boxes, frame)

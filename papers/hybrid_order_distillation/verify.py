@@ -81,7 +81,7 @@ def embeddings(
 
     photos: uint8 (B, 3, H, W), or (3, H, W) of any sizes; `owner` (N,) numbers each face's photo, by default the n-th.
     Faces are aligned by five `points` (N, 5, 2); without these, boxes (N, 4) are aligned crops. With `size` they are
-    reduced to that many pixels a side first.
+    reduced to that many pixels a side first. UserError as crops.owners.
     """
     return net(low(net, photos, boxes, points, owner, size)).embedding.cpu()
 
@@ -99,9 +99,9 @@ def low(
     They are cut at the pixels that they have, but at least r and at most 112, and reduced as the test images were.
     """
     device = next(iter(net.state_dict().values())).device
-    owner = range(len(boxes)) if owner is None else owner
-    placed = points if points is not None else [None] * len(boxes)
-    found = []
+    owner = crops.owners(photos, boxes, points, owner)
+    placed = points if points is not None else [None] * len(owner)
+    found = [torch.empty(0, 3, net.input_px, net.input_px, dtype=torch.uint8, device=device)]
     for k, box, five in zip(owner, boxes, placed, strict=True):
         place = lambda px, box=box, five=five: crops.frame_maps(
             box[None], None if five is None else five[None], alignment.ALIGNED, px

@@ -69,7 +69,9 @@ def expressions(
 
     photos: uint8 (B, 3, H, W), or (3, H, W) of any sizes; `owner` (N,) numbers each face's photo, by default the n-th.
     Faces are placed as in FERPlus by five `points` (N, 5, 2); without these, boxes (N, 4) are such crops.
+    UserError as crops.owners.
     """
+    owner = crops.owners(photos, boxes, points, owner)
     device = next(iter(net.state_dict().values())).device
     to_photo = crops.frame_maps(boxes, points, alignment.FRAMES["ferplus"], net.input_px)
     pixels = crops.cut(photos, to_photo, net.input_px, owner, device)
