@@ -2,6 +2,7 @@
 
 import csv
 import functools
+import io
 import json
 import os
 from pathlib import Path
@@ -254,6 +255,36 @@ def test_a_watched_folder_gives_finished_photos_once(tmp_path, monkeypatch):
     assert next(stream).path == old and len(looks) == 7
     with pytest.raises(UserError, match="no such folder"):
         next(files.arriving(tmp_path / "none", None, set()))
+
+
+def test_a_watched_folder_that_is_removed_ends_the_watching(tmp_path, monkeypatch):
+    (tmp_path / "in").mkdir()
+    monkeypatch.setattr(files.time, "sleep", lambda seconds: (tmp_path / "in").rmdir())
+    with pytest.raises(UserError, match="in: the folder was removed") as error:
+        next(files.arriving(tmp_path / "in", None, set()))
+    one_line_error(error)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_a_photo_is_in_a_table_with_all_its_faces_or_none(suffix, tmp_path):
+    """Wherever the program is ended: started again, it takes a photo that has a row for done."""
+    faces = [{"photo": "group.png", "face": k, "q": "long" * 2000} for k in range(5)]
+    pieces = []
+
+    class Ending(io.TextIOWrapper):
+        def write(self, text):
+            pieces.append(super().write(text))
+            if len(pieces) == 2:
+                raise EOFError
+            return pieces[-1]
+
+    table = files.Table(tmp_path / f"t{suffix}", ["photo", "face", "q"])
+    table.file = Ending(io.BytesIO(), encoding="utf-8")
+    table.add(faces)
+    with pytest.raises(EOFError):
+        table.add(faces)
+    table.file.flush()
+    assert table.file.buffer.getvalue().count(b"\n") == 10
 
 
 # ---- The commands
@@ -615,7 +646,10 @@ def test_all_faces_of_a_folder_are_embedded_with_their_names(group, weights, det
     assert found["photo"].tolist() == [str(group)] * 3 and found["face"].tolist() == [1, 2, 3]
     assert found["embedding"].shape == (3, 16) and found["box_xywh"].shape == (3, 4)
     np.testing.assert_allclose(np.linalg.norm(found["embedding"], axis=1), 1, rtol=1e-5)
-    assert "is a folder; name a file by --to" in str(fails("embedding", weights, "embed", group, "--to", tmp_path))
+    (tmp_path / "f.npz").mkdir()
+    for name in ("", "f.npz", "faces.csv", "group.png"):  # the last one is a photo, which an archive would replace
+        said = str(fails("embedding", weights, "embed", group, "--to", tmp_path / name))
+        assert f"--to {tmp_path / name}: name an .npz file" in said
 
 
 def test_low_faces_are_taken_as_they_are_or_reduced_on_request(weights, people, tmp_path, monkeypatch, capsys):

@@ -1,6 +1,7 @@
 """Which photos a command takes, where its results go, and the table of many faces."""
 
 import csv
+import io
 import json
 import os
 import re
@@ -69,7 +70,7 @@ def arriving(folder: Path, out: Path | None, done: set[str], poll_s: float = POL
     """The photos of a folder as they come, without end; those whose paths are in `done` are left out.
 
     A photo is taken when it did not change between two looks, and again when it is changed later. UserError when the
-    folder is not there.
+    folder is not there, or no more.
     """
     if not folder.is_dir():
         raise UserError(f"--watch {folder}: no such folder")
@@ -86,6 +87,8 @@ def arriving(folder: Path, out: Path | None, done: set[str], poll_s: float = POL
                     yield Photo(path, (out / path.relative_to(folder)) if out else path)
         before = now
         time.sleep(poll_s)
+        if not folder.is_dir():  # of which os.walk says nothing
+            raise UserError(f"--watch {folder}: the folder was removed; make it, then watch it again")
 
 
 def _state(path):
@@ -116,22 +119,29 @@ class Table:
         except OSError as error:
             raise UserError(f"{path}: cannot be written ({error.strerror}); choose another file") from None
         if not more and path.suffix == ".csv":
-            self._write([self.columns])
+            self._write(self._lines([self.columns]))
 
     def add(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Write rows; what is no number or string becomes JSON in a .csv file."""
+        """Write the rows of a photo; what is no number or string becomes JSON in a .csv file.
+
+        All or, where the program is ended meanwhile, none: a photo with a row counts as done.
+        """
         if self.path.suffix == ".jsonl":
-            self._write([json.dumps(row, allow_nan=False) for row in rows])
+            self._write("".join(f"{json.dumps(row, allow_nan=False)}\n" for row in rows))
         else:
             plain = lambda value: value if isinstance(value, str | int | float) else json.dumps(value)
-            self._write([[plain(row.get(column, "")) for column in self.columns] for row in rows])
+            self._write(self._lines([[plain(row.get(column, "")) for column in self.columns] for row in rows]))
 
-    def _write(self, rows):
+    def _lines(self, rows):
+        """Rows as text of a .csv file."""
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows(rows)
+        return text.getvalue()
+
+    def _write(self, text):
+        """In one piece, which the system takes at once."""
         try:
-            if self.path.suffix == ".csv":
-                csv.writer(self.file, lineterminator="\n").writerows(rows)
-            else:
-                self.file.writelines(f"{row}\n" for row in rows)
+            self.file.write(text)
             self.file.flush()
         except OSError as error:
             raise UserError(f"{self.path}: cannot be written ({error.strerror}); make room") from None

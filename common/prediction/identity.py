@@ -202,9 +202,9 @@ def embed_all(given: Sequence[Path], to: Path, find: Finder, embed: Embed) -> No
         rows.extend((str(photo.path), k + 1, faces.boxes[k].numpy(), v) for k, v in enumerate(vectors))
         print(f"{photo.path}: {len(faces)} face{'s' * (len(faces) > 1)}")
 
+    if to.suffix != ".npz" or to.is_dir():
+        raise UserError(f"--to {to}: name an .npz file")
     storage.writable(to.parent)
-    if to.is_dir():
-        raise UserError(f"{to}: is a folder; name a file by --to")
     try:
         command.each(*files.listed(given), work)
     finally:

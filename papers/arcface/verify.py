@@ -38,7 +38,7 @@ class Embed:
     """Embed all faces of photos. A --box, or with --whole the photo, is aligned to ArcFace's template."""
 
     images: tuple[Path, ...]  # photos, or folders of photos
-    to: Path = Path("embeddings.npz")  # file that is written
+    to: Path = Path("embeddings.npz")  # .npz file that is written
     weights: str | None = None  # name of a released model or a weights file; without it embedding, or your newest
     box: str | None = None  # X,Y,W,H of the face in pixels, the same in every photo
     whole: bool = False  # each photo is an aligned face crop
