@@ -413,8 +413,8 @@ def bad_photos(folder):
     (folder / "broken.jpg").write_bytes((folder / "group.png").read_bytes()[:3000])
     (folder / "text.png").write_text("no picture")
     Image.new("RGB", (1, 1)).save(folder / "dot.png")
-    return {"plain.png": "no face", "broken.jpg": "damaged", "text.png": "not an image", "dot.png": "too small",
-            "absent.png": "no such file", "empty": "no picture in this folder"}  # fmt: skip
+    return {"plain.png": "no face was found; turn the photo", "broken.jpg": "damaged", "text.png": "not an image",
+            "dot.png": "too small", "absent.png": "no such file", "empty": "no picture in this folder"}  # fmt: skip
 
 
 def test_bad_photos_are_one_line_each_and_the_others_are_done(group, weights, detector, tmp_path, capsys):

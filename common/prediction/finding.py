@@ -95,7 +95,8 @@ def detected(detector: mtcnn.Mtcnn, photo: torch.Tensor, name: object = "photo")
     boxes, probability, points = detector.detect(small[0])
     if not len(boxes):
         raise UserError(
-            f"{name}: no face was found; name it by --box X,Y,W,H, or give --whole where the photo is a face crop"
+            f"{name}: no face was found; turn the photo where heads are turned by 90 degrees or more, name an upright "
+            "face by --box X,Y,W,H, or give --whole where the photo is a face crop"
         )
     corners = boxes.view(-1, 2, 2) * times + (times - 1) / 2
     order = corners[:, :, 0].sum(1).argsort(stable=True)
