@@ -25,6 +25,10 @@ CAPTIONS = {
         "Handwritten characters of 7 pixels, of alphabets that nobody trained on: how often the nearest drawing is the "
         "same character, for the teacher, the student alone and students that imitate more orders."
     ),
+    "omniglot-resolutions": (
+        "Recall@1 on Omniglot at 7 and 10 pixels: the teacher fails on enlarged drawings, and the students lie close "
+        "together; only with an assistant does a small query of 7 pixels find large drawings at all often."
+    ),
 }
 # The same for readers who do not: what stands where.
 ALTERNATIVES = {
@@ -43,6 +47,10 @@ ALTERNATIVES = {
     "omniglot-omniglot7": (
         "Recall@1 of each row as dots with intervals: the teacher far ahead, on enlarged drawings far behind, "
         "the students between them, nearer to each other; hollow dots are small queries against large drawings."
+    ),
+    "omniglot-resolutions": (
+        "Two panels over 7 and 10 pixels, all drawings small and small queries against large drawings: Recall@1 with "
+        "intervals of the teacher, the teacher on enlarged drawings, the student alone and distilled students."
     ),
 }
 
