@@ -7,7 +7,7 @@
 # Behaviour  Neither. As many jobs run at once as --jobs allows, and each rule's threads are cut to --cores: what a login
 #            node with two cores passes as its own makes jobs of two threads on machines with many. Nothing is printed.
 # Seen       rules of 2 threads, --jobs 4: without --cores 4 jobs at once of 2 threads, with --cores 1 again 4 at once,
-#            of 1 thread each (the machine needs two cores, which every job is given in full)
+#            of 1 thread each (a machine with two cores or more, as the jobs run on it)
 # Remedy     Leave --cores out where jobs run elsewhere.
 # Fails (exit 1) when --cores 1 no longer gives several jobs of one thread at once.
 set -euo pipefail

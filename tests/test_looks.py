@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from facepapers.common import storage
+from facepapers.common.cli import UserError
 from facepapers.common.data.markups import IBUG68
 from facepapers.common.prediction import finding
 from facepapers.common.training import checkpoint
-from facepapers.papers.coarse_to_fine import looking, released, train
+from facepapers.papers.coarse_to_fine import evaluate, looking, released, train
 from facepapers.papers.coarse_to_fine.config import Model, preset
 from facepapers.papers.coarse_to_fine.crops import ALIKE, Offsets
 from tests.test_markups import face68
@@ -173,3 +174,11 @@ def test_weights_keep_where_official_boxes_lay(tmp_path, offsets):
     net = released.load(tmp_path / "model.safetensors")
     assert net.offsets == offsets
     assert ("official boxes" in net.expects) == (offsets != ALIKE)
+
+
+@pytest.mark.parametrize("words", ["{", "[1]", '{"mean": 1}'])
+def test_offsets_that_are_none_are_one_line(tmp_path, words):
+    path = tmp_path / "model.safetensors"
+    checkpoint.save_weights(path, torch.nn.Linear(1, 1), offsets=words)
+    with pytest.raises(UserError, match="does not describe a model of this paper"):
+        evaluate.offsets(path)

@@ -15,6 +15,13 @@ def test_the_probe_counts_two_operations_a_multiply_add_and_keeps_the_threads(mo
     assert torch.get_num_threads() == threads
 
 
+def test_the_probe_takes_the_threads_that_it_is_told(monkeypatch):
+    seen, threads = set(), torch.get_num_threads()
+    monkeypatch.setattr(probe, "best_rate", lambda *words: seen.add(torch.get_num_threads()) or 1.0)
+    probe.gflops(threads=threads + 1)
+    assert seen == {1, threads + 1} and torch.get_num_threads() == threads
+
+
 def test_an_interrupted_probe_gives_the_threads_back(monkeypatch):
     threads = torch.get_num_threads()
 

@@ -11,7 +11,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 
 from facepapers.common import cli, storage
 from facepapers.common.evidence import schema, statistics
@@ -130,21 +129,22 @@ def test_runs_of_a_faster_machine_take_longer_here(root, state, monkeypatch):  #
     for row in ("cft", "direct"):
         path = root / "results" / PAPER / f"lfpw-short-{row}-s1" / "run.json"
         record = storage.read_json(path)
-        record["environment"]["gflops"] = 120.0
+        record["environment"] |= {"gflops": 120.0, "device_type": "cpu"}
         storage.write_json(path, schema.sealed(record | {"seconds": 20.0}))
     monkeypatch.setattr(settle, "speed", lambda at_once: 40.0)
+    monkeypatch.setattr(settle, "kind", lambda: "cpu")
     assert opened(state).seconds == pytest.approx(2 * 20 * 3)
+    monkeypatch.setattr(settle, "kind", lambda: "cuda")  # of which a processor's rate says nothing
+    assert opened(state).seconds == pytest.approx(2 * (12 + 20) / 2)
 
 
 def test_the_speed_is_that_of_a_runs_share_of_the_cores(monkeypatch):
-    asked, threads = [], torch.get_num_threads()
+    asked = []
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    monkeypatch.setattr(probe, "speed", lambda device: asked.append(torch.get_num_threads()) or 40.0)
-    settle.speed.cache_clear()
+    monkeypatch.setattr(settle, "kind", lambda: "cpu")
+    monkeypatch.setattr(probe, "speed", lambda device, threads: asked.append((device, threads)) or 40.0)
     assert settle.speed(2) == settle.speed(1) == 40.0
-    settle.speed.cache_clear()
-    assert asked == [1, 2] and torch.get_num_threads() == threads
+    assert asked == [("cpu", 1), ("cpu", 2)]
 
 
 def test_runs_that_are_there_are_not_counted_again(root, state):  # noqa: F811

@@ -16,7 +16,6 @@ and all of them are run. So 6 to 8 in 100 contrasts without a difference get a v
 
 import contextlib
 import dataclasses
-import functools
 import math
 import os
 import re
@@ -210,30 +209,33 @@ class State:
 
     def here(self, record: dict) -> float:
         """The seconds of a record, on this machine if it says how fast its own was."""
-        known = record["environment"].get("gflops")
+        known = recorded_speed(record)
         return record["seconds"] * (known / speed(self.at_once) if known else 1.0)
 
 
 def telling(records: list[dict]) -> list[dict]:
-    """The records that say how fast their machine was; all of them where none does."""
-    return [r for r in records if r["environment"].get("gflops")] or records
+    """The records that say how fast a machine like this one was; all of them where none does."""
+    return [r for r in records if recorded_speed(r)] or records
 
 
-@functools.cache
-def speed(at_once: int) -> float:
-    """GFLOP/s of a run's share of this machine."""
+def recorded_speed(record: dict) -> float | None:
+    """GFLOP/s of a record's machine, where it says so and is of this one's kind: a GPU's tells nothing of a CPU."""
+    found = record["environment"]
+    return found.get("gflops") if found.get("device_type") == kind() else None
+
+
+def kind() -> str:
+    """What runs compute on here: cuda or cpu."""
     import torch
 
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def speed(at_once: int) -> float:
+    """GFLOP/s of a run's share of this machine."""
     from facepapers.common.training import probe
 
-    if torch.cuda.is_available():
-        return probe.speed("cuda")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(threads_of(at_once))
-    try:
-        return probe.speed("cpu")
-    finally:
-        torch.set_num_threads(threads)
+    return probe.speed(kind(), threads_of(at_once))
 
 
 def threads_of(at_once: int) -> int:

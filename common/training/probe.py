@@ -9,28 +9,33 @@ LARGEST = {"cpu": 1024, "cuda": 8192}  # side of the largest product tried
 
 
 @functools.cache
-def speed(device: str | torch.device = "cpu") -> float:
+def speed(device: str | torch.device = "cpu", threads: int | None = None) -> float:
     """`gflops` in float32, measured once in a process: what a record says of its machine."""
-    return gflops(torch.float32, device)
+    return gflops(torch.float32, device, threads=threads)
 
 
-def gflops(dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu", seconds: float = 0.1) -> float:
-    """Best rate of square matrix products in GFLOP/s (2 per multiply-add), with the threads in use.
+def gflops(
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    seconds: float = 0.1,
+    threads: int | None = None,
+) -> float:
+    """Best rate of square matrix products in GFLOP/s (2 per multiply-add), with so many threads, or those in use.
 
     On a CPU one thread alone is tried too: where others use the machine, several may wait for each other so long that
     their rate says nothing.
     """
-    device, threads = torch.device(device), torch.get_num_threads()
+    device, before = torch.device(device), torch.get_num_threads()
     if device.type != "cpu":
         return best_rate(dtype, device, seconds)
     try:
         found = []
-        for count in {1, threads}:
+        for count in {1, threads or before}:
             torch.set_num_threads(count)
             found.append(best_rate(dtype, device, seconds / 2))
         return max(found)
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
 
 
 def best_rate(dtype: torch.dtype, device: torch.device, seconds: float) -> float:

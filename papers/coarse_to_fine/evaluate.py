@@ -142,9 +142,14 @@ def load(path: Path | str, device: torch.device) -> tuple[Model, Config, Markup]
 
 
 def offsets(path: Path | str) -> Offsets:
-    """Where the boxes that a weights file was trained in lay relative to the landmarks: zero without official boxes."""
-    metadata = checkpoint.read_metadata(path)
-    return released.as_config(Offsets, json.loads(metadata.get("offsets", "{}")))
+    """Where the boxes that a weights file was trained in lay relative to the landmarks: zero without official boxes.
+
+    UserError for metadata that tell no such thing.
+    """
+    try:
+        return released.as_config(Offsets, json.loads(checkpoint.read_metadata(path).get("offsets", "{}")))
+    except (TypeError, ValueError, AttributeError) as error:
+        raise cli.UserError(f"{path}: its metadata does not describe a model of this paper ({error})") from None
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ CAPTIONS = {
     ),
     "omniglot-resolutions": (
         "Recall@1 on Omniglot at 7 and 10 pixels: the teacher fails on enlarged drawings, and the students lie close "
-        "together; only with an assistant does a small query of 7 pixels find large drawings at all often."
+        "together; a small query finds large drawings most often where an assistant stood between."
     ),
 }
 # The same for readers who do not: what stands where.
