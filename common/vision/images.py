@@ -100,6 +100,18 @@ def squares(faces: torch.Tensor, size: int) -> torch.Tensor:
     return crop(faces, similarity(middle, extent, still, still > 0, size), size)
 
 
+def resize(pictures: torch.Tensor, size: int, flip: torch.Tensor | None = None) -> torch.Tensor:
+    """uint8 faces (B, 3, S, S) as float pixels (B, 3, size, size), as `crop` samples; mirrored where `flip` (B,) is."""
+    if pictures.shape[-1] == size:
+        x = pictures.float()
+        return x if flip is None else torch.where(flip.to(x.device).view(-1, 1, 1, 1), x.flip(3), x)
+    n, side = pictures.shape[0], pictures.shape[-1]
+    middle = torch.full((n, 2), (side - 1) / 2)
+    flip = torch.zeros(n, dtype=torch.bool) if flip is None else flip.cpu()
+    where = similarity(middle, torch.full((n,), float(side)), torch.zeros(n), flip, size)
+    return crop(pictures, where.to(pictures.device), size)
+
+
 def flip_points(points: torch.Tensor, permutation: Sequence[int] | torch.Tensor, flip: torch.Tensor) -> torch.Tensor:
     """Give the points of mirrored samples the names of their new side. `permutation` is the markup's flip table."""
     return torch.where(flip.view(-1, 1, 1), points[:, permutation], points)

@@ -37,6 +37,11 @@ def to_input(images: torch.Tensor, pixels: str = "arcface") -> torch.Tensor:
     return (images.float() - mean) / std
 
 
+def with_mirror(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """Raw embeddings (B, d) of inputs (B, C, H, W) plus those of their mirror images, in one pass, float32."""
+    return net(torch.cat([x, x.flip(3)])).float().unflatten(0, (2, -1)).sum(0)
+
+
 def channels_last(net: Network, device: torch.device | None = None) -> Network:
     """`net`, in place, with its convolutions in the layout that they are fastest in, and on `device` if given."""
     return net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stub

@@ -16,6 +16,7 @@ from facepapers.common.data.readers.recognition import say_fit
 from facepapers.common.faces import people
 from facepapers.common.protocols import pair_lists
 from facepapers.common.vision import images
+from facepapers.common.vision.images import resize
 from facepapers.papers.arcface import readers
 from facepapers.papers.arcface.config import Config
 
@@ -364,15 +365,3 @@ def coarse(x: torch.Tensor, gen: torch.Generator, probability: float = 0.2) -> t
     small = int(x.shape[-1] * (0.3 + 0.4 * torch.rand((), generator=gen).item()))
     blocks = torch.nn.functional.interpolate(x, size=small, mode="area")
     return torch.where(some, torch.nn.functional.interpolate(blocks, size=x.shape[-1], mode="bilinear"), x)
-
-
-def resize(pictures: torch.Tensor, size: int, flip: torch.Tensor | None = None) -> torch.Tensor:
-    """uint8 faces (B, 3, S, S) as float pixels (B, 3, size, size), mirrored where `flip` (B,) is true."""
-    if pictures.shape[-1] == size:
-        x = pictures.float()
-        return x if flip is None else torch.where(flip.to(x.device).view(-1, 1, 1, 1), x.flip(3), x)
-    n, side = pictures.shape[0], pictures.shape[-1]
-    middle = torch.full((n, 2), (side - 1) / 2)
-    flip = torch.zeros(n, dtype=torch.bool) if flip is None else flip.cpu()
-    where = images.similarity(middle, torch.full((n,), float(side)), torch.zeros(n), flip, size)
-    return images.crop(pictures, where.to(pictures.device), size)

@@ -20,7 +20,7 @@ from facepapers.common.evidence import runs
 from facepapers.common.protocols import angles, retrieval, verification
 from facepapers.common.protocols.metrics import show
 from facepapers.common.training import checkpoint, parallel
-from facepapers.common.vision import networks
+from facepapers.common.vision import images, networks
 from facepapers.common.vision.networks import GIVEN_FILE, GIVEN_SHA256
 from facepapers.papers.arcface import data, figures
 from facepapers.papers.arcface.bayes import JointBayes
@@ -42,7 +42,7 @@ def embed(
     """Unit (or plain) embeddings (N, d), float64, of uint8 faces (N, 3, S, S) of any size, the mirror image's added."""
 
     def prepare(part):
-        return networks.to_input(data.resize(part, net.input_px), net.pixels)
+        return networks.to_input(images.resize(part, net.input_px), net.pixels)
 
     return verification.embed(net.eval(), pictures, prepare, batch, device, flip, unit)
 

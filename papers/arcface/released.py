@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from facepapers.common.protocols import verification
 from facepapers.common.training import released
 from facepapers.common.vision import images, networks
-from facepapers.papers.arcface import data, evaluate
 from facepapers.papers.arcface.config import PAPER, Config
 from facepapers.papers.arcface.nets import Net, load_net
 
@@ -46,11 +45,11 @@ class Embedder(torch.nn.Module):
 
     def network_input(self, faces: torch.Tensor) -> torch.Tensor:
         """What `net` takes of faces (B, 3, 112, 112)."""
-        return networks.to_input(data.resize(faces, self.net.input_px), self.net.pixels)
+        return networks.to_input(images.resize(faces, self.net.input_px), self.net.pixels)
 
     def forward(self, faces: torch.Tensor) -> Embedding:
         x = self.network_input(faces)
-        return Embedding(F.normalize(self.net(x).float() + self.net(x.flip(3)).float()))
+        return Embedding(F.normalize(networks.with_mirror(self.net, x)))
 
 
 def load(name_or_path: str | Path = NAMES[0], device: torch.device | str = "cpu") -> Embedder:
@@ -68,6 +67,8 @@ def kept(tensor: str) -> bool:
 
 def tested(path: Path, settings: dict[str, Any], device: torch.device) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """(arrays of a weights file on the test pairs of the run with these settings, thresholds for the card)."""
+    from facepapers.papers.arcface import data, evaluate  # a prediction needs no data set
+
     tasks, _ = data.tasks(released.as_config(Config, settings))
     found = evaluate.predictions(load_net(path).to(device), tasks[0].tests[0], device)
     return found, {"thresholds": verification.operating_points(found["distance"], found["same"])}

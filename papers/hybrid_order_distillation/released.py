@@ -12,7 +12,6 @@ from facepapers.common.cli import UserError
 from facepapers.common.protocols import verification
 from facepapers.common.training import released
 from facepapers.common.vision import networks, resampling
-from facepapers.papers.hybrid_order_distillation import data, evaluate
 from facepapers.papers.hybrid_order_distillation.config import PAPER, Config, preset
 from facepapers.papers.hybrid_order_distillation.degrade import resize
 
@@ -62,7 +61,7 @@ class LowEmbedder(torch.nn.Module):
 
     def forward(self, faces: torch.Tensor) -> Embedding:
         x = self.network_input(faces)
-        return Embedding(F.normalize(self.net(x).float() + self.net(x.flip(3)).float()))
+        return Embedding(F.normalize(networks.with_mirror(self.net, x)))
 
 
 def load(name_or_path: str | Path = NAMES[0], device: torch.device | str = "cpu") -> LowEmbedder:
@@ -90,6 +89,8 @@ def tested(path: Path, settings: dict[str, Any], device: torch.device) -> tuple[
 
     Without the teacher: its distances to the student's embeddings are left out.
     """
+    from facepapers.papers.hybrid_order_distillation import data, evaluate  # a prediction needs no data set
+
     cfg = released.as_config(Config, settings)
     net = networks.load_identity_net(path)
     found = evaluate.predictions(cfg, net, net, None, data.load(cfg.data, cfg.held_out), device)
