@@ -61,7 +61,7 @@ report: $(VENV)/.ready ## rewrite tables, figures and results/index.html from cl
 why: $(VENV)/.ready ## where a number comes from: make why CELL=<paper>.<claim>
 	@$(PY) -m facepapers.common.tools.report why "$(CELL)"
 
-release: $(VENV)/.ready ## release a recorded run's network (RUN=<paper>/<run> NAME=<name> ARGS="--bits 8")
+release: $(VENV)/.ready ## release a recorded run's network (RUN=<paper>/<run> NAME=<name> ARGS="--stored int8")
 	@$(PY) -m facepapers.common.tools.release "$(RUN)" "$(NAME)" $(ARGS)
 
 weights: $(VENV)/.ready ## the released models: their hash, size, numbers and card (ARGS=--write renews the cards)

@@ -248,19 +248,21 @@ def test_half_precision_files_load_as_float32(files, tmp_path):
 # Fewer bits
 
 
-def test_int8_weights_come_back_within_half_a_step(tmp_path):
+@pytest.mark.parametrize(("stored", "largest"), [("int8", 127), ("int16", 32767)])
+def test_integer_weights_come_back_within_half_a_step(tmp_path, stored, largest):
     torch.manual_seed(0)
     tensors = {"a": torch.randn(8, 600) * torch.logspace(-3, 2, 8)[:, None], "bias": torch.randn(9000),
                "small": torch.randn(4, 4), "count": torch.tensor(3)}  # fmt: skip
     path = tmp_path / "x.safetensors"
-    checkpoint.save_tensors(path, checkpoint.compact(tensors, 8), row="x")
+    checkpoint.save_tensors(path, checkpoint.compact(tensors, stored), row="x")
     found, about = checkpoint.read_weights(path)
     assert found.keys() == tensors.keys() and about == {"row": "x"} and found["count"] == 3
-    step = tensors["a"].abs().amax(1, keepdim=True) / 127
-    assert ((found["a"] - tensors["a"]).abs() <= 0.5001 * step).all()
-    assert torch.equal(found["bias"], tensors["bias"]) and found["small"].dtype == torch.float16
+    step, moved = tensors["a"].abs().amax(1, keepdim=True) / largest, (found["a"] - tensors["a"]).abs()
+    assert (moved <= 0.51 * step).all() and moved.any()
+    assert checkpoint.compact(tensors, stored)["a"].dtype == getattr(torch, stored)
+    assert torch.equal(found["bias"], tensors["bias"]) and torch.equal(found["small"], tensors["small"])
     assert checkpoint.compact(tensors)["a"].dtype == torch.float16
-    assert all(torch.equal(value, tensors[name]) for name, value in checkpoint.compact(tensors, 32).items())
+    assert all(torch.equal(value, tensors[name]) for name, value in checkpoint.compact(tensors, "float32").items())
     own = {"layer": torch.ones(3, 4), "layer.scale": torch.full((3, 1), 2.0)}  # a network's own parameter
     checkpoint.save_tensors(path, own)
     assert checkpoint.read_weights(path)[0].keys() == own.keys()
@@ -326,7 +328,7 @@ def test_a_run_is_released_listed_and_verified(tiny, root, run_folder, monkeypat
     card = (folder / "README.md").read_text()
     assert "faces that it finds (%) | " in card and "| – |" in card, "the run's own weights were not tested so"
     assert f"{facts['metrics']['nme_interpupil_pct']:.2f} [" in card and record["source"]["commit"] in card
-    assert "matrices in float16:" in card and "in float32:" in model_cards.origin(facts | {"bits": 32}, record)
+    assert "matrices in float16:" in card and "in float32:" in model_cards.origin(facts | {"stored": "float32"}, record)
     record["source"]["dirty"] = True
     assert f"{record['source']['commit']}` with uncommitted changes" in model_cards.origin(facts, record)
     about = pytest.importorskip("yaml").safe_load(card.split("---")[1])
@@ -387,10 +389,10 @@ def edit(path, key, value):
 
 def test_a_file_that_predicts_otherwise_is_refused_and_nothing_is_left(tiny, root, run_folder, monkeypatch):
     real = checkpoint.compact
-    monkeypatch.setattr(checkpoint, "compact", lambda tensors, bits: {k: 0.9 * v for k, v in real(tensors).items()})
+    monkeypatch.setattr(checkpoint, "compact", lambda tensors, stored: {k: 0.9 * v for k, v in real(tensors).items()})
     with pytest.raises(UserError) as error:
         release.main([str(run_folder), "landmarks68_cft"])
-    one_line_error(error, "nme_interpupil_pct is", "more than 0.05 away", "--bits 32")
+    one_line_error(error, "nme_interpupil_pct is", "more than 0.05 away", "--stored int16")
     assert not (root / "results").exists()
     assert [p.name for p in (root / "papers/coarse_to_fine/weights").iterdir()] == ["cards.toml"]
 
@@ -401,7 +403,7 @@ def test_a_file_above_the_limits_is_refused(tiny, root, run_folder, monkeypatch)
             patch.setattr(released, limit, 1000)
             with pytest.raises(UserError) as error:
                 release.main([str(run_folder), "landmarks68_cft"])
-            one_line_error(error, "MiB, limit 0", "--bits 8")
+            one_line_error(error, "MiB, limit 0", "--stored int8")
 
 
 def test_the_limit_of_all_files_counts_those_that_stay(root, tmp_path, monkeypatch):
@@ -419,7 +421,7 @@ def test_what_cannot_be_released_is_said_in_one_line(tiny, root, run_folder, tmp
     other = tmp_path / "other"
     shutil.copytree(run_folder, other)
     cases = [(["arcface/none", "embedding"], "no record of that name"), ([str(run_folder), "face"], "landmarks68"),
-             ([str(run_folder), "landmarks68", "--bits", "4"], "8, 16")]  # fmt: skip
+             ([str(run_folder), "landmarks68", "--stored", "int4"], "int8")]  # fmt: skip
     for argv, words in cases:
         with pytest.raises(UserError) as error:
             release.main(argv)

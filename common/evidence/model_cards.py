@@ -18,7 +18,7 @@ WORDS = (
     "command", "runs", "title", "does", "task", "tags", "metrics", "expects", "data", "chosen", "limits", "not_for",
     "use",
 )  # fmt: skip
-STORED = {8: "int8, one scale an output channel", 16: "float16", 32: "float32"}  # of matrices, by their bits
+STORED = {"int8": "int8, one scale an output channel", "int16": "int16, one scale an output channel"}  # else the name
 
 
 def words(paper: str, name: str) -> dict:
@@ -171,7 +171,7 @@ def cell(value: str, found: dict) -> str:
 
 def origin(facts: dict, record: dict) -> str:
     """Markdown: which run the file was made from."""
-    config, stored = record["config"], STORED[facts["bits"]]
+    config, stored = record["config"], STORED.get(facts["stored"], facts["stored"])
     changed = " with uncommitted changes" if record["source"]["dirty"] else ""
     return (
         "## Where it is from\n\n"

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -23,7 +23,6 @@ from facepapers.common.tools import report
 from facepapers.common.training import checkpoint, parallel, released
 
 MOVED = 0.05  # points that a metric of the card may move by
-STORED = (8, 16, 32)  # bits
 SHOWN = 4  # runs of a paper that a message names
 
 
@@ -33,21 +32,19 @@ class Command:
 
     run: str  # <paper>/<run> of results/local (or results), or the run's folder
     name: str  # of the model, a table of papers/<paper>/weights/cards.toml
-    bits: int = 16  # of a weight: 16 (float16), 8 (int8 with a scale an output channel), 32 (as trained)
+    stored: Literal["float16", "int16", "int8", "float32"] = "float16"  # a weight; integers have a scale a channel
     device: str = "auto"  # auto (a GPU where there is one), cpu or cuda
 
 
 def main(argv: Sequence[str]) -> None:
     """Release the run and print its metrics."""
     options = cli.command(Command, argv, "python -m facepapers.common.tools.release", __doc__)
-    if options.bits not in STORED:
-        raise UserError(f"--bits {options.bits}: known are {', '.join(map(str, STORED))}")
     if paths.INSTALLED:
         raise UserError(f"{paths.ROOT}: an installed package releases nothing; run this in a clone of the repository")
     if not (options.run and options.name):
         raise UserError(f"RUN and NAME: name a run and a model, RUN=<paper>/<run> NAME=<model>; {candidates()}")
     record = located(options.run)
-    folder = release(record, options.name, options.bits, parallel.start(options.device))
+    folder = release(record, options.name, options.stored, parallel.start(options.device))
     print(f"{folder}: {(folder / released.FILE).stat().st_size / 2**20:.2f} MiB")
     for name, value in storage.read_json(folder / released.FACTS)["metrics"].items():
         known = f" (the run: {record['metrics'][name]:.4f})" if name in record["metrics"] else ""
@@ -95,7 +92,7 @@ def located(run: str) -> dict:
     return record
 
 
-def release(record: dict, name: str, bits: int, device: torch.device) -> Path:
+def release(record: dict, name: str, stored: str, device: torch.device) -> Path:
     """Write a released model and what it rests on; returns its folder. Raises UserError, and leaves nothing, else."""
     paper = record["paper"]
     module = import_module(f"facepapers.papers.{paper}.released")
@@ -106,11 +103,11 @@ def release(record: dict, name: str, bits: int, device: torch.device) -> Path:
     folder = released.folder_of(paper, name)
     with tempfile.TemporaryDirectory() as place:
         path = Path(place) / released.FILE
-        digest = store(record, path, module.kept, bits)
+        digest = store(record, path, module.kept, stored)
         arrays, more = tested_twice(module, path, record, text["metrics"], device)
         check_size(path, folder)
         facts = {
-            "schema": 1, "paper": paper, "name": name, "run": record["run"], "sha256": digest, "bits": bits,
+            "schema": 1, "paper": paper, "name": name, "run": record["run"], "sha256": digest, "stored": stored,
             "bytes": path.stat().st_size, "weights_sha256": record["weights"]["sha256"],
             "metrics": {m: v.value(arrays) for m, v in claims.metrics_of(paper).items() if v.available(arrays)},
         } | more  # fmt: skip
@@ -118,13 +115,13 @@ def release(record: dict, name: str, bits: int, device: torch.device) -> Path:
     return folder
 
 
-def store(record: dict, path: Path, kept: Any, bits: int) -> str:
-    """Write the tensors of a run's weights that are `kept`, in `bits`, with the run's settings; returns the sha256."""
+def store(record: dict, path: Path, kept: Any, stored: str) -> str:
+    """Write the tensors of a run's weights that are `kept`, as `stored`, with its settings; returns the sha256."""
     tensors, about = checkpoint.read_weights(record["folder"] / "model.safetensors")
     chosen = {name: value for name, value in tensors.items() if kept(name)}
     settings = record["config"] | {"precision": precision(record)}
     about |= {"nets": "1"} if "nets" in about else {}  # of several networks the first is kept
-    return checkpoint.save_tensors(path, checkpoint.compact(chosen, bits), **about, settings=storage.dump(settings))
+    return checkpoint.save_tensors(path, checkpoint.compact(chosen, stored), **about, settings=storage.dump(settings))
 
 
 def precision(record: dict) -> str:
@@ -149,7 +146,7 @@ def tested_twice(
         if not abs(value - recorded) <= MOVED:
             raise UserError(
                 f"{record['folder']}: {name} is {recorded:.3f} by the run's weights and {value:.3f} by the file to be "
-                f"released, more than {MOVED} away; store more bits (--bits 32 keeps all), or release another run"
+                f"released, more than {MOVED} away; take --stored int16, or float32 (keeps all), or release another run"
             )
     return (
         (arrays, more)
@@ -164,7 +161,8 @@ def check_size(path: Path, folder: Path) -> None:
     together = size + sum((f / released.FILE).stat().st_size for f in others)
     for what, found, limit in (("the file", size, released.FILE_BYTES), ("all files", together, released.ALL_BYTES)):
         if found > limit:
-            raise UserError(f"{folder}: {what} would have {found / 2**20:.1f} MiB, limit {limit / 2**20:.0f}; --bits 8")
+            too_much = f"{what} would have {found / 2**20:.1f} MiB, limit {limit / 2**20:.0f}"
+            raise UserError(f"{folder}: {too_much}; take --stored int8")
 
 
 def write(folder: Path, path: Path, facts: dict, arrays: dict, record: dict) -> None:

@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> None:
             print(f"{name:18s} {paper:26s} {size / 2**20:5.2f} MiB  {headline(folder)}  {found[0] if found else 'ok'}")
     print(f"together {total / 2**20:.2f} MiB of {released.ALL_BYTES / 2**20:.0f}")
     if total > released.ALL_BYTES:
-        wrong.append("all released files together are too large; release some in 8 bits")
+        wrong.append("all released files together are too large; release some with --stored int8")
     if wrong:
         raise cli.UserError("; ".join(wrong))
 

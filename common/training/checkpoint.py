@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 AGAIN = "delete it to start again"
 RECORDS = ("run.json", "teacher.json")  # beside a run's weights; each names their hash
-SCALE, SMALL = ".scale", 4096  # ending of an int8 tensor's scales; tensors of fewer numbers stay float16
+SCALE, SMALL = ".scale", 4096  # ending of an integer tensor's scales; tensors of fewer numbers keep their type
+INTEGERS = {"int8": 127, "int16": 32767}  # forms of a weight that need a scale, and their largest number
 
 
 def save_weights(path: Path, model: "torch.nn.Module", **metadata: object) -> str:
@@ -49,25 +50,29 @@ def load_weights(path: Path | str, model: "torch.nn.Module") -> dict[str, str]:
     return metadata
 
 
-def compact(tensors: dict[str, "torch.Tensor"], bits: int = 16) -> dict[str, "torch.Tensor"]:
-    """Weights of fewer bits, for a file: matrices and convolutions in float16, or in int8 with 8 `bits`.
+def compact(tensors: dict[str, "torch.Tensor"], stored: str = "float16") -> dict[str, "torch.Tensor"]:
+    """Weights of fewer bits, for a file: matrices and convolutions as `stored`: float16, int16, int8 or float32.
 
-    An int8 tensor comes with `<name>.scale`, one number an output channel, which `read_weights` multiplies it with.
-    Vectors (biases, statistics) keep their type, small tensors are float16, and with 32 `bits` all keep theirs. Raises
-    UserError where float16 has no such number.
+    A tensor of integers comes with `<name>.scale`, one number an output channel, which `read_weights` multiplies it
+    with: int16 is as small as float16 and finer. Vectors (biases, statistics) keep their type, and so do small tensors
+    beside integers: depthwise filters and heads, which take little room. Raises UserError where float16 has no such
+    number.
     """
     import torch
 
-    if bits == 32:
+    if stored == "float32":
         return dict(tensors)
     found = {}
     for name, value in tensors.items():
         found[name] = value
         if not value.is_floating_point() or value.dim() < 2:
             continue
-        if bits == 8 and value.numel() >= SMALL:
-            scale = value.abs().flatten(1).amax(1).clamp_min(1e-12).view(-1, *[1] * (value.dim() - 1)) / 127
-            found |= {name: (value / scale).round().to(torch.int8), f"{name}{SCALE}": scale.float()}
+        if stored in INTEGERS and value.numel() < SMALL:
+            continue
+        if stored in INTEGERS:
+            largest = value.abs().flatten(1).amax(1).clamp_min(1e-12).view(-1, *[1] * (value.dim() - 1))
+            scale = largest / INTEGERS[stored]
+            found |= {name: (value / scale).round().to(getattr(torch, stored)), f"{name}{SCALE}": scale.float()}
         else:
             found[name] = value.half()
             if not found[name].isfinite().all():
@@ -76,7 +81,7 @@ def compact(tensors: dict[str, "torch.Tensor"], bits: int = 16) -> dict[str, "to
 
 
 def read_weights(path: Path | str) -> tuple[dict[str, "torch.Tensor"], dict[str, str]]:
-    """(dict of tensors, dict of metadata) of a safetensors file; tensors that `compact` made int8 come as float32.
+    """(dict of tensors, dict of metadata) of a safetensors file; tensors that `compact` made integers come as float32.
 
     Raises UserError when it is missing or damaged, or is not the file that the record beside it names by its hash.
     """
