@@ -92,12 +92,7 @@ def reduced(faces: torch.Tensor, largest: float) -> torch.Tensor:
 
 def squares(faces: torch.Tensor, size: int) -> torch.Tensor:
     """uint8 square face crops, as `reduced` takes them, of any size as float pixels 0..255 (B, 3, size, size)."""
-    faces = reduced(faces, 2.2 * size)
-    n, side = len(faces), faces.shape[-1]
-    if side == size:
-        return faces.float()
-    middle, extent, still = torch.full((n, 2), (side - 1) / 2), torch.full((n,), float(side)), torch.zeros(n)
-    return crop(faces, similarity(middle, extent, still, still > 0, size), size)
+    return resize(reduced(faces, 2.2 * size), size)
 
 
 def resize(pictures: torch.Tensor, size: int, flip: torch.Tensor | None = None) -> torch.Tensor:
