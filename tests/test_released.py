@@ -258,7 +258,7 @@ def test_integer_weights_come_back_within_half_a_step(tmp_path, stored, largest)
     found, about = checkpoint.read_weights(path)
     assert found.keys() == tensors.keys() and about == {"row": "x"} and found["count"] == 3
     step, moved = tensors["a"].abs().amax(1, keepdim=True) / largest, (found["a"] - tensors["a"]).abs()
-    assert (moved <= 0.51 * step).all() and moved.any()
+    assert (moved <= (0.5 + 2e-7 * largest) * step).all() and moved.any()  # float32's rounding comes on top
     assert checkpoint.compact(tensors, stored)["a"].dtype == getattr(torch, stored)
     assert torch.equal(found["bias"], tensors["bias"]) and torch.equal(found["small"], tensors["small"])
     assert checkpoint.compact(tensors)["a"].dtype == torch.float16
