@@ -223,9 +223,9 @@ def _options(kind):
 
 
 def _flatten(panel: str) -> str:
-    """tyro's framed message as one line."""
-    words = " ".join(line.strip("│╭╰╮╯─ \n") for line in panel.splitlines())
-    said = " ".join(words.partition("For full helptext")[0].split())
+    """tyro's framed message as one line, without the frame's title, which the message repeats."""
+    words = " ".join(line.strip("│╰╯─ \n") for line in panel.splitlines() if not line.startswith("╭"))
+    said = " ".join(words.partition("For full helptext")[0].split()).rstrip(".")
     found = re.search(r"Error parsing (--[\w-]+): .*?('[^']*')", said)
     return f"{found[1]} {found[2]}: not a value that it takes" if found else said
 

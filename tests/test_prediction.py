@@ -343,7 +343,10 @@ def test_what_a_library_call_cannot_take_is_one_line(weights):
         ((photos.numpy(), boxes), "photos: a ndarray; give"),
         ((photos, boxes, five[:, :4]), r"five points: .*give a tensor \(N, 5, 2\)"),
         ((photos, boxes, five[:1]), "five points of 1 and photos of 2"),
-        ((photos, boxes, five * nan), "face 0: its alignment points coincide or are not numbers"),
+        ((photos, boxes, five * nan), "five points 0: not numbers"),
+        ((photos, boxes, five * 0), "face 0: its alignment points coincide"),
+        ((photos, boxes, five - 500), "five points 0: lie outside their 80x60 photo"),
+        ((photos, boxes, five + torch.tensor([0, 500])), "five points 0: lie outside their 80x60 photo"),
     ]  # fmt: skip
     for name, call in library(weights).items():
         for words, said in wrong:
@@ -351,6 +354,8 @@ def test_what_a_library_call_cannot_take_is_one_line(weights):
                 with pytest.raises(UserError, match=said) as error:
                     call(*words)
                 one_line_error(error)
+        if name != "heatmap":
+            call(photos, boxes[:1] * nan, five)  # with points no box is looked at
         none = call(photos[:0], boxes[:0])
         assert all(len(value) == 0 for value in (none.values() if isinstance(none, dict) else [none])), name
 
@@ -481,7 +486,7 @@ def test_what_cannot_be_written_is_one_line_and_the_others_are_done(group, weigh
 def test_weights_of_another_paper_are_one_line(group, weights):
     for name, module in COMMANDS.items():
         for other, path in weights.items():
-            if other not in (name, "cft") and (name, other) != ("embedding", "embedding16"):  # both are embeddings
+            if other not in (name, "cft"):  # embedding16 is a network of embedding's kind, of other faces
                 with pytest.raises(UserError) as error:
                     module.main([str(group), str(group), "--whole", "--weights", str(path), "--device", "cpu"])
                 one_line_error(error, path)
@@ -610,7 +615,7 @@ def test_distances_are_told_also_where_their_file_cannot_be_written(tmp_path, mo
     with pytest.raises(UserError, match="cannot be written"):
         identity.compare(photos, identity.Options(), None, None, None)
     said = capsys.readouterr()
-    assert "ab.png: distance 2.000" in said.out and "bad.png: not an image" in said.err
+    assert "ab.png: squared distance 2.000" in said.out and "bad.png: not an image" in said.err
 
 
 def test_distances_are_squared():

@@ -51,10 +51,10 @@ def files(tmp_path_factory):
         model = landmarks.Model(cfg, markups.COFW29)
         found[row] = saved(place / f"{row}.safetensors", model, row=row, **view)
     net = networks.IResNet((1, 1, 1, 1), (8, 8, 8, 8), 16, input_px=32)
-    found["embedding"] = saved(place / "embedding.safetensors", net)
+    found["embedding"] = saved(place / "embedding.safetensors", net, row="arcface")
     net = nets.make_net("iresnet_quarter", 16, 32)
     settings = json.dumps({"resolution": 16, "teacher_px": 112, "operator": "pil_bicubic"})
-    found["embedding16"] = saved(place / "embedding16.safetensors", net, settings=settings)
+    found["embedding16"] = saved(place / "embedding16.safetensors", net, row="alone", settings=settings)
     cfg = dataclasses.replace(resup.preset("long0", "ce_two"), units=(1, 1), width=8, nets=1)
     from facepapers.papers.resup.nets import PeerNetworks
 
@@ -176,10 +176,23 @@ def test_crops_of_any_size_and_kind_become_squares():
     assert images.squares(large[:, :1], 20).shape == (1, 3, 20, 20)
     ramp = torch.arange(96).expand(1, 3, 96, 96).to(torch.uint8)
     assert images.squares(ramp, 24)[0, 0, 0].tolist() == pytest.approx([1.5 + 4 * k for k in range(24)], abs=1)
-    for wrong, word in ((faces()[:, :, :50], "square"), (faces().float(), "uint8"), (faces()[:, :2], "(B, 3, H, H)")):
+    for wrong, word in ((faces()[:, :, :50], "square"), (faces().float(), "uint8"), (faces()[:, :2], "(B, 3, H, H)"),
+                        (faces().numpy(), "a ndarray; give a tensor")):  # fmt: skip
         with pytest.raises(UserError) as error:
             images.squares(wrong, 24)
         one_line_error(error, word)
+
+
+def test_a_damaged_released_file_answers_nothing(tmp_path):
+    """One bit of one weight: the hash beside the file tells."""
+    folder = shutil.copytree(released.folder_of("resup", "expression"), tmp_path / "expression")
+    path = folder / released.FILE
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError) as error:
+        import_module("facepapers.papers.resup.released").load(path)
+    one_line_error(error, path, "damaged", "released.json")
 
 
 def test_a_name_without_a_file_and_a_file_that_is_not_there():
@@ -434,6 +447,9 @@ def test_what_cannot_be_released_is_said_in_one_line(tiny, root, run_folder, tmp
     with pytest.raises(MissingData) as error:
         release.main([str(other), "landmarks68"])
     one_line_error(error, "weights are not here")
+    with pytest.raises(UserError) as error:
+        release.main([str(other), "embedding"])
+    one_line_error(error, "no model of coarse_to_fine")  # before the advice to train again
 
 
 def test_without_run_or_name_the_runs_with_weights_are_listed(root, monkeypatch):

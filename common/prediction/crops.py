@@ -28,7 +28,8 @@ def owners(
 
     Raises UserError for photos that are not uint8 (B, 3, H, W) or (3, H, W) of any sizes (grey ones have one channel),
     for boxes that are not (N, 4), not finite, without a size or, unless `beyond`, outside their photo, for five points
-    that are not (N, 5, 2), and where faces and photos do not go together. With points no box is looked at.
+    that are not (N, 5, 2), not finite or, unless `beyond`, all outside their photo, and where faces and photos do not
+    go together. With points no box is looked at.
     """
     if (isinstance(photos, torch.Tensor) and photos.dim() != 4) or not all(_is_photo(photo) for photo in photos):
         found = {_kind(photo) for photo in ([photos] if isinstance(photos, torch.Tensor) else photos)}
@@ -46,8 +47,11 @@ def owners(
         raise UserError(
             f"owner {numbers[:8]}: give {len(faces)} numbers, for each face that of its photo, 0 to {len(photos) - 1}"
         )
+    sizes = [photos[k].shape[-2:] for k in numbers]
     if points is None:
-        _check_boxes(boxes, [photos[k].shape[-2:] for k in numbers], beyond)
+        _check_boxes(boxes, sizes, beyond)
+    else:
+        _check_points(points, sizes, beyond)
     return numbers
 
 
@@ -71,6 +75,16 @@ def _check_boxes(boxes, sizes, beyond):
             raise UserError(f"{words}: give x, y, width, height as finite numbers, width and height above 0")
         if not (beyond or (x < width and y < height and x + w > 0 and y + h > 0)):
             raise UserError(f"{words}: lies outside its {width}x{height} photo; give it in pixels of that photo")
+
+
+def _check_points(points, sizes, beyond):
+    """UserError for the first face whose five points (5, 2) are no numbers, or all outside their photo."""
+    for n, (five, (height, width)) in enumerate(zip(points, sizes, strict=True)):
+        x, y = five.double().unbind(1)
+        if not five.isfinite().all():
+            raise UserError(f"five points {n}: not numbers; give x and y of five points, in pixels of the photo")
+        if not (beyond or ((x > -1) & (x < width) & (y > -1) & (y < height)).any()):
+            raise UserError(f"five points {n}: lie outside their {width}x{height} photo; give pixels of that photo")
 
 
 def box_maps(boxes: torch.Tensor, size: int, roll_rad: torch.Tensor | None = None) -> torch.Tensor:

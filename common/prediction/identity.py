@@ -133,6 +133,7 @@ def compare(given: Sequence[Path], options: Options, find: Finder, embed: Embed,
     storage.write_json(target, report(people, pairs, threshold))
     if options.picture:
         words = [said(p, short=True) for p in pairs[:SHOWN]]
+        words += [f"{len(pairs) - SHOWN} more pairs in {target.name}"] * (len(pairs) > SHOWN)
         drawing.sheet([p.crop for p in people[:SHOWN]], [p.photo.name for p in people[:SHOWN]], words,
                       target.with_suffix(".png"))  # fmt: skip
     if errors:
@@ -172,7 +173,7 @@ def said(pair: dict[str, Any], short: bool = False) -> str:
     """A pair in words."""
     first, second = (Path(pair[k]).name if short else pair[k] for k in ("first", "second"))
     decision = (": the same person" if pair["same"] else ": different people") if "same" in pair else ""
-    return f"{first} and {second}: distance {pair['distance']:.3f}{decision}"
+    return f"{first} and {second}: squared distance {pair['distance']:.3f}{decision}"
 
 
 def rates(threshold: Threshold | None) -> str:

@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(f"{paths.ROOT}: an installed package releases nothing; run this in a clone of the repository")
     if not (options.run and options.name):
         raise UserError(f"RUN and NAME: name a run and a model, RUN=<paper>/<run> NAME=<model>; {candidates()}")
-    record = located(options.run)
+    record = located(options.run, options.name)
     folder = release(record, options.name, options.stored, parallel.start(options.device))
     print(f"{folder}: {(folder / released.FILE).stat().st_size / 2**20:.2f} MiB")
     for name, value in storage.read_json(folder / released.FACTS)["metrics"].items():
@@ -74,16 +74,25 @@ def shortened(words: Sequence[str]) -> str:
     return f"{', '.join(words[:SHOWN])}{more}"
 
 
-def located(run: str) -> dict:
-    """The record of a run with its `folder`, which holds the weights that the record names.
+def model_module(paper: str, name: str) -> Any:
+    """The `released` module of a paper that has a model of this name; UserError for another name."""
+    module = import_module(f"facepapers.papers.{paper}.released")
+    if name not in module.NAMES:
+        raise UserError(f"{name}: no model of {paper}; known are {', '.join(module.NAMES)}")
+    return module
 
-    Raises MissingData where there is no such run or no weights, UserError where the file is another one.
+
+def located(run: str, name: str) -> dict:
+    """The record of a run with its `folder`, which holds the weights that the record names, for the model `name`.
+
+    Raises MissingData where there is no such run or no weights, UserError for another paper's model and another file.
     """
     places = [Path(run), paths.LOCAL / run, paths.RECORDED / run]
     folder = next((place for place in places if (place / "run.json").is_file()), None)
     if folder is None:
         raise MissingData(f"{run}: no record of that name; give <paper>/<run> of results/local, or a run's folder")
     record = {**storage.read_json(folder / "run.json"), "folder": folder}
+    model_module(record["paper"], name)  # before an hour of training for a name that nothing has
     path = folder / "model.safetensors"
     if not path.is_file():
         raise MissingData(f"{path}: the run's weights are not here; train it again, or name the folder that has them")
@@ -95,9 +104,7 @@ def located(run: str) -> dict:
 def release(record: dict, name: str, stored: str, device: torch.device) -> Path:
     """Write a released model and what it rests on; returns its folder. Raises UserError, and leaves nothing, else."""
     paper = record["paper"]
-    module = import_module(f"facepapers.papers.{paper}.released")
-    if name not in module.NAMES:
-        raise UserError(f"{name}: no model of {paper}; known are {', '.join(module.NAMES)}")
+    module = model_module(paper, name)
     text = model_cards.words(paper, name)
     report.check_record(paper, record, claims.Evidence())
     folder = released.folder_of(paper, name)

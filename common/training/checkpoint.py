@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
 
 AGAIN = "delete it to start again"
-RECORDS = ("run.json", "teacher.json")  # beside a run's weights; each names their hash
+RECORDS = ("run.json", "teacher.json", "released.json")  # beside weights; each names their hash
 SCALE, SMALL = ".scale", 4096  # ending of an integer tensor's scales; tensors of fewer numbers keep their type
 INTEGERS = {"int8": 127, "int16": 32767}  # forms of a weight that need a scale, and their largest number
 

@@ -6,6 +6,7 @@ file and of the run's weights that it was made from, and its metrics. A paper's 
 
 import json
 import tomllib
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,11 @@ def folders(paper: str = "*") -> list[Path]:
     return sorted(path.parent for path in (paths.ROOT / "papers").glob(f"{paper}/weights/*/{FILE}"))
 
 
-def find(paper: str, name_or_path: str | Path, names: tuple[str, ...]) -> Path:
+def find(paper: str, name_or_path: str | Path, names: tuple[str, ...], rows: Collection[str] = ()) -> Path:
     """The weights file of one of the paper's `names`, or the path itself.
 
-    Raises MissingData for a name without a released file and UserError for a path where no file is.
+    Raises MissingData for a name without a released file, UserError for a path where no file is and for weights that
+    say that they were trained by none of the paper's `rows`; files of other origin say nothing and are not refused.
     """
     if str(name_or_path) in names:
         path = folder_of(paper, str(name_or_path)) / FILE
@@ -41,6 +43,12 @@ def find(paper: str, name_or_path: str | Path, names: tuple[str, ...]) -> Path:
     path = Path(name_or_path)
     if not path.is_file():
         raise UserError(f"{path}: no such weights file; released models of this paper are {', '.join(names)}")
+    row = checkpoint.read_metadata(path).get("row") if path.suffix == ".safetensors" else None
+    if rows and row is not None and row not in rows:  # other networks of the same shape would answer, and wrongly
+        raise UserError(
+            f"{path}: weights of another paper: {paper.replace('_', '-')} has no row {row!r}; name weights of its own "
+            f"runs, or a released model ({', '.join(names)})"
+        )
     return path
 
 

@@ -74,13 +74,20 @@ def halve(images: torch.Tensor) -> torch.Tensor:
     return torch.cat(parts)
 
 
+def batch(faces: torch.Tensor) -> torch.Tensor:
+    """Faces (B, C, H, W) of such a tensor or of one face (C, H, W). UserError for what is no tensor."""
+    if not isinstance(faces, torch.Tensor):
+        raise UserError(f"faces: a {type(faces).__name__}; give a tensor, (B, 3, H, H) uint8, as by torch.from_numpy")
+    return faces.unsqueeze(0) if faces.dim() == 3 else faces
+
+
 def reduced(faces: torch.Tensor, largest: float) -> torch.Tensor:
     """uint8 square face crops (B, C, H, H), or one (C, H, H), as uint8 (B, 3, h, h) with h <= `largest`, by halving.
 
     Grey ones get three equal channels. Raises UserError for crops that are not square (scaling them would change a
     face's shape) and for pixels that are not uint8.
     """
-    faces = faces.unsqueeze(0) if faces.dim() == 3 else faces
+    faces = batch(faces)
     if faces.dim() != 4 or faces.shape[-1] != faces.shape[-2] or faces.shape[1] not in (1, 3):
         raise UserError(f"faces of shape {tuple(faces.shape)}: give square crops, (B, 3, H, H) or grey (B, 1, H, H)")
     if faces.dtype != torch.uint8:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from facepapers.common.protocols import verification
 from facepapers.common.training import released
 from facepapers.common.vision import images, networks
-from facepapers.papers.arcface.config import PAPER, Config
+from facepapers.papers.arcface.config import PAPER, ROWS, Config
 from facepapers.papers.arcface.nets import Net, load_net
 
 NAMES = ("embedding",)
@@ -55,9 +55,10 @@ class Embedder(torch.nn.Module):
 def load(name_or_path: str | Path = NAMES[0], device: torch.device | str = "cpu") -> Embedder:
     """The ready module, in eval mode, of a released model or of any weights file that `nets.load_net` reads.
 
-    Raises MissingData for a model that is not released yet and UserError for weights of another architecture.
+    Raises MissingData for a model that is not released yet and UserError for weights of another paper or
+    architecture.
     """
-    return Embedder(load_net(released.find(PAPER, name_or_path, NAMES))).to(device).eval()
+    return Embedder(load_net(released.find(PAPER, name_or_path, NAMES, ROWS))).to(device).eval()
 
 
 def kept(tensor: str) -> bool:

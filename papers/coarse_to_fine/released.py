@@ -12,7 +12,7 @@ from facepapers.common.prediction import finding
 from facepapers.common.training import released
 from facepapers.common.vision import images
 from facepapers.papers.coarse_to_fine import evaluate
-from facepapers.papers.coarse_to_fine.config import PAPER, Config, Model
+from facepapers.papers.coarse_to_fine.config import PAPER, ROWS, Config, Model
 from facepapers.papers.coarse_to_fine.crops import ALIKE, Feed, Offsets
 from facepapers.papers.coarse_to_fine.looking import detected_errors
 
@@ -57,7 +57,7 @@ def load(name_or_path: str | Path = NAMES[0], device: torch.device | str = "cpu"
 
     Raises MissingData for a model that is not released yet and UserError for a file of another paper.
     """
-    path = released.find(PAPER, name_or_path, NAMES)
+    path = released.find(PAPER, name_or_path, NAMES, ROWS)
     return Landmarks(*evaluate.load(path, torch.device(device)), evaluate.offsets(path)).to(device).eval()
 
 

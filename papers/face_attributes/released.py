@@ -11,7 +11,7 @@ from facepapers.common.cli import UserError
 from facepapers.common.training import released
 from facepapers.common.vision import images, networks
 from facepapers.papers.face_attributes import assemble, data, evaluate, method, shared
-from facepapers.papers.face_attributes.config import PAPER, Config
+from facepapers.papers.face_attributes.config import PAPER, ROWS, Config
 from facepapers.papers.face_attributes.source import Source
 
 NAMES = ("attributes",)
@@ -62,7 +62,7 @@ def load(name_or_path: str | Path = NAMES[0], device: torch.device | str = "cpu"
 
     Raises MissingData for a model that is not released yet and UserError for any other file.
     """
-    path = released.find(PAPER, name_or_path, NAMES)
+    path = released.find(PAPER, name_or_path, NAMES, ROWS)
     return Attributes(*shared.load_shared(path, torch.device(device))).to(device).eval()
 
 

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from facepapers.common.cli import UserError
 from facepapers.common.protocols import verification
 from facepapers.common.training import released
-from facepapers.common.vision import networks, resampling
-from facepapers.papers.hybrid_order_distillation.config import PAPER, Config, preset
+from facepapers.common.vision import images, networks, resampling
+from facepapers.papers.hybrid_order_distillation.config import PAPER, ROWS, Config, preset
 from facepapers.papers.hybrid_order_distillation.degrade import resize
 
 NAMES = ("embedding16",)
@@ -46,7 +46,7 @@ class LowEmbedder(torch.nn.Module):
         Larger ones are brought to 112 px first, as when tested. Raises UserError for crops that are not square, or
         smaller than r: enlarging brings back no detail that the network was trained to find.
         """
-        faces = faces.unsqueeze(0) if faces.dim() == 3 else faces
+        faces = images.batch(faces)
         side = faces.shape[-1]
         if faces.shape[-2] != side or side < self.input_px:
             raise UserError(f"faces of {side}x{faces.shape[-2]} px: give square ones of {self.input_px} px or more")
@@ -69,7 +69,7 @@ def load(name_or_path: str | Path = NAMES[0], device: torch.device | str = "cpu"
 
     Raises MissingData for a model that is not released yet and UserError for any other file.
     """
-    path = released.find(PAPER, name_or_path, NAMES)
+    path = released.find(PAPER, name_or_path, NAMES, ROWS)
     found = released.settings(path)
     if "resolution" not in found:
         raise UserError(f"{path}: nothing says how many pixels its faces have; keep the run's run.json beside it")

@@ -100,16 +100,14 @@ def low(
     """
     device = next(iter(net.state_dict().values())).device
     owner = crops.owners(photos, boxes, points, owner)
-    placed = points if points is not None else [None] * len(owner)
+    faces = boxes if points is None else points  # with points no box is looked at
     found = [torch.empty(0, 3, net.input_px, net.input_px, dtype=torch.uint8, device=device)]
-    for k, box, five in zip(owner, boxes, placed, strict=True):
-        place = lambda px, box=box, five=five: crops.frame_maps(
-            box[None], None if five is None else five[None], alignment.ALIGNED, px
-        )
+    for k, face in zip(owner, faces.unsqueeze(1), strict=True):
+        place = lambda px, face=face: crops.frame_maps(face, None if points is None else face, alignment.ALIGNED, px)
         side = round(float(crops.sides(place(net.aligned_px), net.aligned_px)[0]))
         px = min(max(side, net.input_px), net.aligned_px)
-        face = crops.cut([photos[k]], place(px), px, device=device).round().to(torch.uint8)
-        found.append(net.preprocess(resize(resize(face, size, net.operator), px, net.operator) if size else face))
+        cut = crops.cut([photos[k]], place(px), px, device=device).round().to(torch.uint8)
+        found.append(net.preprocess(resize(resize(cut, size, net.operator), px, net.operator) if size else cut))
     return torch.cat(found)
 
 

@@ -12,6 +12,7 @@ from facepapers.common.vision import images
 from facepapers.papers.resup import data, evaluate
 from facepapers.papers.resup.config import PAPER, Config
 from facepapers.papers.resup.nets import PeerNetworks
+from facepapers.papers.resup.rows import ROWS
 
 NAMES = ("expression", "expression_noisy")  # trained on clean labels; with 30 % of them flipped
 TESTED_IN_FLOAT32 = False  # by its own run in what that was trained in
@@ -55,7 +56,7 @@ def load(name_or_path: str | Path = NAMES[0], device: torch.device | str = "cpu"
 
     Raises MissingData for a model that is not released yet and UserError for a file of another paper.
     """
-    path = released.find(PAPER, name_or_path, NAMES)
+    path = released.find(PAPER, name_or_path, NAMES, ROWS)
     return Classifier(*evaluate.load(path, torch.device(device))).to(device).eval()
 
 
