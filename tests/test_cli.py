@@ -14,7 +14,7 @@ import pytest
 
 from facepapers.common import cli
 from facepapers.common.evidence import runs
-from facepapers.common.tools import reproduce
+from facepapers.common.tools import release, reproduce
 from facepapers.papers.coarse_to_fine import train
 from tests.conftest import REPOSITORY, one_line_error
 
@@ -343,4 +343,6 @@ def test_a_value_of_the_wrong_kind_is_named_without_the_parsers_words():
     with pytest.raises(cli.UserError) as error:
         train.parse(["--steps", "x"])
     one_line_error(error, "--steps 'x'", "not a value that it takes", "--help")
+    with pytest.raises(cli.UserError, match=r"^invalid choice 'float8' for .*--stored.*'float32'\); see `"):
+        release.main(["a/b", "c", "--stored", "float8"])  # without the title of the parser's frame, "Invalid choice"
     assert "helptext" not in str(error.value)

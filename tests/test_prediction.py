@@ -594,6 +594,16 @@ def person_of(path, find, embed):
     return identity.Person(path, [], 1, 1, torch.zeros(3, 2, 2, dtype=torch.uint8), torch.eye(3)[len(path.stem) - 1])
 
 
+def test_the_sheet_says_how_many_pairs_it_leaves_out(tmp_path, monkeypatch, capsys):
+    lines = []
+    monkeypatch.setattr(identity, "person", person_of)
+    monkeypatch.setattr(identity, "SHOWN", 2)
+    monkeypatch.setattr(drawing, "sheet", lambda crops, names, words, path: lines.append(words))
+    for names in (["a", "ab"], ["a", "ab", "abc"]):
+        identity.compare(touch(tmp_path, *(f"{name}.png" for name in names)), identity.Options(), None, None, None)
+    assert len(lines[0]) == 1 and len(lines[1]) == 3 and lines[1][2] == "1 more in a.verify.json"
+
+
 def test_of_photos_that_leave_no_pair_each_is_told(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(identity, "person", person_of)
     for given in (["bad1.png", "bad2.png"], ["a.png", "bad1.png", "bad2.png"]):

@@ -183,6 +183,12 @@ def test_crops_of_any_size_and_kind_become_squares():
         one_line_error(error, word)
 
 
+def test_no_two_papers_have_a_row_of_one_name():
+    """`released.find` tells another paper's weights by their row."""
+    seen = [row for paper in claims.papers() for row in import_module(f"facepapers.papers.{paper}.released").ROWS]
+    assert len(seen) > 50 and len(seen) == len(set(seen))
+
+
 def test_a_damaged_released_file_answers_nothing(tmp_path):
     """One bit of one weight: the hash beside the file tells."""
     folder = shutil.copytree(released.folder_of("resup", "expression"), tmp_path / "expression")

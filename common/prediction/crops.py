@@ -28,8 +28,8 @@ def owners(
 
     Raises UserError for photos that are not uint8 (B, 3, H, W) or (3, H, W) of any sizes (grey ones have one channel),
     for boxes that are not (N, 4), not finite, without a size or, unless `beyond`, outside their photo, for five points
-    that are not (N, 5, 2), not finite or, unless `beyond`, all outside their photo, and where faces and photos do not
-    go together. With points no box is looked at.
+    that are not (N, 5, 2), not finite or all outside their photo, and where faces and photos do not go together. With
+    points no box is looked at.
     """
     if (isinstance(photos, torch.Tensor) and photos.dim() != 4) or not all(_is_photo(photo) for photo in photos):
         found = {_kind(photo) for photo in ([photos] if isinstance(photos, torch.Tensor) else photos)}
@@ -51,7 +51,7 @@ def owners(
     if points is None:
         _check_boxes(boxes, sizes, beyond)
     else:
-        _check_points(points, sizes, beyond)
+        _check_points(points, sizes)
     return numbers
 
 
@@ -77,13 +77,13 @@ def _check_boxes(boxes, sizes, beyond):
             raise UserError(f"{words}: lies outside its {width}x{height} photo; give it in pixels of that photo")
 
 
-def _check_points(points, sizes, beyond):
+def _check_points(points, sizes):
     """UserError for the first face whose five points (5, 2) are no numbers, or all outside their photo."""
     for n, (five, (height, width)) in enumerate(zip(points, sizes, strict=True)):
         x, y = five.double().unbind(1)
         if not five.isfinite().all():
             raise UserError(f"five points {n}: not numbers; give x and y of five points, in pixels of the photo")
-        if not (beyond or ((x > -1) & (x < width) & (y > -1) & (y < height)).any()):
+        if not ((x > -1) & (x < width) & (y > -1) & (y < height)).any():
             raise UserError(f"five points {n}: lie outside their {width}x{height} photo; give pixels of that photo")
 
 

@@ -133,7 +133,7 @@ def compare(given: Sequence[Path], options: Options, find: Finder, embed: Embed,
     storage.write_json(target, report(people, pairs, threshold))
     if options.picture:
         words = [said(p, short=True) for p in pairs[:SHOWN]]
-        words += [f"{len(pairs) - SHOWN} more pairs in {target.name}"] * (len(pairs) > SHOWN)
+        words += [f"{len(pairs) - SHOWN} more in {target.name}"] * (len(pairs) > SHOWN)
         drawing.sheet([p.crop for p in people[:SHOWN]], [p.photo.name for p in people[:SHOWN]], words,
                       target.with_suffix(".png"))  # fmt: skip
     if errors:

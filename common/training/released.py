@@ -43,8 +43,8 @@ def find(paper: str, name_or_path: str | Path, names: tuple[str, ...], rows: Col
     path = Path(name_or_path)
     if not path.is_file():
         raise UserError(f"{path}: no such weights file; released models of this paper are {', '.join(names)}")
-    row = checkpoint.read_metadata(path).get("row") if path.suffix == ".safetensors" else None
-    if rows and row is not None and row not in rows:  # other networks of the same shape would answer, and wrongly
+    row = checkpoint.read_metadata(path).get("row") if rows and path.suffix == ".safetensors" else None
+    if row is not None and row not in rows:  # other networks of the same shape would answer, and wrongly
         raise UserError(
             f"{path}: weights of another paper: {paper.replace('_', '-')} has no row {row!r}; name weights of its own "
             f"runs, or a released model ({', '.join(names)})"
