@@ -86,7 +86,7 @@ def entry(main: Callable[[list[str]], object], argv: list[str] | None = None) ->
         raise SystemExit(2) from None
 
 
-# What torch, its loaders and the system say when the machine has too little, and what helps.
+# What torch, its loaders, the system and the compiler say when the machine lacks something, and what helps.
 MACHINE = (
     (r"DataLoader worker .*(killed|exited unexpectedly)",
      "a process that reads pictures was ended, likely for lack of memory; try fewer --workers or a smaller --batch"),
@@ -94,13 +94,16 @@ MACHINE = (
      "out of memory; try a smaller --batch, or end other programs"),
     (r"No space left on device|Disk quota exceeded", "the disk is full; free some space"),
     (r"Too many open files", "too many open files; raise the limit (`ulimit -n`)"),
+    (r"C\+\+ compile error", "COMPILE=1: the C++ compiler failed or was stopped{why}; mend it, or leave COMPILE=1 out"),
 )  # fmt: skip
 
 
 def _of_the_machine(error: BaseException) -> str:
-    """One line for an error that only says that the machine has too little; else nothing."""
+    """One line for an error that only says what the machine lacks; else nothing."""
     said = "out of memory" if isinstance(error, MemoryError) else str(error)
     found = next((line for pattern, line in MACHINE if re.search(pattern, said)), "")
+    why = re.search(r"\berror: (.+)", said)  # of all that a compiler says, its first complaint
+    found = found.format(why=f" ({why[1]})" if why else "")
     return f"{found}; then run the same command again, it goes on from its last checkpoint" if found else ""
 
 
