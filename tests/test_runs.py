@@ -317,6 +317,15 @@ def test_steps_collects_means_and_notes(tmp_path, monkeypatch):
     assert steps.seconds > 0
 
 
+def test_a_save_after_the_last_step_adds_no_time(tmp_path):
+    steps = loop.Steps(tmp_path, {}, total=2, batch=1)
+    for _ in steps:
+        pass
+    counted = steps.seconds
+    steps.save(2)
+    assert steps.seconds == counted == checkpoint.read_scalars(steps.path)["seconds"] > 0
+
+
 def test_handlers_are_given_back(tmp_path):
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     for _ in loop.Steps(tmp_path, {}, total=2, batch=1):

@@ -112,6 +112,7 @@ class Steps:
         self.history, self.seconds, self.first, self.step = [], 0.0, 0, -1
         self._pending: list[Any] = []
         self._saved = False
+        self._since: float | None = None  # when the part of `seconds` that is not yet counted began
         self._stop = 0  # number of the signal that asks for it
         if self.path.exists():
             if self.resume(self.path, parts) != origin.identity:
@@ -162,7 +163,8 @@ class Steps:
                 if self._meter.speaks and self.total > self.first:
                     self._meter.say()
         finally:
-            self.seconds += time.perf_counter() - self._since
+            self._count_time()
+            self._since = None
             restore()
 
     def _count(self):
@@ -205,14 +207,19 @@ class Steps:
         if self.own:
             checkpoint.save_state(self.own_path, self.own, step=done)
         self.flush()
-        now = time.perf_counter()
-        self.seconds, self._since = self.seconds + now - self._since, now
+        self._count_time()
         if parallel.is_main():
             scalars = dict(step=done, history=self.history, seconds=self.seconds)
             scalars["rounding"] = parallel.rounding(self._device())
             origin = dict(identity=self.origin.identity, precision=self.origin.precision)
             checkpoint.save_state(path or self.path, parts or self.parts, **origin, **scalars)
         self._last_save, self._saved = time.monotonic(), True
+
+    def _count_time(self):
+        """Add what has passed since the last time to `seconds`: no time after the last step."""
+        if self._since is not None:
+            now = time.perf_counter()
+            self.seconds, self._since = self.seconds + now - self._since, now
 
     def _save_if_due(self, done):
         stop = bool(self._stop)
