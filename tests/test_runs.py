@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from facepapers.common import cli, storage
-from facepapers.common.evidence import runs
+from facepapers.common.evidence import environment, runs
 from facepapers.common.training import checkpoint, loop
 from facepapers.papers.coarse_to_fine import method, train
 from facepapers.papers.coarse_to_fine.config import Config
@@ -412,6 +412,19 @@ def test_best_keeps_the_lowest_and_never_nan():
 
 
 # Records
+
+
+def test_a_record_names_the_sources_that_it_began_from(tmp_path, monkeypatch):
+    now = ["a"]
+    monkeypatch.setattr(environment, "git", lambda *words: now[0])
+    monkeypatch.setattr(environment, "imported_modules", lambda paper: {"facepapers.common.cli": now[0]})
+    run = runs.Run("coarse_to_fine", "x", Config(), Config(), tmp_path)
+    began, now[0] = run.source, "b"  # a pull while it trains
+    found = run.finish(
+        metrics={}, predictions={"error": np.zeros(1)}, history=[{"step": 0}], data={}, selection="last",
+        device=torch.device("cpu"), seconds=1.0, samples=1,
+    )["source"]  # fmt: skip
+    assert found["commit"] == began["commit"] == found["modules"]["facepapers.common.cli"] == "a"
 
 
 def test_a_record_says_everything(whole):

@@ -18,7 +18,7 @@ from facepapers.common import cli, paths, storage
 from facepapers.common.cli import MissingData, UserError
 from facepapers.common.data.archive import entries
 from facepapers.common.evidence import margins, schema
-from facepapers.common.evidence.environment import environment, peak_memory_mib, source_state
+from facepapers.common.evidence.environment import environment, imported_modules, peak_memory_mib, source_state
 
 SCHEMA = schema.SEALED
 
@@ -36,6 +36,7 @@ class Run:
         self.overrides = {k: v for k, v in self.config.items() if v != preset[k]}
         self.folder = Path(root) / paper / name
         self.started = time.time()
+        self.source = source_state(paper)  # as it is now: a checkout may change while a run goes on
         self.precision = "fp32"
         self.margins = {}
 
@@ -94,7 +95,7 @@ class Run:
             "samples_per_s": round(samples / seconds, 1) if seconds > 0 else None,
             "peak_memory_mib": peak_memory_mib(),
             "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.started)),
-            "source": source_state(self.paper),
+            "source": self.source | {"modules": imported_modules(self.paper) | self.source["modules"]},
             "environment": environment(device),
             **more,
         }
