@@ -94,7 +94,8 @@ MACHINE = (
      "out of memory; try a smaller --batch, or end other programs"),
     (r"No space left on device|Disk quota exceeded", "the disk is full; free some space"),
     (r"Too many open files", "too many open files; raise the limit (`ulimit -n`)"),
-    (r"C\+\+ compile error", "COMPILE=1: the C++ compiler failed or was stopped{why}; mend it, or leave COMPILE=1 out"),
+    (r"C\+\+ compile error|No working C\+\+ compiler",
+     "COMPILE=1: the C++ compiler failed or was stopped{why}; mend it, or leave COMPILE=1 out"),
 )  # fmt: skip
 
 

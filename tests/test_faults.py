@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 import torch
 from test_data import toy, toy_tree  # noqa: F401  (a fixture)
-from torch._inductor.exc import CppCompileError
+from torch._inductor.exc import CppCompileError, InvalidCxxCompiler
 
 from facepapers.common import cli, storage
 from facepapers.common.cli import MissingData, UserError
@@ -542,6 +542,7 @@ def test_a_killed_worker_is_one_line(capsys):
         (OSError(errno.ENOSPC, "No space left on device"), "disk is full"),
         (OSError(errno.EMFILE, "Too many open files"), "ulimit"),
         (CppCompileError(["g++", "a.cpp"], "a.cpp:1:10: fatal error: Python.h: No such file\n"), "Python.h: No such"),
+        (InvalidCxxCompiler(), "the C++ compiler failed"),
         (CppCompileError(["g++", "a.cpp"], ""), "was stopped; mend it, or leave COMPILE=1 out"),
     ],
 )
