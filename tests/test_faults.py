@@ -97,7 +97,9 @@ class Config:
 def quick(monkeypatch):
     """A checkpoint after each step; of the origin of a record only what costs nothing."""
     monkeypatch.setattr(loop, "SAVE_S", -1.0)
-    monkeypatch.setattr(runs, "source_state", lambda paper: {"commit": None, "dirty": None, "sha256": "x"})
+    monkeypatch.setattr(
+        runs, "source_state", lambda paper: {"commit": None, "dirty": None, "sha256": "x", "modules": {}}
+    )
     monkeypatch.setattr(environment, "cpu_name", lambda: "a processor")
 
 
@@ -136,7 +138,7 @@ def bits(record):
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runs, "source_state", lambda paper: {"commit": None, "dirty": None, "sha256": "x"})
+        patch.setattr(runs, "source_state", lambda paper: {"commit": None, "dirty": None, "sha256": "x", "modules": {}})
         return bits(start(tmp_path_factory.mktemp("undisturbed")))
 
 
