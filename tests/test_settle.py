@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -160,7 +161,23 @@ def test_a_claim_without_a_run_takes_three_seeds(root, state):  # noqa: F811
         "lfpw-short-principal-s0", "lfpw-short-cft-s1", "lfpw-short-principal-s1", "lfpw-short-cft-s2",
         "lfpw-short-principal-s2",
     ]  # fmt: skip
-    assert found.seconds == 60  # an unknown row costs as much as the dearest known
+    assert found.seconds == 60 and found.guessed  # an unknown row costs as much as the dearest known
+    assert re.search(r"lfpw-principal +not run +3 +5 +60 seconds\?", settle.table([found]))
+
+
+def test_claims_that_need_the_same_run_share_its_cost(root, state):  # noqa: F811
+    """A run costs 12 s: one that n claims need is 12 / n of each, and a claim that needs it, too, takes its part."""
+    seeds_of(root, (0.6, 0.5))
+    first = opened(state)
+    users = [sum(job in o.runs for o in state.opened()) for job in first.runs]
+    assert first.seconds == 24 and not first.guessed
+    assert first.share == pytest.approx(sum(12 / n for n in users)) and first.share < 24
+    path = root / "papers" / PAPER / "claims.toml"
+    text = path.read_text()
+    whole = next(part for part in text.split("\n\n") if f'id = "{CLAIM}"\n' in part)
+    path.write_text(f"{text}\n{whole.replace(CLAIM, 'again').replace('headline = true', '')}\n")
+    assert opened(state).seconds == 24
+    assert opened(state).share == opened(state, "again").share == pytest.approx(sum(12 / (n + 1) for n in users))
 
 
 def test_what_seeds_cannot_settle_says_why(root, state):  # noqa: F811

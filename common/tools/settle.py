@@ -1,8 +1,9 @@
 """Run what settles most: `make settle BUDGET=2h [PAPER=...]`, `make settle ARGS=--dry-run`.
 
 Looks at every claim that is open and whose data are here, estimates from the records how many further seeds would give
-it a verdict and what they cost, and runs those of the claim that is cheapest to settle. It ends when nothing is left
-that seeds can settle, or when the next run would not fit into the budget. The same command continues.
+it a verdict and what they cost, and runs those of the claim that is cheapest to settle; claims that a run serves
+together share its cost. It ends when nothing is left that seeds can settle, or when the next run would not fit into the
+budget. The same command continues.
 
 The estimate takes mean, spread and error of the test samples as they are; with one seed, the spread of the paper's
 other claims on that metric. It decides what to run next, never a verdict.
@@ -14,6 +15,7 @@ and all of them are run. So 6 to 8 in 100 contrasts without a difference get a v
 (tests/test_settle.py); a number fixed from the start would give 5.
 """
 
+import collections
 import contextlib
 import dataclasses
 import math
@@ -60,8 +62,15 @@ class Open:
     cell: claims.Cell
     seeds: int = 0  # further seeds a side; 0: out of reach
     runs: list[graph.Job] = dataclasses.field(default_factory=list)  # that are missing for them, in order
-    seconds: float = 0.0
+    costs: list[float] = dataclasses.field(default_factory=list)  # seconds of each run
+    guessed: bool = False  # no record of a run's own row tells its cost
+    share: float = 0.0  # seconds, where claims that need the same run each bear a part of it
     why: str = ""  # it is not run
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of all its runs."""
+        return sum(self.costs)
 
     @property
     def reachable(self) -> bool:
@@ -149,14 +158,18 @@ class State:
         return {c.name: c.status for paper in self.papers for c in claims.cells(paper, self.records(paper))}
 
     def opened(self) -> list[Open]:
-        """What is open, cheapest first; what seeds cannot settle comes last, with the reason."""
+        """What is open, cheapest first by its share of the runs' cost; what seeds cannot settle comes last."""
         found = []
         for paper in self.papers:
             records, evidence = self.records(paper), claims.Evidence()
             cells = [c for c in claims.cells(paper, records, evidence) if is_open(c) or self.unfinished(c)]
             spreads = spread_by_metric(cells, evidence)
             found += [self.judged(cell, records, evidence, spreads) for cell in cells]
-        return sorted(found, key=lambda o: (not o.reachable, o.seconds or math.inf, o.cell.name))
+        within = [claim for claim in found if claim.reachable]
+        serves = collections.Counter(job for claim in within for job in claim.runs)
+        for claim in within:
+            claim.share = sum(cost / serves[job] for job, cost in zip(claim.runs, claim.costs, strict=True))
+        return sorted(found, key=lambda o: (not o.reachable, o.share or math.inf, o.cell.name))
 
     def unfinished(self, cell: claims.Cell) -> bool:
         """Whether a claim has fewer seeds than were planned, whatever these say so far."""
@@ -186,10 +199,11 @@ class State:
         missing = missing_runs(cell, records, seeds)
         if failed := [job for job in missing if job in self.failed]:
             return Open(cell, seeds, why=f"{failed[0].name}: {self.failed[failed[0]]}")
-        costs = [self.cost(job, records) for job in missing]
-        if None in costs:
+        costs = [cost for job in missing if (cost := self.cost(job, records)) is not None]
+        if len(costs) < len(missing):
             return Open(cell, seeds, missing, why="no record tells what such a run costs; start it by hand")
-        return Open(cell, seeds, missing, sum(c for c in costs if c))
+        guessed = any(not any(r["config"]["row"] == job.row for r in like(job, records)) for job in missing)
+        return Open(cell, seeds, missing, costs, guessed)
 
     def cost(self, job: graph.Job, records: list[dict]) -> float | None:
         """Expected seconds of a run: what runs of its row took, else of its preset's dearest row; None without any.
@@ -197,7 +211,7 @@ class State:
         Corrected by a probe of this machine where a record says how fast its own was, for a processor without bfloat16,
         and then by how long this command's runs of the paper have taken.
         """
-        same = [r for r in records if (r["config"]["preset"], r["data"]["name"]) == (job.preset, job.data)]
+        same = like(job, records)
         rows: dict[str, list[dict]] = {}
         for record in same:
             rows.setdefault(record["config"]["row"], []).append(record)
@@ -211,6 +225,11 @@ class State:
         """The seconds of a record, on this machine if it says how fast its own was."""
         known = recorded_speed(record)
         return record["seconds"] * (known / speed(self.at_once) if known else 1.0)
+
+
+def like(job: graph.Job, records: list[dict]) -> list[dict]:
+    """The records of a run's preset and data, whatever their row."""
+    return [r for r in records if (r["config"]["preset"], r["data"]["name"]) == (job.preset, job.data)]
 
 
 def telling(records: list[dict]) -> list[dict]:
@@ -426,11 +445,12 @@ def clock() -> str:
 
 
 def table(opened: list[Open]) -> str:
-    """Open claims in the order of settling: status, further seeds, runs, time; then the others."""
+    """Open claims in the order of settling: status, further seeds, runs, time and its share; then the others."""
     within = [claim for claim in opened if claim.reachable]
-    lines = [("claim", "status", "seeds", "runs", "time")]
+    lines = [("claim", "status", "seeds", "runs", "time", "share")]
     for claim in within:
-        numbers = str(claim.seeds), str(len(claim.runs)), duration(claim.seconds)
+        costs = duration(claim.seconds) + "?" * claim.guessed, duration(claim.share)
+        numbers = str(claim.seeds), str(len(claim.runs)), *costs
         lines.append((claim.cell.name, claim.cell.status, *numbers))
     widths = [max(len(line[k]) for line in lines) for k in range(len(lines[0]))]
     text = ["  ".join(f"{word:{n}s}" for word, n in zip(line, widths, strict=True)).rstrip() for line in lines]
@@ -439,6 +459,10 @@ def table(opened: list[Open]) -> str:
         if not claim.reachable:
             beyond.setdefault(claim.why, []).append(claim.cell.name)
     text += [f"not by seeds here, {why} ({len(names)}): {', '.join(names)}" for why, names in beyond.items()]
+    if within:
+        text.append("share: of the time, if claims that need the same run each bear a part of it; the order goes by it")
+    if any(claim.guessed for claim in within):
+        text.append("?: no run of one of its rows is recorded; it is taken to cost what the preset's dearest row costs")
     every = {job for claim in within for job in claim.runs}
     return "\n".join([*text, f"{len(opened)} open claims; {len(within)} within reach of {len(every)} runs in all"])
 
