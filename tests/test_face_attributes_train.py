@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import signal
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -246,6 +247,23 @@ def test_stored_activations_are_the_computed_ones(faces, trunk_weights, first, p
     assert torch.allclose(kept.inputs(0, rows, split="val"), plain.inputs(0, rows, split="val"), rtol=2e-3, atol=2e-3)
 
 
+def test_activations_are_stored_in_pieces_of_one_size(faces, trunk_weights, monkeypatch):
+    """Each size is compiled anew with COMPILE=1; the last piece therefore begins before its predecessor ends."""
+    monkeypatch.setattr(source, "CHUNK", 7)
+    sizes = []
+    forward = source.Outputs.forward
+    monkeypatch.setattr(source.Outputs, "forward", lambda self, x: sizes.append(len(x)) or forward(self, x))
+    cfg = dataclasses.replace(TINY_CONFIG, rotation_deg=7.0)  # stored by no other test
+    kept = make_source(cfg, trunk_weights, 3)
+    kept.prepare()
+    assert set(sizes) == {7} and all(len(pool) % 7 for pool in kept.pools)
+    for split in ("train", "val", "test"):
+        rows = torch.arange(len(kept.datasets[0].index(split)))
+        x = kept._pictures(0, kept.datasets[0].index(split), 1 if split == "train" else None)
+        found = kept.inputs(0, rows, 1 if split == "train" else None, split)
+        assert torch.allclose(found, kept._frozen(x, 2)[-1], rtol=2e-3, atol=2e-3), split
+
+
 def test_the_untrained_trunk_stores_no_maps(faces, trunk_weights):
     own = dict(cache_from=config.preset("short", "random").cache_from)
     reader = make_source(dataclasses.replace(TINY_CONFIG, **own), trunk_weights, 6)
@@ -287,6 +305,17 @@ def test_a_full_disk_is_told_before_it_happens(tmp_path):
     with pytest.raises(cli.UserError) as error:
         source.refuse_full_disk(tmp_path / "x.npy", 2**60)
     one_line_error(error, "GiB", "--cache-from 99")
+
+
+def test_a_full_disk_leaves_no_activations_behind(faces, trunk_weights, monkeypatch):
+    monkeypatch.setattr(source.shutil, "disk_usage", lambda folder: SimpleNamespace(free=2**10))
+    kept = make_source(dataclasses.replace(TINY_CONFIG, rotation_deg=6.0), trunk_weights, 3)
+    folder = kept._path(0, "train", 0, "stage2").parent
+    before = set(folder.glob("*")) if folder.exists() else set()
+    with pytest.raises(cli.UserError) as error:
+        kept.prepare()
+    one_line_error(error, "GiB", "--cache-from 99")
+    assert set(folder.glob("*")) == before
 
 
 def test_frames_bring_the_median_points_onto_the_template():

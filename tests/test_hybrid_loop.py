@@ -197,16 +197,32 @@ def test_losses_with_logits_and_maps_look_at_the_source():
     cfg = settings("fitnet", kd=0.9, hint=2.0, temperature=3.0, views=0, task=0.5, start="random")
     learner = train.new_learner(cfg, teacher, training, teacher.learner.net, 0)
     batch = data.Feed(training, cfg, 8, 16, 4, CPU).batch(0, slice(0, 8))
-    target, output = teacher.outputs(batch, cfg.operator), learner(networks.to_input(batch.seen, learner.net.pixels))
+    target = teacher.outputs(batch, cfg.operator, hint=True)
+    output = learner(networks.to_input(batch.seen, learner.net.pixels))
+    sharp: list[torch.Tensor] = []
+    teacher.learner.net.get_submodule(nets.hint_layer(teacher.learner.net)).register_forward_hook(
+        lambda layer, given, made: sharp.append(made)
+    )
     torch.testing.assert_close(target.embedding, teacher(batch.high).embedding)
     output = output._replace(logits=3 * torch.randn(8, PEOPLE["people"]))  # what untrained networks say is all the same
     target = target._replace(embedding=torch.randn(8, 12))
-    found = train.losses_of(dataclasses.replace(cfg, task=0.0), learner, output, target, teacher, batch)
+    found = train.losses_of(dataclasses.replace(cfg, task=0.0), learner, output, target, batch)
     logits = cfg.scale * F.normalize(target.embedding, dim=1) @ teacher.class_centres(training, cfg).T
     torch.testing.assert_close(found["kd"], 0.9 * method.kd_loss(output.logits, logits, 3.0))
-    torch.testing.assert_close(found["hint"], 2.0 * method.hint_loss(output.maps, teacher.hint_maps(batch.high)))
+    torch.testing.assert_close(found["hint"], 2.0 * method.hint_loss(output.maps, sharp[0]))
     assert batch.high.shape[-1] == 32 and found.keys() == {"kd", "hint"} and min(found.values()) > 0.01
     torch.testing.assert_close(learner.centres, teacher.class_centres(training, cfg))
+
+
+def test_the_source_looks_once_at_a_batch_for_logits_and_hints(tmp_path, monkeypatch):
+    """The teacher is most of such a step: a second pass for the maps alone would nearly double it."""
+    seen: list[int] = []
+    call = source.Source.__call__
+    counted = lambda self, pictures, *more, **words: seen.append(len(pictures)) or call(self, pictures, *more, **words)
+    monkeypatch.setattr(source.Source, "__call__", counted)
+    monkeypatch.setattr(source.Source, "class_centres", lambda self, training, cfg: torch.randn(training.classes, 12))
+    start(tmp_path, "fitnet", steps=3, views=0)
+    assert seen.count(8) == 3, "one for each step of eight faces"
 
 
 def test_a_network_that_is_trained_keeps_new_statistics(tmp_path, monkeypatch):

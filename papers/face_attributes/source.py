@@ -9,9 +9,10 @@ import contextlib
 import copy
 import hashlib
 import json
+import math
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,17 @@ from facepapers.papers.face_attributes.config import Config
 CHUNK = 64
 # Settings that decide what a stored view shows; with the trunk, the set and the stage they name its file.
 VIEW_SETTINGS = ("views", "input_px", "rotation_deg", "log_size", "shift", "colour", "grid")
+
+
+class Outputs(nn.Sequential):
+    """Stages of a trunk, called for what each of them gives: [output of stage 1, ..., of the last]."""
+
+    def forward(self, x):
+        found = []
+        for stage in self:
+            x = stage(x)
+            found.append(x)
+        return found
 
 
 class Source:
@@ -60,6 +72,7 @@ class Source:
             if len(pool) < cfg.batch:
                 raise UserError(f"--batch {cfg.batch}: {dataset.name} has only {len(pool)} training faces; use fewer")
         self.digest = fingerprint(stages)
+        self._outputs: Callable | None = None  # of all stages, as fast as this machine can
         self._views: dict[tuple, Any] = {}  # drawn views of a set, and stored activations
 
     def prepare(self) -> None:
@@ -100,7 +113,8 @@ class Source:
             stored = self._stored(number, split, view)
             return channels_last(torch.from_numpy(np.asarray(stored[rows.numpy()])).to(self.device).float())
         index = self.datasets[number].index(split)[rows]
-        return self._wanted(self._frozen(self._pictures(number, index, view), self.first - 1))
+        x = self._pictures(number, index, view)
+        return self._wanted([x, *self._frozen(x, self.first - 1)])
 
     def _pictures(self, number, index, view):
         parameters = None
@@ -114,11 +128,8 @@ class Source:
 
     @torch.no_grad()
     def _frozen(self, x, depth):
-        """[x, output of stage 1, ..., output of stage `depth`]."""
-        found = [x]
-        for stage in self.fast[:depth]:
-            found.append(stage(found[-1]))
-        return found
+        """[output of stage 1, ..., of stage `depth`]."""
+        return Outputs(*self.fast[:depth])(x)
 
     def _wanted(self, outputs):
         """What stage `first` reads: the last output, or its averages for a probe."""
@@ -160,7 +171,7 @@ class Source:
     def _columns(self):
         """Columns of the averages that hold the output of stage first - 1."""
         x = torch.zeros(1, 3, self.cfg.input_px, self.cfg.input_px, device=self.device)
-        widths = [self._averages(y).shape[1] for y in self._frozen(x, len(self.stages))[1:]]
+        widths = [self._averages(y).shape[1] for y in self._frozen(x, len(self.stages))]
         ends = np.cumsum([0, *widths])
         return slice(int(ends[self.first - 2]), int(ends[self.first - 1]))
 
@@ -169,23 +180,30 @@ class Source:
         index = self.datasets[number].index(split)
         paths = {kind: self._path(number, split, view, kind) for kind in self._kinds()}
         paths = {kind: path for kind, path in paths.items() if not path.exists()}
+        if self._outputs is None:
+            self._outputs = parallel.frozen(Outputs(*self.fast), self.device)
 
+        @torch.no_grad()
         def work(rows):
-            outputs = self._frozen(self._pictures(number, index[rows], view), len(self.stages))
-            averages = torch.cat([self._averages(y) for y in outputs[1:]], 1)
-            made = {"averages": averages, **{f"stage{k}": y for k, y in enumerate(outputs)}}
+            outputs = self._outputs(self._pictures(number, index[rows], view))
+            averages = torch.cat([self._averages(y) for y in outputs], 1)
+            made = {"averages": averages, **{f"stage{k}": y for k, y in enumerate(outputs, start=1)}}
             return {kind: made[kind].clamp(-6e4, 6e4).half().cpu().numpy() for kind in paths}
 
-        shapes = {
-            kind: (len(index), *array.shape[1:]) for kind, array in work(torch.zeros(1, dtype=torch.long)).items()
-        }
-        refuse_full_disk(next(iter(paths.values())), sum(2 * int(np.prod(shape)) for shape in shapes.values()))
+        # All of one size, which a compiled network is made for: the last rows begin before the others end.
+        ends = [*range(CHUNK, len(index), CHUNK), len(index)]
+        chunks = [torch.arange(max(0, end - CHUNK), end) for end in ends]
         title = f"storing {self.datasets[number].name} {split} {'plain' if view is None else f'view {view}'}"
         with contextlib.ExitStack() as stack:
             names = {kind: stack.enter_context(storage.atomic(path)) for kind, path in paths.items()}
-            out = {k: np.lib.format.open_memmap(n, "w+", np.float16, shapes[k]) for k, n in names.items()}
-            for rows in progress(torch.arange(len(index)).split(CHUNK), title, "batches"):
-                for kind, array in work(rows).items():
+            out = {}
+            for rows in progress(chunks, title, "batches"):
+                made = work(rows)
+                if not out:
+                    shapes = {kind: (len(index), *array.shape[1:]) for kind, array in made.items()}
+                    refuse_full_disk(next(iter(paths.values())), sum(2 * math.prod(s) for s in shapes.values()))
+                    out = {k: np.lib.format.open_memmap(n, "w+", np.float16, shapes[k]) for k, n in names.items()}
+                for kind, array in made.items():
                     out[kind][rows.numpy()] = array
             for array in out.values():
                 array.flush()

@@ -3,6 +3,7 @@
 The source is the teacher, at high resolution, or in the second stage the assistant.
 """
 
+import copy
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
@@ -20,12 +21,30 @@ from facepapers.papers.hybrid_order_distillation.degrade import resize
 from facepapers.papers.hybrid_order_distillation.nets import Learner, Outputs, hint_layer
 
 
+class Hinted(torch.nn.Module):
+    """A copy of a learner whose Outputs hold the maps of its network's hint layer, of the same pass."""
+
+    def __init__(self, learner: Learner):
+        super().__init__()
+        self.learner, self._maps = copy.deepcopy(learner), None
+        self.learner.net.get_submodule(hint_layer(learner.net)).register_forward_hook(self._keep)
+
+    def _keep(self, layer, given, made):
+        self._maps = made
+
+    def forward(self, x: torch.Tensor) -> Outputs:
+        output = self.learner(x)
+        maps, self._maps = self._maps, None
+        return Outputs(output.embedding, output.logits, output.projected, maps)
+
+
 class Source:
     """A frozen network that a student learns from. `px`: side of its input; `sha256` names it in records."""
 
     def __init__(self, learner: Learner, px: int, device: torch.device, sha256: str = "", seconds: float = 0.0):
         self.learner, self.px, self.device = learner.eval().requires_grad_(False).to(device), px, device
         self.sha256, self.seconds = sha256, seconds
+        self._live: Callable | None = None  # what `outputs` calls where nothing is kept
         self.targets: torch.Tensor | None = None  # the embeddings of all fixed views, where `prepare` keeps them
 
     @torch.no_grad()
@@ -49,31 +68,19 @@ class Source:
             parallel.barrier()
             self.targets = data.view_outputs(None, training, cfg, kept, self.device)
 
-    def outputs(self, batch: data.Batch, operator: str) -> Outputs:
-        """Outputs for a Batch: the kept embeddings, or a forward pass."""
+    def outputs(self, batch: data.Batch, operator: str, hint: bool = False) -> Outputs:
+        """Outputs for a Batch: the kept embeddings, or a forward pass, with the maps of the hint layer if wanted."""
         if self.targets is None:
             assert batch.high is not None  # train.fit asks for it where no targets are kept
-            return self(batch.high, operator)
+            if self._live is None:
+                self._live = parallel.frozen(Hinted(self.learner) if hint else self.learner, self.device)
+            return self(batch.high, operator, self._live)
         return Outputs(self.targets[batch.view, batch.index].to(self.device))
-
-    def hint_maps(self, pictures: torch.Tensor) -> torch.Tensor:
-        """(B, K, H, W): the maps at the hint layer for uint8 pictures (B, 3, S, S)."""
-        kept = []
-
-        def keep(layer, given, made):
-            kept.append(made)
-
-        net = self.learner.net
-        handle = net.get_submodule(hint_layer(net)).register_forward_hook(keep)
-        try:
-            self(pictures.to(self.device))
-        finally:
-            handle.remove()
-        return kept[0]
 
     def hint_width(self) -> int:
         """Channels of the hint maps."""
-        return self.hint_maps(torch.zeros(1, 3, self.px, self.px, dtype=torch.uint8)).shape[1]
+        picture = torch.zeros(1, 3, self.px, self.px, dtype=torch.uint8, device=self.device)
+        return self(picture, network=Hinted(self.learner)).maps.shape[1]
 
     def class_centres(self, training: data.Training, cfg: Config) -> torch.Tensor:
         """(C, d) mean unit embedding of each class: ours, for faces, where the teacher has no classifier."""

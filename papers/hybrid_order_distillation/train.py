@@ -215,13 +215,13 @@ def fit(job: jobs.Job, learner: Learner, source: Source | None, training: data.T
     for step in steps:
         assert feed is not None  # made where a step is left
         batch = feed.batch(step, job.share, high=guide is not None and guide.targets is None)
-        target = guide.outputs(batch, cfg.operator) if guide is not None else None
+        target = guide.outputs(batch, cfg.operator, bool(cfg.hint)) if guide is not None else None
         schedules.set_rate(optimizer, rate_at(cfg, step, total))
         learner.train()
         x = networks.to_input(batch.seen, learner.net.pixels).contiguous(memory_format=torch.channels_last)
         with precision.autocast(device, cfg.precision):
             output = network(x)
-        losses = losses_of(cfg, learner, output, target, source, batch)
+        losses = losses_of(cfg, learner, output, target, batch)
         loss = sum(losses.values(), start=torch.zeros(()))
         norms = gradient_norms(losses, output.embedding)
         optimizer.zero_grad(set_to_none=True)
@@ -242,7 +242,6 @@ def losses_of(
     learner: Learner,
     output: Outputs,
     target: Outputs | None,
-    source: Source | None,
     batch: data.Batch,
 ) -> dict[str, torch.Tensor]:
     """{name: weighted loss} of this process's share."""
@@ -254,8 +253,8 @@ def losses_of(
             logits = cfg.scale * F.linear(F.normalize(target.embedding, dim=1), learner.centres)
         losses["kd"] = cfg.kd * method.kd_loss(output.logits, logits, cfg.temperature)
     if cfg.hint:
-        assert source is not None and batch.high is not None  # config.has_source, and no fixed views
-        losses["hint"] = cfg.hint * method.hint_loss(output.maps, source.hint_maps(batch.high))
+        assert target is not None  # config.has_source
+        losses["hint"] = cfg.hint * method.hint_loss(output.maps, target.maps)
     if cfg.task:
         losses["task"] = cfg.task * F.cross_entropy(output.logits, batch.labels)
     return losses
