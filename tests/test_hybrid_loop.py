@@ -225,6 +225,19 @@ def test_the_source_looks_once_at_a_batch_for_logits_and_hints(tmp_path, monkeyp
     assert seen.count(8) == 3, "one for each step of eight faces"
 
 
+@pytest.mark.parametrize("hint", [False, True])
+def test_a_compiled_source_says_the_same(monkeypatch, hint):
+    """Traced as with COMPILE=1: torch 2.11 refuses a NamedTuple that is completed by _replace (findings/)."""
+    torch.manual_seed(0)
+    learner = nets.Learner(nets.make_net("resnet8", 12), source_width=7, classes=5)
+    pictures, none = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8), torch.zeros(3)
+    batch = data.Batch(none, none, pictures, pictures, none)
+    plain = source.Source(learner, 32, CPU).outputs(batch, "pil_bicubic", hint)
+    assert (plain.maps is not None) is hint
+    monkeypatch.setattr(source.parallel, "frozen", lambda model, device: torch.compile(model.eval(), backend="eager"))
+    torch.testing.assert_close(source.Source(learner, 32, CPU).outputs(batch, "pil_bicubic", hint), plain)
+
+
 def test_a_network_that_is_trained_keeps_new_statistics(tmp_path, monkeypatch):
     """Also with a hint, whose regressor takes its size from a pass in test mode before the training."""
     for row in ("fitnet", "direct_1"):

@@ -56,7 +56,8 @@ class Source:
     ) -> Any:
         """Outputs for uint8 pictures (B, 3, S, S) at high resolution, or what `network` gives in its place."""
         x = networks.to_input(resize(pictures, self.px, operator), self.learner.net.pixels)
-        return (network or self.learner)(x.contiguous(memory_format=torch.channels_last))
+        network = self.learner if network is None else network
+        return network(x.contiguous(memory_format=torch.channels_last))
 
     def prepare(self, cfg: Config, training: data.Training, folder: Path) -> None:
         """Compute the embeddings of all fixed views once; one process writes, all read."""
