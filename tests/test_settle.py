@@ -261,6 +261,19 @@ def test_settle_runs_the_cheapest_claim_until_it_is_settled(root, state, faked, 
     assert "for lfpw-coarse-to-fine" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("budget", "first"), [(30, "direct"), (1000, "cft")])
+def test_what_the_budget_would_leave_half_done_comes_last(root, state, faked, monkeypatch, budget, first):  # noqa: F811
+    """A claim of 100 s that shares most of it stands first, but not where a budget of half a minute is all there is."""
+    runs_of = lambda row, n: [graph.Job(PAPER, "short", "lfpw", row, seed) for seed in range(7, 7 + n)]
+    cell = opened(state).cell
+    claims = [settle.Open(cell, 10, runs_of("cft", 10), [10.0] * 10, share=5.0),
+              settle.Open(cell, 2, runs_of("direct", 2), [10.0] * 2, share=20.0)]  # fmt: skip
+    monkeypatch.setattr(state, "opened", lambda: [] if faked.begun else claims)
+    monkeypatch.setattr(state, "cost", lambda job, records: 10.0)
+    settle.run_all(state, time.monotonic() + budget, 1)
+    assert faked.begun == [f"lfpw-short-{first}-s7"]
+
+
 def test_planned_seeds_are_all_run_whatever_the_first_say(root, state, faked):  # noqa: F811
     """Who stops at the first verdict finds too many."""
     seeds_of(root, (0.30, 0.10, 0.22))

@@ -2,8 +2,8 @@
 
 Looks at every claim that is open and whose data are here, estimates from the records how many further seeds would give
 it a verdict and what they cost, and runs those of the claim that is cheapest to settle; claims that a run serves
-together share its cost. It ends when nothing is left that seeds can settle, or when the next run would not fit into the
-budget. The same command continues.
+together share its cost, and a claim that the budget would leave half done comes last. It ends when nothing is left that
+seeds can settle, or when the next run would not fit into the budget. The same command continues.
 
 The estimate takes mean, spread and error of the test samples as they are; with one seed, the spread of the paper's
 other claims on that metric. It decides what to run next, never a verdict.
@@ -360,7 +360,9 @@ def run_all(state: State, end: float, at_once: int) -> None:
     begun = False
     try:
         while True:
+            left = (end - time.monotonic()) * at_once
             waiting = [claim for claim in state.opened() if claim.reachable]
+            waiting.sort(key=lambda claim: claim.seconds > left)  # what the budget would leave half done comes last
             for claim, job in startable(waiting, [one.job for one in working]):
                 cost = state.cost(job, state.records(job.paper)) or 0.0
                 if len(working) < at_once and time.monotonic() + cost <= end:
