@@ -450,6 +450,16 @@ def test_all_archives_of_an_alternative_are_needed(toy, tmp_path, monkeypatch):
     assert data_sets.available("toy") and data_sets.ensure("toy").meta["origin"][0]["file"] == "whole.tar"
 
 
+def test_an_archive_that_is_here_is_not_fetched_again(toy, tmp_path, monkeypatch):
+    """A mirror that lacks one of two: that one is fetched, and named where it cannot be."""
+    addresses = [f"https://example.org/{name}" for name in ("toy.tar", "b.tar")]
+    with_archives(tmp_path, [{"file": Path(url).name, "hash": "unknown", "url": url} for url in addresses])
+    monkeypatch.setenv("DATA_MIRROR", str(toy.parent))
+    asked = []
+    monkeypatch.setattr(obtain, "_download", lambda url, *_: (asked.append(url), toy)[1])
+    assert len(data_sets.get("toy")) == 4 and asked == addresses[1:]
+
+
 def test_half_of_a_set_is_no_set(toy, tmp_path):
     """A folder is the set where every marker matches; a set of parts where every part is there."""
     whole = tmp_path / "root" / "toy"

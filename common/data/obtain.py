@@ -78,7 +78,8 @@ def archives_of(entry: DataSet, mirror: Mirror, official: bool, work: Path) -> l
                 return [(_download(*pair, work), pair[1]["hash"]) for pair in zip(urls, alternative, strict=True)]
         if official and is_free(alternative):
             fetch = lambda item: _download(item["url"], item, work) if "url" in item else _from_index(item)
-            return [(fetch(item), item["hash"]) for item in alternative]
+            here = lambda item: _find_file(entry, item["file"], mirror)  # some of them may be
+            return [(here(item) or fetch(item), item["hash"]) for item in alternative]
     raise MissingData(missing_line(entry))
 
 
@@ -117,7 +118,7 @@ def _download(url: str, item: dict[str, str], work: Path) -> Path:
     except requests.HTTPError as error:
         raise MissingData(f"{url}: {one_line(error)}; {by_hand}") from None
     except requests.RequestException as error:
-        raise UserError(f"{url}: no connection ({one_line(error)}); {by_hand}") from None
+        raise UserError(f"{url}: no connection ({type(error).__name__}); {by_hand}") from None
     finally:
         shutil.rmtree(begun, ignore_errors=True)
     return raw / item["file"]
