@@ -34,7 +34,7 @@ reproduce-all: $(VENV)/.ready ## every paper in turn
 	@for paper in $(PAPERS); do $(PY) -m facepapers.common.tools.reproduce $$paper --preset $(PRESET) $(ARGS) || exit $$?; done
 
 settle: $(VENV)/.ready ## run what settles most open claims (BUDGET=2h, PAPER=<one>, ARGS=--dry-run for the plan)
-	@$(PY) -m facepapers.common.tools.settle $(if $(BUDGET),--budget $(BUDGET)) $(if $(PAPER),--paper $(PAPER)) $(ARGS)
+	@$(PY) -m facepapers.common.tools.settle $(if $(BUDGET),--budget "$(BUDGET)") $(if $(PAPER),--paper "$(PAPER)") $(ARGS)
 
 sweep: EXTRAS = sweep
 sweep: $(VENV)/.ready ## rows and seeds of PAPER=<one> by Snakemake, here or on a cluster (PRESET, SEEDS, ROWS, ARGS="-- --executor slurm")

@@ -42,6 +42,11 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM, where nothing is to be saved."""
 
 
+def saved(stop: KeyboardInterrupt, message: str) -> Interrupted:
+    """What a stop becomes once all is saved: the exception that says what the same command does."""
+    return Interrupted(message, signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
+
+
 def terminate(number: int, frame: object) -> None:
     """The handler of SIGTERM."""
     raise Terminated
@@ -154,6 +159,8 @@ def experiment(
     fields = [(n, type(d), dataclasses.field(default=d)) for n, d in zip(names, defaults, strict=True)]
     together = command(dataclasses.make_dataclass("Options", fields, frozen=True), rest, prog, about)
     found = tuple(getattr(together, n) for n in names)
+    if (seed := getattr(found[-1], "seed", 0)) < 0:
+        raise UserError(f"--seed {seed}: give a whole number from 0 on")
     check(found[-1])
     return found
 

@@ -1,5 +1,6 @@
 """Which runs answer a claim, how they are paired, and which weights are taken: on records of a few words."""
 
+import dataclasses
 import math
 import os
 
@@ -166,3 +167,19 @@ def test_the_newest_weights_of_real_faces_are_taken(tmp_path, monkeypatch, capsy
     assert "lfw-new" in capsys.readouterr().out
     assert runs.newest_weights("p", but="new") == tmp_path / "local/p/lfw-old/model.safetensors"
     assert runs.newest_weights("p", "embedded-*") == tmp_path / "local/p/embedded-b/model.safetensors"
+
+
+@pytest.mark.parametrize("paper", ["arcface", "hybrid_order_distillation"])
+def test_no_verdict_on_omniglot_hangs_on_queries_of_one_character_being_independent(paper):
+    """Twenty drawings a character: with whole characters as the test's samples every verdict is the same."""
+    records, evidence, compared = runs.recorded(paper), claims.Evidence(), 0
+    for cell in claims.cells(paper, records, evidence):
+        metric = cell.metric
+        asked = cell.kind == "contrast" and cell.claim["data"] == "omniglot" and metric.per_sample
+        if not asked or not cell.records or len(metric.per_sample(evidence.predictions(cell.records[0]))) != 13_180:
+            continue
+        of_character = lambda p, metric=metric: metric.per_sample(p).reshape(-1, 20).mean(1)
+        blank = claims.Cell(paper, "contrast", cell.claim, dataclasses.replace(metric, per_sample=of_character))
+        assert claims._fill(blank, records, evidence).status == cell.status, cell.name
+        compared += 1
+    assert compared > 9

@@ -1,6 +1,7 @@
 """The command line: settings from a dataclass, one line for every mistake, the right exit code."""
 
 import ast
+import dataclasses
 import importlib.util
 import os
 import signal
@@ -126,6 +127,13 @@ def test_an_experiment_has_its_own_options_beside_its_settings():
     assert checked == [settings] and cli.experiment([], preset, checked.append, "1", prog="prog") == (Settings(1, 1.0),)
     with pytest.raises(cli.UserError, match="did you mean --device"):
         cli.experiment(["--devise", "x"], preset, checked.append, "1", Machine(), prog="prog")
+
+
+def test_a_seed_below_0_is_one_line():
+    seeded = dataclasses.make_dataclass("Seeded", [("seed", int, 0)], frozen=True)
+    with pytest.raises(cli.UserError) as error:
+        cli.experiment(["--seed", "-1"], lambda *_: seeded(), lambda settings: None, "a", prog="prog")
+    one_line_error(error, "--seed -1: give a whole number from 0 on")
 
 
 def test_preset_row_and_data_choose_the_defaults():

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 from facepapers.common import cli, paths, storage
-from facepapers.common.evidence import cards, claims, margins, runs, schema, tables, timing
+from facepapers.common.evidence import cards, claims, export, margins, runs, schema, tables, timing
 from facepapers.common.tools import bench, report
 from facepapers.papers.coarse_to_fine import config, evaluate
 from tests.conftest import REPOSITORY, one_line_error
@@ -195,6 +196,35 @@ def test_margins_are_those_of_the_last_commit(monkeypatch):
     assert margins.committed(PAPER, settings | {"preset": "demo"}) == {}
     monkeypatch.setattr(margins.environment, "git", lambda *words: None)
     assert margins.committed(PAPER, settings) == {}
+
+
+@pytest.mark.parametrize("held", ["", "equivalence_margin = 0.3\nequivalence_reason = 'larger'\n"])
+def test_a_margin_that_was_not_committed_before_the_run_is_noticed(root, monkeypatch, held):
+    """Whoever writes one into an old record would get a verdict of no difference from runs that were looked at."""
+    folder = put(root, "cft", 5, 0, "lfpw", margins={"lfpw-coarse-to-fine": 0.2})
+    fresh(root)
+    report.verify()  # git does not know the record's commit
+    text = (root / "papers" / PAPER / "claims.toml").read_text()
+    then = re.sub(r"equivalence_margin = 0.2\nequivalence_reason = .*\n", held, text)
+    monkeypatch.setattr(margins.environment, "git", lambda *words: then if words[0] == "show" else None)
+    with pytest.raises(cli.UserError) as error:
+        report.verify()
+    one_line_error(error, folder / "run.json", "notes margins that its commit")
+
+
+def test_why_tells_the_interval_that_a_margin_judges_and_the_plan(root, capsys):
+    claim = "lfpw-coarse-to-fine"
+    for seed, gain in enumerate((0.1, -0.1, 0.0)):  # 2.92 * 0.1 / sqrt(3) = 0.17
+        put(root, "cft", 5 - gain, seed, "lfpw", margins={claim: 0.2})
+        put(root, "direct", 5, seed, "lfpw", margins={claim: 0.2})
+    storage.write_json(root / "results" / "settle.json", {f"{PAPER}.{claim}": 8})
+    report.why(f"{PAPER}.{claim}")
+    said = " ".join(capsys.readouterr().out.split())
+    assert "judged [-0.17, 0.17], their 90 % interval" in said and "planned 8 seeds a side" in said
+    assert "confidence 95 %" in said
+    line = export.line(cell(claim))
+    assert line["equivalence_margin"] == 0.2 and line["equivalence_pairs"] == 3
+    assert line["equivalence_high"] == -line["equivalence_low"] == pytest.approx(0.17, abs=0.01)
 
 
 def test_a_row_without_training_stands_for_every_seed(root):
@@ -383,6 +413,7 @@ def test_verify_of_one_paper_reads_no_other(root, monkeypatch, capsys):
     monkeypatch.setattr(claims, "papers", lambda: [PAPER, "another"])
     read, recorded = [], runs.recorded
     monkeypatch.setattr(runs, "recorded", lambda name: (read.append(name), recorded(name))[1])
+    storage.write_json(root / "results" / "settle.json", {"another.claim": 8})
     report.verify(PAPER)
     assert set(read) == {PAPER}
 

@@ -8,7 +8,7 @@ import pytest
 from test_report import PAPER, fresh, put, root  # noqa: F401  (a fixture)
 
 from facepapers.common import cli, storage
-from facepapers.common.evidence import claims, runs, schema
+from facepapers.common.evidence import claims, plans, runs, schema
 from facepapers.common.tools import report
 from tests.conftest import one_line_error
 
@@ -129,6 +129,9 @@ CLAIMS = {
     "unknown side": ('than = "direct"', 'than = "dirct"', "than 'dirct'", "did you mean direct?"),
     "unknown preset": ('preset = "short"', 'preset = "shrt"', "preset 'shrt'", "did you mean short?"),
     "unknown metric": ('metric = "nme_interpupil_pct"', 'metric = "nme"', "unknown metric 'nme'"),
+    "unknown data": ('data = "lfpw"', 'data = "lfpww"', "no data set 'lfpww'", "did you mean lfpw?"),
+    "margin below nothing": ("equivalence_margin = 0.2", "equivalence_margin = -0.2", "is -0.2", "above 0"),
+    "margin without a reason": ("equivalence_reason = ", "# ", "lfpw", "belong together"),
     "odd id": ('id = "', 'id = "A ', "an id has small letters"),
     "no title": ("title = ", "titel = ", "paper lacks title"),
 }
@@ -142,6 +145,17 @@ def test_claims_against_their_schema(verified, root, what):  # noqa: F811
     assert old in text, old
     path.write_text(text.replace(old, new, 1))
     fails("claims.toml", *words)
+
+
+def test_a_plan_is_of_a_claim_and_of_a_number_that_plans_have(verified, root):  # noqa: F811
+    path = root / "results" / plans.NAME
+    for name, seeds, *words in (("lfpw-coarse-to-fin", 8, "did you mean"), ("lfpw-coarse-to-fine", 500, "4 to 20")):
+        path.write_text(json.dumps({f"{PAPER}.{name}": seeds}))
+        fails("settle.json", name, *words)
+    path.write_text(json.dumps({f"{PAPER}.lfpw-coarse-to-fine": 8}))
+    fails("stale: results/index.html")  # which shows it
+    fresh(root)
+    report.verify()
 
 
 def test_an_id_that_is_used_twice(verified, root):  # noqa: F811

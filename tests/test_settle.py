@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from facepapers.common import cli, storage
-from facepapers.common.evidence import schema, statistics
+from facepapers.common.evidence import plans, schema, statistics
 from facepapers.common.tools import graph, settle, sweep
 from facepapers.common.training import precision, probe
 from tests.conftest import REPOSITORY, one_line_error
@@ -143,9 +143,13 @@ def test_the_speed_is_that_of_a_runs_share_of_the_cores(monkeypatch):
     asked = []
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     monkeypatch.setattr(settle, "kind", lambda: "cpu")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(probe, "speed", lambda device, threads: asked.append((device, threads)) or 40.0)
     assert settle.speed(2) == settle.speed(1) == 40.0
     assert asked == [("cpu", 1), ("cpu", 2)]
+    for given, threads in (("1", 1), ("8", 2), ("0", 2), ("two", 2)):  # never more than its share
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+        assert settle.threads_of(1) == threads
 
 
 def test_runs_that_are_there_are_not_counted_again(root, state):  # noqa: F811
@@ -185,7 +189,7 @@ def test_what_seeds_cannot_settle_says_why(root, state):  # noqa: F811
     assert "no record tells" in opened(state).why  # nothing was ever run
     seeds_of(root, (0.5, -0.5, 0.02))
     path = root / "papers" / PAPER / "claims.toml"
-    path.write_text(path.read_text().replace("equivalence_margin = 0.2\n", ""))
+    path.write_text(re.sub(r"equivalence_\w+ = .*\n", "", path.read_text()))
     assert "without an equivalence_margin" in opened(state).why
 
 
@@ -224,7 +228,7 @@ class Fake:
 
     gain, failing, begun = 0.55, (), []
 
-    def __init__(self, made, out, expected, at_once):
+    def __init__(self, made, out, expected, at_once, lock=None):
         self.job, self.out, self.expected, self.began = made, out, expected, time.monotonic()
         self.process = dataclasses.make_dataclass("P", ["returncode"])(0)
         self.process.poll = lambda: self.process.returncode
@@ -287,25 +291,28 @@ def test_planned_seeds_are_all_run_whatever_the_first_say(root, state, faked):  
     settle.run_all(again, time.monotonic() + 1000, 1)
     assert {f"lfpw-short-{row}-s{k}" for row in ("cft", "direct") for k in (4, 5, 6, 7)} <= set(faked.begun)
     assert CLAIM not in [o.cell.claim["id"] for o in again.opened()]
-    assert storage.read_json(root / "results" / settle.PLANS)[claim.cell.name] == 8
+    assert storage.read_json(root / "results" / plans.NAME)[claim.cell.name] == 8
 
 
 def test_a_plan_without_a_verdict_is_not_stretched(root, state):  # noqa: F811
     seeds_of(root, (0.30, -0.10, 0.22, -0.05, 0.30, -0.10, 0.22, -0.05))
     assert opened(state).seeds > 0
-    storage.write_json(root / "results" / settle.PLANS, {f"{PAPER}.{CLAIM}": 8})
+    storage.write_json(root / "results" / plans.NAME, {f"{PAPER}.{CLAIM}": 8})
     found = opened(settle.State([PAPER], root / "results"))
     assert not found.reachable and found.why == "all planned seeds are run and gave no verdict"
-    for damaged in ("[8]", '{"a.b": "8"}', '{"a.b": 0}', "{"):
-        (root / "results" / settle.PLANS).write_text(damaged)
+    found = opened(settle.State([PAPER], root / "elsewhere"))
+    assert not found.reachable, "what was planned and committed holds for records of any folder"
+    known = f'"{PAPER}.{CLAIM}"'
+    for damaged in ("[8]", "{", '{"a.b": 8}', *(f"{{{known}: {n}}}" for n in ('"8"', 0, 3, 21))):
+        (root / "results" / plans.NAME).write_text(damaged)
         with pytest.raises(cli.UserError) as error:
             settle.State([PAPER], root / "results")
-        one_line_error(error, settle.PLANS, "git")
+        one_line_error(error, plans.NAME, "git")
 
 
 def test_a_plan_finds_few_differences_where_there_is_none(monkeypatch):
     """The shares that the module's docstring names, for seeds that differ by chance alone."""
-    drawn = np.random.default_rng(0).normal(size=(1500, settle.MOST))
+    drawn = np.random.default_rng(0).normal(size=(1500, plans.MOST))
     monkeypatch.setattr(settle.margins, "judged", lambda *_: [])
     verdicts = {"each": 0, "planned": 0}
     for values in drawn:
@@ -320,7 +327,7 @@ def test_a_plan_finds_few_differences_where_there_is_none(monkeypatch):
         more, found = seeds(3)
         verdicts["planned"] += found or (more and seeds(3 + more)[1])
         n = 3
-        while not found and more and n < settle.MOST:
+        while not found and more and n < plans.MOST:
             n += 1
             more, found = seeds(n)
         verdicts["each"] += found
@@ -333,6 +340,43 @@ def test_a_failed_run_is_named_and_not_tried_again(root, state, faked, capsys): 
     settle.run_all(state, time.monotonic() + 1000, 2)
     assert faked.begun.count("lfpw-short-direct-s2") == 1
     assert "error: out of luck" in opened(state).why and "failed: error: out of luck" in capsys.readouterr().out
+
+
+def test_who_settles_is_told_that_runs_failed(root, state, faked, capsys):  # noqa: F811
+    seeds_of(root, (0.6, 0.5))
+    faked.failing = ("direct",)
+    with pytest.raises(cli.UserError) as error:
+        settle.main(["--paper", PAPER, "--budget", "10m", "--out", str(root / "results"), "--jobs", "1"])
+    one_line_error(error, "1 of the runs failed; the first was lfpw-short-direct-s2: error: out of luck")
+    assert "\nsettled: " in capsys.readouterr().out, "what came of the others is told all the same"
+
+
+@pytest.mark.parametrize(("stop", "number"), [(KeyboardInterrupt, signal.SIGINT), (cli.Terminated, signal.SIGTERM)])
+def test_a_stopped_settle_says_that_it_continues(root, state, monkeypatch, stop, number):  # noqa: F811
+    seeds_of(root, (0.6, 0.5))
+
+    def stopped(*_):
+        raise stop
+
+    monkeypatch.setattr(settle, "run_all", stopped)
+    with pytest.raises(cli.Interrupted, match="the same command continues") as found:
+        settle.main(["--paper", PAPER, "--out", str(root / "results")])
+    assert found.value.number == number
+
+
+@pytest.mark.parametrize("heard", [True, False])
+def test_a_stopped_sweep_lets_its_engine_end_the_runs(tmp_path, monkeypatch, heard):
+    """Ctrl-C of a terminal reaches Snakemake by itself; a signal to the sweep alone is passed on."""
+    engine = "import signal, sys, time\nsignal.signal(signal.SIGINT, lambda *_: sys.exit(1))\n"
+    engine += "print('ready', flush=True)\ntime.sleep(60)"
+    process = subprocess.Popen([sys.executable, "-c", engine], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n"
+    monkeypatch.setattr(sweep, "GRACE_S", 30 if heard else 0.1)
+    if heard:
+        process.send_signal(signal.SIGINT)
+    began = time.monotonic()
+    sweep.leave(process)
+    assert process.returncode == 1 and time.monotonic() - began < 20
 
 
 def test_a_budget_too_small_for_one_run_is_one_line(root, state, faked):  # noqa: F811
@@ -355,11 +399,26 @@ def test_budgets_are_in_seconds_minutes_or_hours():
 
 @pytest.mark.parametrize(("words", "said"), [
     (["--budget", "soon"], "--budget 'soon': a number and s, m or h"), (["--budget", "0h"], "--budget '0h'"),
-    (["--paper", "nope"], "no paper 'nope'"),
+    (["--paper", "nope"], "no paper 'nope'"), (["--jobs", "-3"], "--jobs -3: give 1 or more"),
+    (["--dry-run", "--out", __file__], f"{__file__}: cannot be written"), (["--out", __file__], f"{__file__}: cannot"),
 ])  # fmt: skip
 def test_wrong_words_are_one_line(words, said):
     with pytest.raises(cli.UserError) as error:
         settle.main(words)
+    one_line_error(error, said)
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    (["--jobs", "-2"], "--jobs -2: give 1"), (["--threads", "-4"], "--threads -4: give 1"),
+    (["--seeds", "-1"], "--seeds '-1': whole numbers from 0 on"), (["--out", __file__], f"{__file__}: cannot"),
+    *((["--", *own], "0: nothing would ever run") for own in (["--cores", "0"], ["--cores=0"], ["-c0"], ["-j", "0"])),
+    (["--", "--executor", "slurm"], "pip install 'snakemake-executor-plugin-slurm>=2,<3'"),
+    (["--", "--executor=slurm"], "pip install 'snakemake-executor-plugin-slurm>=2,<3'"),
+])  # fmt: skip
+def test_wrong_words_of_a_sweep_are_one_line(words, said, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if "slurm" in name else 1)
+    with pytest.raises(cli.UserError) as error:
+        sweep.main(["coarse-to-fine", "--preset", "demo", *words])
     one_line_error(error, said)
 
 
@@ -370,6 +429,29 @@ def test_two_at_once_on_one_folder_are_one_line(tmp_path):
     with settle.alone(tmp_path):  # free again
         pass
     assert not list(tmp_path.iterdir())
+
+
+def test_what_a_killed_one_left_at_work_keeps_the_folder(tmp_path):
+    """The lock is the work's, not only its master's: he may be killed, and what he began goes on."""
+    master = "\n".join([
+        "import subprocess, sys", "from pathlib import Path", "from facepapers.common.tools import settle",
+        f"with settle.alone(Path({str(tmp_path)!r})) as lock:",
+        "    run = subprocess.Popen(['sleep', '60'], stdout=subprocess.DEVNULL, pass_fds=(lock,))",
+        "    print(run.pid, flush=True)", "    run.wait()",
+    ])  # fmt: skip
+    with subprocess.Popen([sys.executable, "-c", master], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as process:
+        run = int(process.stdout.readline())
+        process.kill()
+    with pytest.raises(cli.UserError, match="runs of one that was killed"), settle.alone(tmp_path):
+        pass
+    os.kill(run, signal.SIGKILL)
+    for _ in range(100):
+        try:
+            with settle.alone(tmp_path):
+                return
+        except cli.UserError:
+            time.sleep(0.05)
+    pytest.fail("the folder stays taken although nothing works there")
 
 
 # ---- Sweeps
@@ -411,9 +493,9 @@ def test_a_cluster_is_asked_for_what_the_caller_names(tmp_path):
 )
 def test_only_runs_on_this_machine_share_its_cores(tmp_path, monkeypatch, own, capped):
     commands = []
-    monkeypatch.setattr(sweep.subprocess, "run", lambda command, **more: commands.append(command) or SimpleNamespace(
-        returncode=0))  # fmt: skip
-    sweep.run({"threads": 8}, 2, tmp_path, own)
+    ended = SimpleNamespace(wait=lambda: 0)
+    monkeypatch.setattr(sweep.subprocess, "Popen", lambda command, **more: commands.append(command) or ended)
+    sweep.run({"threads": 8}, 2, tmp_path, own, 0)
     assert ("--cores" in commands[0]) == capped
 
 

@@ -3,7 +3,7 @@
 The same facts stand in `report why`, on the results page and in cells.json.
 """
 
-from facepapers.common.evidence import margins, runs, statistics
+from facepapers.common.evidence import margins, plans, runs, statistics
 from facepapers.common.evidence.claims import Cell
 from facepapers.common.evidence.tables import value
 from facepapers.common.protocols.metrics import Metric
@@ -19,7 +19,20 @@ def of_cell(cell: Cell) -> dict[str, str]:
     if "equivalence_margin" in cell.claim and cell.records:
         judged, every = len(margins.judged(cell.claim, cell.records, cell.others)), len(cell.records)
         facts["fixed before"] = f"{judged} of {every} pairs of runs; `no difference` takes {statistics.SEEDS} such"
-    return facts | {"ours": value(cell), "status": cell.status}
+    if i := cell.equivalence:
+        facts["judged"] = f"[{i.low:.2f}, {i.high:.2f}], their {percent(statistics.EQUIVALENCE_CONFIDENCE)} interval"
+    if planned := plans.read().get(cell.name):
+        facts["planned"] = f"{planned} seeds a side"
+    return facts | {"ours": value(cell), "confidence": percent(confidence(cell)), "status": cell.status}
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
+
+
+def confidence(cell: Cell) -> float:
+    """That of a cell's interval."""
+    return statistics.CONTRAST_CONFIDENCE if cell.kind == "contrast" else statistics.LEVEL_CONFIDENCE
 
 
 def of_run(record: dict) -> dict[str, str | None]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from facepapers.common import paths, storage
 from facepapers.common.cli import UserError
 from facepapers.common.data.archive import entries
+from facepapers.common.data.registry import registry
 from facepapers.common.evidence import margins, runs, schema, statistics
 from facepapers.common.protocols.metrics import Metric
 
@@ -31,6 +32,7 @@ class Cell:
     others: list = field(default_factory=list)  # for a contrast: those of `than`
     interval: statistics.Interval | None = None
     status: str = "not run"
+    equivalence: statistics.Interval | None = None  # of the pairs that a margin of equivalence judges
 
     @property
     def name(self):
@@ -100,10 +102,12 @@ def _unanswered(paper):
     """Every claim of a paper as a Cell without records. UserError for an unknown metric, row or preset."""
     known, found, written = metrics_of(paper), [], read(paper)
     schema.check_claimed(paper, written, Path("papers", paper, "claims.toml"))
+    sets = ["embedded", *registry()]
     for kind in REQUIRED:
         for claim in written.get(kind, []):
-            if claim["metric"] not in known:
-                raise UserError(f"papers/{paper}/claims.toml: {claim['id']}: unknown metric {claim['metric']!r}")
+            where = f"papers/{paper}/claims.toml: {claim['id']}"
+            schema.unknown([claim["metric"]], known, f"{where}: unknown metric", "known are those of metrics.py")
+            schema.unknown(claim["data"].split("+"), sets, f"{where}: no data set", "data/registry.toml has them")
             found.append(Cell(paper, kind, claim, known[claim["metric"]]))
     return found
 
@@ -155,7 +159,9 @@ def _fill(cell, records, evidence):
         if cell.records:
             cell.interval = statistics.contrast(metric, of(cell.records), of(cell.others), bootstrap=evidence.bootstrap)
             cell.status = statistics.contrast_status(cell.interval, claim.get("margin", 0.0), claim.get("within"))
-        if cell.status == "inconclusive" and _no_difference(cell, evidence):
+        if cell.status == "inconclusive":
+            cell.equivalence = _equivalence(cell, evidence)
+        if cell.equivalence and statistics.equivalent(cell.equivalence, claim["equivalence_margin"]):
             cell.status = "no difference"
         return _absent(cell, records)
     cell.records = matching(records, claim, claim["row"], metric, evidence)
@@ -171,15 +177,14 @@ def _fill(cell, records, evidence):
     return cell
 
 
-def _no_difference(cell, evidence):
-    """Whether the runs that began under the claim's margin show that the gain lies within it; see margins.py."""
+def _equivalence(cell, evidence):
+    """The interval of the runs that began under the claim's margin, None where they are too few; see margins.py."""
     chosen = margins.judged(cell.claim, cell.records, cell.others)
     if len(chosen) < statistics.SEEDS:
-        return False
+        return None
     ours, others = ([evidence.predictions(side[k]) for k in chosen] for side in (cell.records, cell.others))
     level = statistics.EQUIVALENCE_CONFIDENCE
-    interval = statistics.contrast(cell.metric, ours, others, level, evidence.bootstrap)
-    return statistics.equivalent(interval, cell.claim["equivalence_margin"])
+    return statistics.contrast(cell.metric, ours, others, level, evidence.bootstrap)
 
 
 def pair(ours, others):

@@ -4,7 +4,7 @@ import csv
 import io
 import json
 
-from facepapers.common.evidence import chain, runs, statistics, statuses
+from facepapers.common.evidence import chain, runs, statuses
 from facepapers.common.evidence.claims import Cell
 
 FIELDS = {
@@ -24,6 +24,7 @@ FIELDS = {
     "tolerance": "how far from `published` still counts as replicated, in the metric's unit",
     "margin": "of a contrast: supported from a gain of -margin on; its default is 0",
     "within": "of a contrast that claims no difference: supported inside +-within",
+    "equivalence_margin": "of a contrast: a gain that nobody would care about, fixed before the runs that it judges",
     "source": "where the number or the claim was published",
     "selection": "which epoch the publication reports",
     "n_runs": "how many runs stand behind the published number",
@@ -33,6 +34,9 @@ FIELDS = {
     "low": "lower end of its interval",
     "high": "upper end of its interval",
     "confidence": "confidence of the interval",
+    "equivalence_low": "of an undecided contrast: lower end of the 90 % interval of the pairs that the margin judges",
+    "equivalence_high": "its upper end; `no difference` where both lie within the margin",
+    "equivalence_pairs": "number of these pairs",
     "seeds": "number of seeds",
     "samples": "number of test samples, or of what the metric counts",
     "status": "computed status; `statuses` of cells.json says what each means",
@@ -41,8 +45,8 @@ FIELDS = {
     "than_runs": "of a contrast, runs of the other side, paired with `runs` in their order",
     "than_values": "the metric of each of these",
 }
-OF_CLAIM = ("data", "preset", "than", "published", "tolerance", "margin", "within", "source", "selection", "n_runs",
-            "reference")  # fmt: skip
+OF_CLAIM = ("data", "preset", "than", "published", "tolerance", "margin", "within", "equivalence_margin", "source",
+            "selection", "n_runs", "reference")  # fmt: skip
 RUN = {
     "record": "its record, a path in results/",
     "seed": "seed of the run",
@@ -83,12 +87,14 @@ def line(cell: Cell) -> dict:
 
 
 def interval(cell: Cell) -> dict[str, float | None]:
-    i = cell.interval
-    if i is None:
-        return dict.fromkeys(("ours", "low", "high", "confidence", "samples"))
-    confidence = statistics.CONTRAST_CONFIDENCE if cell.kind == "contrast" else statistics.LEVEL_CONFIDENCE
-    return {"ours": digits(i.mean), "low": digits(i.low), "high": digits(i.high), "confidence": confidence,
-            "samples": i.n_samples}  # fmt: skip
+    """What FIELDS has of a cell's interval, and of that which its margin of equivalence judges."""
+    i, judged = cell.interval, cell.equivalence
+    found = dict.fromkeys(("ours", "low", "high", "confidence", "samples"))
+    if i:
+        found = {"ours": digits(i.mean), "low": digits(i.low), "high": digits(i.high), "samples": i.n_samples,
+                 "confidence": chain.confidence(cell)}  # fmt: skip
+    ends = (digits(judged.low), digits(judged.high), judged.n_seeds) if judged else (None,) * 3
+    return found | dict(zip(("equivalence_low", "equivalence_high", "equivalence_pairs"), ends, strict=True))
 
 
 def digits(value: float) -> float:

@@ -22,10 +22,13 @@ COLUMNS = {
     "measured": ("cell", "data", "ours", "seeds", "status"),
 }
 FACTS = {  # of the chain, in the page's order and words
-    "ours": "ours", "status": "status", "metric": "metric", "published": "published", "source": "source",
+    "ours": "ours", "confidence": "confidence of its interval", "status": "status", "metric": "metric",
+    "published": "published", "source": "source",
     "selection": "their selection", "n_runs": "their runs", "tolerance": "tolerance",
     "tolerance_reason": "its reason", "reference": "unlike", "boxes": "protocol",
-    "equivalence_margin": "margin", "equivalence_reason": "its reason", "fixed before": "margin fixed before",
+    "equivalence_margin": "margin of equivalence", "equivalence_reason": "its reason",
+    "fixed before": "margin fixed before",
+    "judged": "judged by it", "planned": "planned",
 }  # fmt: skip
 SORTLESS = ("ours beside published", "gain beside none")  # pictures of the column before
 

@@ -161,6 +161,8 @@ def check_claims(written: dict, path: Path) -> None:
             seen.add(entry["id"])
             if kind == "level":
                 _check_level(entry, where)
+            if kind == "contrast":
+                _check_margins(entry, where)
     for entry in written.get("anchor", []):
         keys(entry, PRINTED, {}, f"{path}: anchor {entry.get('what', '?')!r}", remedy)
 
@@ -172,6 +174,14 @@ def _check_level(entry: dict, where: str) -> None:
         raise UserError(f"{where}: published is {entry['published']!r}, no number; write it as printed") from None
     if not entry["tolerance"] > 0:
         raise UserError(f"{where}: tolerance is {entry['tolerance']}; it must be above 0")
+
+
+def _check_margins(entry: dict, where: str) -> None:
+    for key in ("margin", "within", "equivalence_margin"):
+        if key in entry and not entry[key] > 0:
+            raise UserError(f"{where}: {key} is {entry[key]}; it must be above 0, or be left out")
+    if len({"equivalence_margin", "equivalence_reason"} & entry.keys()) == 1:
+        raise UserError(f"{where}: equivalence_margin and equivalence_reason belong together; give both or neither")
 
 
 def check_claimed(paper: str, written: dict, path: Path) -> None:

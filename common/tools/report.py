@@ -16,7 +16,18 @@ from pathlib import Path
 
 from facepapers.common import cli, paths, storage
 from facepapers.common.data import copies
-from facepapers.common.evidence import cards, chain, claims, environment, export, model_cards, runs, schema
+from facepapers.common.evidence import (
+    cards,
+    chain,
+    claims,
+    environment,
+    export,
+    margins,
+    model_cards,
+    plans,
+    runs,
+    schema,
+)
 from facepapers.common.evidence.page import page
 from facepapers.common.evidence.tables import HEADS, insert, notes_block, precision_block, value
 from facepapers.common.protocols.metrics import Metric
@@ -91,10 +102,12 @@ def verify(paper: str | None = None, verbose: bool = False) -> None:
     started, values, cells = time.perf_counter(), {}, {}
     for name in [paper] if paper else claims.papers():
         records, evidence = runs.recorded(name), claims.Evidence()
+        margins.check(records)
         values[name] = sum(check_record(name, record, evidence) for record in records) + check_released(name, evidence)
         cells[name] = claims.cells(name, records, evidence)
         for cell in cells[name] if verbose else ():
             print(f"{cell.status:28s} {cell.name:44s} {published(cell):>12s}  ours {value(cell)}")
+    plans.read(known=[cell.name for found in cells.values() for cell in found], paper=paper)
     fresh = papers_files(cells, paths.ROOT) if paper else generated(cells=cells)
     stale = [
         str(p.relative_to(paths.ROOT)) for p, text in fresh.items() if not p.exists() or p.read_bytes() != text.encode()

@@ -78,10 +78,10 @@ def known_papers() -> list[str]:
 
 
 def numbers(text: str) -> list[int]:
-    try:
-        return [int(word) for word in text.split()]
-    except ValueError:
-        raise cli.UserError(f"--seeds {text!r}: whole numbers separated by spaces, such as --seeds '0 1 2'") from None
+    """The seeds of `0 1 2`. UserError for anything but whole numbers from 0 on."""
+    if not all(word.isascii() and word.isdecimal() for word in text.split()):
+        raise cli.UserError(f"--seeds {text!r}: whole numbers from 0 on, separated by spaces, such as --seeds '0 1 2'")
+    return [int(word) for word in text.split()]
 
 
 def choose(plans: dict[str, Plan], wanted: str, name: str | None) -> tuple[str, str]:

@@ -31,15 +31,13 @@ from pathlib import Path
 
 from facepapers.common import cli, paths, storage
 from facepapers.common.data import sets
-from facepapers.common.evidence import claims, margins, runs, statistics
+from facepapers.common.evidence import claims, margins, plans, runs, statistics
 from facepapers.common.plan import BF16_GAIN, duration
 from facepapers.common.tools import graph
 from facepapers.common.tools.reproduce import known_papers
 
 LOOK_S = 0.5  # how often runs are looked at
-MOST = 20  # seeds a side; a claim that would take more counts as out of reach
 LEAST = 8  # seeds a side that are planned where three gave no verdict
-PLANS = "settle.json"  # {claim: seeds a side}, in the folder of records
 SETTLED = ("supported", "refuted", "no difference", "replicated", "better", "worse")
 UNITS = {"s": 1, "m": 60, "h": 3600}
 
@@ -83,15 +81,29 @@ def main(argv: Sequence[str]) -> None:
     options = cli.command(Command, argv, "python -m facepapers.common.tools.settle", __doc__)
     papers = chosen_papers(options.paper)
     budget = seconds_of(options.budget)
-    at_once = options.jobs or min(2, os.cpu_count() or 1)
+    at_once = runs_at_once(options.jobs)
+    storage.writable(options.out, make=False)
     state = State(papers, options.out, at_once)
     if options.dry_run:
         print(table(state.opened()))
         return
-    with alone(options.out):
+    with alone(options.out) as lock:
         before = state.statuses()
-        run_all(state, time.monotonic() + budget, at_once)
+        try:
+            run_all(state, time.monotonic() + budget, at_once, lock)
+        except KeyboardInterrupt as stop:
+            raise cli.saved(stop, f"what was at work has saved in {options.out}; the same command continues") from None
         print(closing(before, state))
+    if state.failed:
+        job, said = next(iter(state.failed.items()))
+        raise cli.UserError(f"{len(state.failed)} of the runs failed; the first was {job.name}: {said}")
+
+
+def runs_at_once(jobs: int) -> int:
+    """Runs at a time as asked for, or two where there are two cores. UserError below 0."""
+    if jobs < 0:
+        raise cli.UserError(f"--jobs {jobs}: give 1 or more, or 0 for two where there are two cores")
+    return jobs or min(2, os.cpu_count() or 1)
 
 
 def chosen_papers(name: str | None) -> list[str]:
@@ -110,33 +122,29 @@ def seconds_of(text: str) -> float:
 
 
 @contextlib.contextmanager
-def alone(out: Path) -> Iterator[None]:
-    """Hold a folder of records for this process. UserError where another settles it."""
+def alone(out: Path) -> Iterator[int]:
+    """Hold a folder of records for this process, and for those that inherit the file descriptor that it yields.
+
+    They may outlive this one, where it is killed. UserError where another holds it, or it cannot be written.
+    """
     import fcntl  # POSIX only
 
-    out.mkdir(parents=True, exist_ok=True)
+    storage.writable(out)
     with open(out / ".settle.lock", "a") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise cli.UserError(
-                f"{out}: another settle or sweep is at work here; wait for it, or name another --out"
+                f"{out}: another settle or sweep is at work here, or runs of one that was killed; wait for it, or name "
+                "another --out"
             ) from None
         try:
-            yield
+            yield handle.fileno()
         finally:
             Path(handle.name).unlink(missing_ok=True)
 
 
 # ---- What is open, and what it would take
-
-
-def read_plans(path: Path) -> dict[str, int]:
-    """{claim: seeds a side that it gets}, {} where none was planned. UserError for a file that is something else."""
-    plans = storage.read_json(path) if path.exists() else {}
-    if not isinstance(plans, dict) or not all(type(n) is int and n > 0 for n in plans.values()):
-        raise cli.UserError(f"{path}: not a number of seeds for each claim; restore it from git, or move it away")
-    return plans
 
 
 class State:
@@ -146,7 +154,8 @@ class State:
         self.papers, self.out, self.at_once = papers, out, at_once
         self.failed: dict[graph.Job, str] = {}  # run -> its last line
         self.slower: dict[str, list[float]] = {}  # paper -> seconds taken over seconds expected
-        self.plans = read_plans(out / PLANS)
+        known = claims.names()
+        self.plans = plans.read(known=known) | plans.read(out, known)  # what was committed holds for any folder
 
     def records(self, paper: str) -> list[dict]:
         """Committed records, and those of the folder where they are others."""
@@ -180,7 +189,7 @@ class State:
         total = len(claim.cell.records) + claim.seeds
         if total > statistics.SEEDS and claim.cell.name not in self.plans:
             self.plans[claim.cell.name] = total
-            storage.write_json(self.out / PLANS, dict(sorted(self.plans.items())))
+            storage.write_json(self.out / plans.NAME, dict(sorted(self.plans.items())))
 
     def judged(self, cell: claims.Cell, records: list[dict], evidence: claims.Evidence, spreads: dict) -> Open:
         """A claim with the seeds that it lacks, and their cost on this machine."""
@@ -195,7 +204,7 @@ class State:
         usual = spreads.get(cell.metric.name)
         seeds = planned - len(cell.records) if planned else further_seeds(cell, evidence, usual)
         if not seeds:
-            return Open(cell, why=f"more than {MOST} seeds a side" + lacks_margin(cell))
+            return Open(cell, why=f"more than {plans.MOST} seeds a side" + lacks_margin(cell))
         missing = missing_runs(cell, records, seeds)
         if failed := [job for job in missing if job in self.failed]:
             return Open(cell, seeds, why=f"{failed[0].name}: {self.failed[failed[0]]}")
@@ -258,8 +267,9 @@ def speed(at_once: int) -> float:
 
 
 def threads_of(at_once: int) -> int:
-    """Threads of each of so many runs."""
-    return max(1, (os.cpu_count() or 1) // at_once)
+    """Threads of each of so many runs: its share of the cores, or fewer where OMP_NUM_THREADS says so."""
+    share, given = max(1, (os.cpu_count() or 1) // at_once), os.environ.get("OMP_NUM_THREADS", "")
+    return min(share, int(given)) if given.isdecimal() and int(given) else share
 
 
 def is_open(cell: claims.Cell) -> bool:
@@ -306,7 +316,7 @@ def spread_by_metric(cells: Iterable[claims.Cell], evidence: claims.Evidence) ->
 def further_seeds(cell: claims.Cell, evidence: claims.Evidence, usual: float | None) -> int:
     """How many further seeds a side to run: up to three, or as many as should give a verdict and LEAST in all.
 
-    0: more than MOST in all.
+    0: more than plans.MOST in all.
     """
     done = len(cell.records)
     if not done:
@@ -314,7 +324,7 @@ def further_seeds(cell: claims.Cell, evidence: claims.Evidence, usual: float | N
     values, covariance = parts(cell, evidence)
     spread = values.std(ddof=1) if done > 1 else covariance**0.5 if usual is None else usual
     judged = len(margins.judged(cell.claim, cell.records, cell.others)) if cell.kind == "contrast" else 0
-    for more in range(1, MOST - done + 1):
+    for more in range(1, plans.MOST - done + 1):
         if done + more >= statistics.SEEDS and verdict(
             cell, values.mean(), spread, covariance, done + more, judged + more
         ):
@@ -341,7 +351,7 @@ def missing_runs(cell: claims.Cell, records: list[dict], seeds: int) -> list[gra
     claim = cell.claim
     rows = (claim["better"], claim["than"]) if cell.kind == "contrast" else (claim["row"],)
     paired = {r["config"]["seed"] for r in cell.records}
-    new = [seed for seed in range(MOST + seeds) if seed not in paired][:seeds]
+    new = [seed for seed in range(plans.MOST + seeds) if seed not in paired][:seeds]
     finished = {r["run"] for r in records}
     of = lambda row: claims.matching(records, claim, row, cell.metric)
     fixed = {row for row in rows if any(not r["seconds"] for r in of(row))}  # not trained: it stands for every seed
@@ -354,8 +364,11 @@ def missing_runs(cell: claims.Cell, records: list[dict], seeds: int) -> list[gra
 # ---- Running
 
 
-def run_all(state: State, end: float, at_once: int) -> None:
-    """Run the next run of the claim that is nearest to a verdict, `at_once` at a time, until nothing fits."""
+def run_all(state: State, end: float, at_once: int, lock: int | None = None) -> None:
+    """Run the next run of the claim that is nearest to a verdict, `at_once` at a time, until nothing fits.
+
+    `lock`: file descriptor that the runs inherit; see `alone`.
+    """
     working: list[Working] = []
     begun = False
     try:
@@ -368,7 +381,7 @@ def run_all(state: State, end: float, at_once: int) -> None:
                 if len(working) < at_once and time.monotonic() + cost <= end:
                     state.keep_to(claim)
                     say(claim, job, cost)
-                    working.append(Working(job, state.out, cost, at_once))
+                    working.append(Working(job, state.out, cost, at_once, lock))
                     begun = True
             if not working:
                 break
@@ -401,13 +414,14 @@ def startable(waiting: list[Open], working: list[graph.Job]) -> Iterator[tuple[O
 class Working:
     """A run in a process of its own, with its share of the cores."""
 
-    def __init__(self, job: graph.Job, out: Path, expected: float, at_once: int) -> None:
+    def __init__(self, job: graph.Job, out: Path, expected: float, at_once: int, lock: int | None = None) -> None:
         self.job, self.out, self.expected, self.began = job, out, expected, time.monotonic()
         self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - open as long as the process
         threads = {"OMP_NUM_THREADS": str(threads_of(at_once))}
         command = [sys.executable, "-m", f"facepapers.papers.{job.paper}.train", *job.words, "--out", str(out)]
+        kept = () if lock is None else (lock,)
         self.process = subprocess.Popen(command, env={**os.environ, **threads}, cwd=paths.ROOT, stdout=self.log,
-                                        stderr=subprocess.STDOUT)  # fmt: skip
+                                        stderr=subprocess.STDOUT, pass_fds=kept)  # fmt: skip
 
     def stop(self) -> None:
         """Let it save its state and end."""
@@ -454,7 +468,8 @@ def table(opened: list[Open]) -> str:
         costs = duration(claim.seconds) + "?" * claim.guessed, duration(claim.share)
         numbers = str(claim.seeds), str(len(claim.runs)), *costs
         lines.append((claim.cell.name, claim.cell.status, *numbers))
-    widths = [max(len(line[k]) for line in lines) for k in range(len(lines[0]))]
+    lines = lines if within else []  # no head without a row
+    widths = [max(len(line[k]) for line in lines) for k in range(6)] if lines else []
     text = ["  ".join(f"{word:{n}s}" for word, n in zip(line, widths, strict=True)).rstrip() for line in lines]
     beyond: dict[str, list[str]] = {}
     for claim in opened:
@@ -462,6 +477,7 @@ def table(opened: list[Open]) -> str:
             beyond.setdefault(claim.why, []).append(claim.cell.name)
     text += [f"not by seeds here, {why} ({len(names)}): {', '.join(names)}" for why, names in beyond.items()]
     if within:
+        text.append("time: of its runs one after another; two at once take about half of it on the clock")
         text.append("share: of the time, if claims that need the same run each bear a part of it; the order goes by it")
     if any(claim.guessed for claim in within):
         text.append("?: no run of one of its rows is recorded; it is taken to cost what the preset's dearest row costs")

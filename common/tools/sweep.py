@@ -10,19 +10,24 @@ output is its record. What is finished is not run again, a killed sweep continue
 
 import dataclasses
 import importlib.util
+import itertools
 import os
+import re
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from facepapers.common import cli, paths
+from facepapers.common import cli, paths, storage
 from facepapers.common.tools import graph
 from facepapers.common.tools.reproduce import choose, numbers
-from facepapers.common.tools.settle import alone, chosen_papers
+from facepapers.common.tools.settle import alone, chosen_papers, runs_at_once
 
 ELSEWHERE = {"--executor", "-e", "--profile", "--workflow-profile"}  # other machines: --cores would cap their threads
+AT_ONCE = ("--cores", "-c", "--jobs", "-j")  # with 0 of them Snakemake waits for ever
+GRACE_S = 5  # in which Snakemake, told to stop by the terminal, usually has
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +50,7 @@ def main(argv: Sequence[str]) -> None:
     options, more = cli.command_and_rest(Command, argv, "python -m facepapers.common.tools.sweep", __doc__)
     if importlib.util.find_spec("snakemake") is None:
         raise cli.UserError("snakemake: not installed; install it with `pip install 'snakemake>=9.20,<10'`")
+    check(options, own)
     paper = chosen_papers(options.paper)[0]
     plans = graph.settings(paper).PLAN
     preset, data = choose(plans, options.preset, options.data)
@@ -52,16 +58,37 @@ def main(argv: Sequence[str]) -> None:
     jobs = graph.of_plan(paper, preset, data, rows, seeds, more)
     left = [job for job in jobs if not job.record(options.out).exists()]
     print(f"{len(jobs)} runs, {len(jobs) - len(left)} of them finished: {options.out}", flush=True)
-    cores, at_once = os.cpu_count() or 1, options.jobs or min(2, os.cpu_count() or 1)
+    cores, at_once = os.cpu_count() or 1, runs_at_once(options.jobs)
     config = {
         "paper": paper, "preset": preset, "data": data, "rows": " ".join(rows), "seeds": " ".join(map(str, seeds)),
         "out": str(options.out.resolve()), "more": shlex.join(more),
         "threads": options.threads or max(1, cores // at_once),
     }  # fmt: skip
-    with alone(options.out):
-        run(config, cores, options.out, own)
+    with alone(options.out) as lock:
+        run(config, cores, options.out, own, lock)
     left = [job for job in jobs if not job.record(options.out).exists()]  # all of them after Snakemake's --dry-run
     print(f"{len(jobs) - len(left)} of {len(jobs)} runs finished: {options.out}")
+
+
+def check(options: Command, own: Sequence[str]) -> None:
+    """UserError, before anything is read or run, for what cannot work."""
+    storage.writable(options.out, make=False)
+    if options.threads < 0:
+        raise cli.UserError(f"--threads {options.threads}: give 1 or more, or 0 for a share of this machine's cores")
+    for name, value in settings(own):
+        if name in AT_ONCE and value == "0":
+            raise cli.UserError(f"{name} 0: nothing would ever run; give 1 or more")
+    slurm = {("--executor", "slurm"), ("-e", "slurm")} & set(settings(own))
+    if slurm and importlib.util.find_spec("snakemake_executor_plugin_slurm") is None:
+        wanted = "pip install 'snakemake-executor-plugin-slurm>=2,<3'"
+        raise cli.UserError(f"--executor slurm: its plugin is not installed; install it with `{wanted}`")
+
+
+def settings(own: Sequence[str]) -> list[tuple[str, str]]:
+    """[(name, value)] of Snakemake's words: `--name value`, `--name=value`, `-n5`."""
+    joined = [match for word in own if (match := re.fullmatch(r"(--[\w-]+)=(.*)|(-\w)(\d+)", word))]
+    found = [(match[1] or match[3], match[2] or match[4] or "") for match in joined]
+    return [*found, *itertools.pairwise(own)]
 
 
 def split(argv: list[str]) -> tuple[list[str], list[str]]:
@@ -70,10 +97,11 @@ def split(argv: list[str]) -> tuple[list[str], list[str]]:
     return argv[:place], argv[place + 1 :]
 
 
-def run(config: dict, cores: int, out: Path, own: list[str]) -> None:
+def run(config: dict, cores: int, out: Path, own: list[str], lock: int) -> None:
     """One call of Snakemake, which ends when every run has. UserError where one failed.
 
-    A record is written last and whole, so what Snakemake had not yet seen finished when it was killed is finished.
+    It inherits `lock`, so the folder stays taken while it lives. A record is written last and whole, so what Snakemake
+    had not yet seen finished when it was killed is finished.
     """
     elsewhere = any(word.split("=")[0] in ELSEWHERE for word in own)
     command = [
@@ -84,8 +112,23 @@ def run(config: dict, cores: int, out: Path, own: list[str]) -> None:
         "--config", *(f"{name}={value}" for name, value in config.items()),
     ]  # fmt: skip
     where = os.pathsep.join(filter(None, [str(paths.ROOT), os.environ.get("PYTHONPATH", "")]))
-    if subprocess.run(command, env={**os.environ, "PYTHONPATH": where}).returncode:
+    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": where}, pass_fds=(lock,))
+    try:
+        failed = process.wait()
+    except KeyboardInterrupt as stop:
+        leave(process)
+        raise cli.saved(stop, f"finished runs are kept in {out}; the same command continues") from None
+    if failed:
         raise cli.UserError(f"{out}: not every run finished, see above; the same command continues")
+
+
+def leave(process: subprocess.Popen) -> None:
+    """Wait until Snakemake has stopped its runs. A terminal's Ctrl-C reaches it too; any other signal does not."""
+    try:
+        process.wait(GRACE_S)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGINT)
+        process.wait()
 
 
 if __name__ == "__main__":
