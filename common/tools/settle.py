@@ -447,7 +447,8 @@ def finish_one(state: State, working: list[Working]) -> None:
                 seconds = storage.read_json(one.job.record(one.out))["seconds"]
                 factor = plain.median(state.slower.get(one.job.paper, [1.0]))
                 state.slower.setdefault(one.job.paper, []).append(factor * seconds / one.expected)
-            print(f"{clock()} {one.job.name}: done in {duration(took)}", flush=True)
+            expected = f", {duration(one.expected)} were expected" if one.expected > 0 else ""
+            print(f"{clock()} {one.job.name}: done in {duration(took)}{expected}", flush=True)
         else:
             state.failed[one.job] = one.last_line()
             print(f"{clock()} {one.job.name}: failed: {one.last_line()}", flush=True)
