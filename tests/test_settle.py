@@ -416,6 +416,7 @@ def test_wrong_words_are_one_line(words, said):
     (["--", "--executor=slurm"], "pip install 'snakemake-executor-plugin-slurm>=2,<3'"),
 ])  # fmt: skip
 def test_wrong_words_of_a_sweep_are_one_line(words, said, monkeypatch):
+    monkeypatch.setattr(sweep, "run", lambda *_: pytest.fail("they reached Snakemake"))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if "slurm" in name else 1)
     with pytest.raises(cli.UserError) as error:
         sweep.main(["coarse-to-fine", "--preset", "demo", *words])
