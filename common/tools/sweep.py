@@ -23,7 +23,7 @@ from pathlib import Path
 from facepapers.common import cli, paths, storage
 from facepapers.common.tools import graph
 from facepapers.common.tools.reproduce import choose, numbers
-from facepapers.common.tools.settle import alone, chosen_papers, runs_at_once
+from facepapers.common.tools.settle import alone, chosen_papers, runs_at_once, threads_of
 
 ELSEWHERE = {"--executor", "-e", "--profile", "--workflow-profile"}  # other machines: --cores would cap their threads
 AT_ONCE = ("--cores", "-c", "--jobs", "-j")  # with 0 of them Snakemake waits for ever
@@ -62,7 +62,7 @@ def main(argv: Sequence[str]) -> None:
     config = {
         "paper": paper, "preset": preset, "data": data, "rows": " ".join(rows), "seeds": " ".join(map(str, seeds)),
         "out": str(options.out.resolve()), "more": shlex.join(more),
-        "threads": options.threads or max(1, cores // at_once),
+        "threads": options.threads or threads_of(at_once),
     }  # fmt: skip
     with alone(options.out) as lock:
         run(config, cores, options.out, own, lock)
