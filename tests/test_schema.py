@@ -8,7 +8,7 @@ import pytest
 from test_report import PAPER, fresh, put, root  # noqa: F401  (a fixture)
 
 from facepapers.common import cli, storage
-from facepapers.common.evidence import claims, plans, runs, schema
+from facepapers.common.evidence import claims, environment, integrity, plans, runs, schema
 from facepapers.common.tools import report
 from tests.conftest import one_line_error
 
@@ -93,15 +93,64 @@ def test_predictions_and_history_of_another_run(verified, root):  # noqa: F811
         (verified / "run.json").write_bytes(record)
 
 
-def test_records_from_before_the_seal_stay_valid(verified, root):  # noqa: F811
-    def older(record):
-        for key in ("history_sha256", "seal_sha256", "precision", "margins"):
-            del record[key]
-        record["schema"] = 1
+def older(record):
+    """As records of version 1 are."""
+    for key in ("history_sha256", "seal_sha256", "precision", "margins"):
+        del record[key]
+    record["schema"] = 1
 
+
+def listed(root, *files):  # noqa: F811
+    """Write the list of unsealed records."""
+    lines = [f"{storage.sha256(path)}  {path.relative_to(root / 'results')}\n" for path in files]
+    (root / "results" / integrity.LIST).write_text("".join(lines))
+
+
+def test_records_from_before_the_seal_are_bound_by_one_list(verified, root):  # noqa: F811
+    """Else whoever takes the seal away could write what he likes."""
     change(verified, older, seal=False)
+    files = verified / "run.json", verified / "history.csv"
+    fresh(root)
+    fails(files[0], "has no seal", "run it anew")
+    listed(root, *files)
+    report.verify()
+    for path, new in zip(files, ('"seconds": 0.0', "1,3.0"), strict=True):
+        whole = path.read_text()
+        path.write_text(whole.replace('"seconds": 12.0' if "run" in path.name else "1,2", new))
+        assert path.read_text() != whole
+        fails(path, integrity.LIST, "git")
+        path.write_text(whole)
+    (root / "results" / integrity.LIST).write_text("one\n")
+    fails(integrity.LIST, "not lines of a hash and a name", "git")
+
+
+def test_a_run_under_two_names_is_no_second_seed(verified, root):  # noqa: F811
+    """A copy with another seed in its settings, sealed anew, would narrow every interval."""
+    copy = verified.with_name(verified.name.replace("-s0", "-s1"))
+    shutil.copytree(verified, copy)
+
+    def renamed(record):
+        record["run"] = copy.name
+        record["config"]["seed"] = record["overrides"]["seed"] = 1
+
+    change(copy, renamed)
+    fails(copy / "run.json", f"has the predictions of {verified.name}", "delete the copy")
+    for folder in (verified, copy):
+        change(folder, lambda record: record.update(seconds=0.0))  # what is not trained is the same for every seed
     fresh(root)
     report.verify()
+
+
+def test_a_committed_record_that_is_gone_is_not_reported_away(verified, root, monkeypatch):  # noqa: F811
+    gone = f"results/{PAPER}/cofw-short-cft-s5"
+    said = {"figures/a.png": None, "cofw-short-cft-s5/run.json": f"{gone}/run.json"}
+    for name, path in said.items():
+        answer = f"results/{PAPER}/{name}"
+        monkeypatch.setattr(environment, "git", lambda *words, a=answer: a if words[0] == "ls-files" else None)
+        if path:
+            fails(root / path, "is committed and gone", "restore it from git", "git rm")
+        else:
+            report.verify()  # a picture is drawn anew
 
 
 def test_what_a_run_writes_is_as_the_schema_has_it():
@@ -132,6 +181,13 @@ CLAIMS = {
     "unknown data": ('data = "lfpw"', 'data = "lfpww"', "no data set 'lfpww'", "did you mean lfpw?"),
     "margin below nothing": ("equivalence_margin = 0.2", "equivalence_margin = -0.2", "is -0.2", "above 0"),
     "margin without a reason": ("equivalence_reason = ", "# ", "lfpw", "belong together"),
+    "endless margin": ("equivalence_margin = 0.2", "equivalence_margin = inf", "is inf", "finite"),
+    "endless tolerance": ("tolerance = ", "tolerance = inf # ", "tolerance is inf", "finite"),
+    "nan published": ('published = "', 'published = "nan" # "', "'nan', no number"),
+    "blank reason": ('equivalence_reason = "', 'equivalence_reason = " " # "', "equivalence_reason is ' '", "says"),
+    "two questions": ("equivalence_margin = 0.2", "equivalence_margin = 0.2\nwithin = 1.0", "within and equivalence"),
+    "one side twice": ('than = "direct"', 'than = "cft"', "better and than are both 'cft'"),
+    "no finding": ("findings = [", "findings = [1, ", "finding 1 is 1, not a text"),
     "odd id": ('id = "', 'id = "A ', "an id has small letters"),
     "no title": ("title = ", "titel = ", "paper lacks title"),
 }
@@ -147,15 +203,45 @@ def test_claims_against_their_schema(verified, root, what):  # noqa: F811
     fails("claims.toml", *words)
 
 
+@pytest.mark.parametrize(("edit", "said"), [
+    (lambda written: written.update(contrast=[1, 2]), "contrast 1: not a table"),
+    (lambda written: written.update(anchor=["x"]), "anchor 'x': not a table"),
+    (lambda written: written["contrast"][0].update(finding={"inconclusive": 3}), "inconclusive is 3, not a text"),
+])  # fmt: skip
+def test_elements_of_claims_that_are_something_else(root, edit, said):  # noqa: F811
+    path = root / "papers" / PAPER / "claims.toml"
+    written = tomllib.loads(path.read_text())
+    edit(written)
+    with pytest.raises(cli.UserError) as error:
+        schema.check_claims(written, path)
+    one_line_error(error, path, said)
+
+
 def test_a_plan_is_of_a_claim_and_of_a_number_that_plans_have(verified, root):  # noqa: F811
     path = root / "results" / plans.NAME
     for name, seeds, *words in (("lfpw-coarse-to-fin", 8, "did you mean"), ("lfpw-coarse-to-fine", 500, "4 to 20")):
         path.write_text(json.dumps({f"{PAPER}.{name}": seeds}))
         fails("settle.json", name, *words)
+    path.write_text(json.dumps({f"{PAPER}.lfpw-nme": 8}))
+    fails("settle.json", "no claim", "lfpw-nme")  # measured: it asks for no verdict
     path.write_text(json.dumps({f"{PAPER}.lfpw-coarse-to-fine": 8}))
     fails("stale: results/index.html")  # which shows it
     fresh(root)
     report.verify()
+
+
+def test_a_plan_that_was_committed_cannot_be_changed(verified, root, monkeypatch):  # noqa: F811
+    """A number that is changed once its seeds are known was not fixed before."""
+    name, path = f"{PAPER}.lfpw-coarse-to-fine", root / "results" / plans.NAME
+    then = json.dumps({name: 8, f"{PAPER}.claim-of-old": 8})
+    said = {"log": "a" * 40, "show": then}
+    path.write_text(then.replace(f', "{PAPER}.claim-of-old": 8', ""))
+    fresh(root)
+    monkeypatch.setattr(environment, "git", lambda *words: said.get(words[0]))
+    report.verify()
+    for plan, word in (({name: 11}, "11 now"), ({}, "it is gone")):
+        path.write_text(json.dumps(plan))
+        fails("settle.json", f"{name} was planned with 8 seeds a side in aaaaaaaaaa", word, "git")
 
 
 def test_an_id_that_is_used_twice(verified, root):  # noqa: F811
@@ -193,6 +279,7 @@ def test_a_lost_history_and_a_changed_seed_are_noticed_without_a_seal(root):  # 
         report.main(["verify"])
     one_line_error(error, run, "seed 7 is not that of cofw-short-cft-s0", "git")
     run.write_text(json.dumps(record))
+    listed(root, run, run.parent / "history.csv")
     fresh(root)
     report.main(["verify"])
     (run.parent / "history.csv").unlink()

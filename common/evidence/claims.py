@@ -76,12 +76,12 @@ def metrics_of(paper):
     return import_module(f"facepapers.papers.{paper}.metrics").METRICS
 
 
-def names():
-    """`<paper>.<claim>` of every claim of every paper; no record is read."""
+def names(kinds=REQUIRED):
+    """`<paper>.<claim>` of every claim of every paper, or those of some kinds; no record is read."""
     found = []
     for paper in papers():
         written = read(paper)
-        found += [f"{paper}.{claim['id']}" for kind in REQUIRED for claim in written.get(kind, [])]
+        found += [f"{paper}.{claim['id']}" for kind in kinds for claim in written.get(kind, [])]
     return found
 
 

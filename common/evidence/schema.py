@@ -8,6 +8,7 @@ import ast
 import difflib
 import hashlib
 import json
+import math
 import re
 from collections.abc import Collection, Iterable
 from importlib import import_module
@@ -70,7 +71,7 @@ def keys(given: Any, needed: Keys, may: Keys | None, where: str, remedy: str = G
     The UserError begins with `where` and ends with `remedy`.
     """
     if not isinstance(given, dict):
-        raise UserError(f"{where}: not a table of keys and values; {remedy}")
+        raise UserError(f"{where.rstrip(':')}: not a table of keys and values; {remedy}")
     if lacking := sorted(needed.keys() - given.keys()):
         raise UserError(f"{where} lacks {', '.join(lacking)}; {remedy}")
     known = {**needed, **(may or {})}
@@ -150,11 +151,14 @@ def check_claims(written: dict, path: Path) -> None:
     remedy = "correct it; papers/README.md lists the keys"
     keys(written, {"paper": TABLE}, dict.fromkeys((*NEEDED, "anchor"), LIST), f"{path}:", remedy)
     keys(written["paper"], PAPER, {"findings": LIST}, f"{path}: paper", remedy)
+    _texts(enumerate(written["paper"].get("findings", []), 1), f"{path}: paper: finding", remedy)
     seen: set[str] = set()
     for kind, needed in NEEDED.items():
         for entry in written.get(kind, []):
-            where = f"{path}: {kind} {entry.get('id', '?')!r}"
+            where = f"{path}: {kind} {_named(entry, 'id')}"
             keys(entry, needed, MAY[kind], where, remedy)
+            _texts(((key, value) for key, value in entry.items() if isinstance(value, str)), f"{where}:", remedy)
+            _texts(entry.get("finding", {}).items(), f"{where}: finding", remedy)
             if entry["id"] in seen or not re.fullmatch(r"[a-z0-9-]+", entry["id"]):
                 why = "this id is used twice" if entry["id"] in seen else "an id has small letters, digits and -"
                 raise UserError(f"{where}: {why}; {remedy}")
@@ -162,24 +166,43 @@ def check_claims(written: dict, path: Path) -> None:
             if kind == "level":
                 _check_level(entry, where)
             if kind == "contrast":
-                _check_margins(entry, where)
+                _check_contrast(entry, where)
     for entry in written.get("anchor", []):
-        keys(entry, PRINTED, {}, f"{path}: anchor {entry.get('what', '?')!r}", remedy)
+        keys(entry, PRINTED, {}, f"{path}: anchor {_named(entry, 'what')}", remedy)
+
+
+def _named(entry: Any, key: str) -> str:
+    """What a message calls an entry by, whatever it is."""
+    return repr(entry.get(key, "?")) if isinstance(entry, dict) else f"{entry!r:.60}"
+
+
+def _texts(values: Iterable[tuple[Any, Any]], where: str, remedy: str) -> None:
+    """UserError at the first value that is no text, or a blank one."""
+    for key, value in values:
+        if not isinstance(value, str) or not value.strip():
+            raise UserError(f"{where} {key} is {value!r:.60}, not a text that says something; {remedy}")
 
 
 def _check_level(entry: dict, where: str) -> None:
     try:
-        float(entry["published"])
+        number = float(entry["published"])
     except ValueError:
-        raise UserError(f"{where}: published is {entry['published']!r}, no number; write it as printed") from None
-    if not entry["tolerance"] > 0:
-        raise UserError(f"{where}: tolerance is {entry['tolerance']}; it must be above 0")
+        number = math.nan
+    if not math.isfinite(number):
+        raise UserError(f"{where}: published is {entry['published']!r}, no number; write it as printed")
+    if not 0 < entry["tolerance"] < math.inf:
+        raise UserError(f"{where}: tolerance is {entry['tolerance']}; it must be above 0, and finite")
 
 
-def _check_margins(entry: dict, where: str) -> None:
-    for key in ("margin", "within", "equivalence_margin"):
-        if key in entry and not entry[key] > 0:
-            raise UserError(f"{where}: {key} is {entry[key]}; it must be above 0, or be left out")
+def _check_contrast(entry: dict, where: str) -> None:
+    if entry["better"] == entry["than"]:
+        raise UserError(f"{where}: better and than are both {entry['than']!r}; name two rows")
+    bounds = [key for key in ("margin", "within", "equivalence_margin") if key in entry]
+    for key in bounds:
+        if not 0 < entry[key] < math.inf:
+            raise UserError(f"{where}: {key} is {entry[key]}; it must be above 0 and finite, or be left out")
+    if len(bounds) > 1:
+        raise UserError(f"{where}: {' and '.join(bounds)} ask different questions; keep one of them")
     if len({"equivalence_margin", "equivalence_reason"} & entry.keys()) == 1:
         raise UserError(f"{where}: equivalence_margin and equivalence_reason belong together; give both or neither")
 

@@ -22,6 +22,7 @@ from facepapers.common.evidence import (
     claims,
     environment,
     export,
+    integrity,
     margins,
     model_cards,
     plans,
@@ -102,12 +103,14 @@ def verify(paper: str | None = None, verbose: bool = False) -> None:
     started, values, cells = time.perf_counter(), {}, {}
     for name in [paper] if paper else claims.papers():
         records, evidence = runs.recorded(name), claims.Evidence()
-        margins.check(records)
         values[name] = sum(check_record(name, record, evidence) for record in records) + check_released(name, evidence)
+        integrity.check(name, records)
+        margins.check(records)
         cells[name] = claims.cells(name, records, evidence)
         for cell in cells[name] if verbose else ():
             print(f"{cell.status:28s} {cell.name:44s} {published(cell):>12s}  ours {value(cell)}")
-    plans.read(known=[cell.name for found in cells.values() for cell in found], paper=paper)
+    judged = [cell.name for found in cells.values() for cell in found if cell.kind != "measured"]
+    plans.check_kept(plans.read(known=judged, paper=paper), judged)
     fresh = papers_files(cells, paths.ROOT) if paper else generated(cells=cells)
     stale = [
         str(p.relative_to(paths.ROOT)) for p, text in fresh.items() if not p.exists() or p.read_bytes() != text.encode()
