@@ -15,7 +15,7 @@ import pytest
 
 from facepapers.common import cli, storage
 from facepapers.common.evidence import plans, schema, statistics
-from facepapers.common.tools import graph, settle, sweep
+from facepapers.common.tools import graph, settle, shares, sweep
 from facepapers.common.training import precision, probe
 from tests.conftest import REPOSITORY, one_line_error
 from tests.test_report import PAPER, put, root  # noqa: F401 - a fixture
@@ -149,7 +149,7 @@ def test_the_speed_is_that_of_a_runs_share_of_the_cores(monkeypatch):
     assert asked == [("cpu", 1), ("cpu", 2)]
     for given, threads in (("1", 1), ("8", 2), ("0", 2), ("two", 2)):  # never more than its share
         monkeypatch.setenv("OMP_NUM_THREADS", given)
-        assert settle.threads_of(1) == threads
+        assert shares.threads_of(1) == threads
 
 
 def test_runs_that_are_there_are_not_counted_again(root, state):  # noqa: F811
@@ -228,8 +228,9 @@ class Fake:
 
     gain, failing, begun = 0.55, (), []
 
-    def __init__(self, made, out, expected, at_once, lock=None):
-        self.job, self.out, self.expected, self.began = made, out, expected, time.monotonic()
+    def __init__(self, made, out, seconds, at_once, lock=None):
+        self.job, self.out, self.began = made, out, time.monotonic()
+        self.expected, self.told = seconds
         self.process = dataclasses.make_dataclass("P", ["returncode"])(0)
         self.process.poll = lambda: self.process.returncode
         Fake.begun.append(made.name)
@@ -334,6 +335,64 @@ def test_a_plan_finds_few_differences_where_there_is_none(monkeypatch):
     assert 0.06 < verdicts["planned"] / len(drawn) < 0.09 < 0.13 < verdicts["each"] / len(drawn)
 
 
+def test_claims_about_the_same_rows_get_the_same_seeds(root, state, monkeypatch):  # noqa: F811
+    """One that asks for fewer would be looked at once more when the other's are there."""
+    path = root / "papers" / PAPER / "claims.toml"
+    text = path.read_text()
+    whole = next(part for part in text.split("\n\n") if f'id = "{CLAIM}"\n' in part)
+    again = whole.replace(CLAIM, "again").replace("headline = true", "").replace("= 0.2\n", "= 0.1\n")
+    path.write_text(f"{text}\n{again}\n")
+    seeds_of(root, (0.30, 0.10, 0.22))
+    wanted = {CLAIM: 5, "again": 9}
+    by_id = lambda cell, *_: wanted.get(cell.claim["id"], 0)
+    monkeypatch.setattr(settle, "further_seeds", by_id)
+    assert opened(state).seeds == opened(state, "again").seeds == 9
+    state.keep_to(opened(state, "again"))
+    later = settle.State([PAPER], root / "results")
+    for seed in range(3, 12):
+        put(root, "cft", 5 - (-1) ** seed, seed, "lfpw")
+        put(root, "direct", 5, seed, "lfpw")
+    assert opened(later).why == opened(later, "again").why == "all planned seeds are run and gave no verdict"
+
+
+def test_what_a_run_took_corrects_the_next_estimate_once(root, state, monkeypatch):  # noqa: F811
+    """By hand: told 12 s, trained 24 s on this machine, 30 s on the clock: 2 * 12 + 6, however many run at once."""
+    seeds_of(root, (0.6, 0.5))
+    first = opened(state).runs[0]
+    monkeypatch.setattr(precision, "native", lambda device: False)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    records = state.records(PAPER)
+    assert state.told(first, records) == 12 and state.cost(first, records) == 12 * settle.BF16_GAIN
+    trained = put(root, "cft", 4.4, 2, "lfpw") / "run.json"
+    storage.write_json(trained, schema.sealed(storage.read_json(trained) | {"seconds": 24.0}))
+    for seed in (2, 2):  # two that ran at once were told the same
+        made = job(PAPER, "short", "lfpw", "cft", seed)
+        ended = SimpleNamespace(poll=lambda: 0, returncode=0)
+        began = time.monotonic() - 30
+        done = SimpleNamespace(job=made, out=state.out, expected=36.0, told=12.0, began=began, process=ended)
+        settle.finish_one(state, [done])
+    assert state.cost(first, records) == pytest.approx(2 * 12 + 6, abs=0.5)
+
+
+def test_of_two_records_with_one_name_the_committed_counts(root, state, tmp_path):  # noqa: F811
+    put(root, "cft", 5, 0, "lfpw")
+    other = tmp_path / "elsewhere"
+    put(other, "cft", 3, 0, "lfpw")
+    found = settle.State([PAPER], other / "results").records(PAPER)
+    assert [r["folder"] for r in found] == [root / "results" / PAPER / "lfpw-short-cft-s0"]
+
+
+def test_what_a_run_needs_must_be_where_it_is_written(root, state, monkeypatch):  # noqa: F811
+    """The committed one is in another folder, where the run would not find it."""
+    seeds_of(root, (0.6, 0.5))
+    put(root, "heatmap", 5, 2, "lfpw")
+    needs = lambda j: [j.like("heatmap", j.seed)] if j.row == "cft" else []
+    monkeypatch.setattr(graph, "needed", needs)
+    assert "lfpw-short-heatmap-s2" not in [j.name for j in opened(state).runs]
+    elsewhere = settle.State([PAPER], root / "elsewhere")
+    assert [j.name for j in opened(elsewhere).runs] == [f"lfpw-short-{r}-s2" for r in ("heatmap", "cft", "direct")]
+
+
 def test_a_failed_run_is_named_and_not_tried_again(root, state, faked, capsys):  # noqa: F811
     seeds_of(root, (0.6, 0.5))
     faked.failing = ("direct",)
@@ -379,6 +438,27 @@ def test_a_stopped_sweep_lets_its_engine_end_the_runs(tmp_path, monkeypatch, hea
     assert process.returncode == 1 and time.monotonic() - began < 20
 
 
+def test_a_sweep_in_the_background_is_stopped_too(tmp_path):
+    """A shell starts it with SIGINT ignored, which its engine and the runs would inherit."""
+    engine = tmp_path / "snakemake.py"
+    engine.write_text("import signal, sys, time\nassert signal.getsignal(signal.SIGINT) is not signal.SIG_IGN\n"
+                      "print('ready', flush=True)\ntime.sleep(60)")  # fmt: skip
+    script = "\n".join([
+        "import os, signal, sys", f"sys.path[:0] = [{str(REPOSITORY)!r}]", "from pathlib import Path",
+        "from facepapers.common import cli", "from facepapers.common.tools import sweep",
+        "signal.signal(signal.SIGINT, signal.SIG_IGN)", "sweep.GRACE_S = 20",
+        f"os.environ['PYTHONPATH'] = {str(tmp_path)!r}", f"sweep.paths.ROOT = Path({str(tmp_path)!r})",
+        "read, write = os.pipe()",
+        f"cli.entry(lambda argv: sweep.run({{}}, 2, Path({str(tmp_path)!r}), [], write))",
+    ])  # fmt: skip
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "ready\n"
+        began = time.monotonic()
+        process.terminate()
+        process.wait(30)
+    assert process.returncode == 128 + signal.SIGTERM and time.monotonic() - began < 15
+
+
 def test_a_budget_too_small_for_one_run_is_one_line(root, state, faked):  # noqa: F811
     seeds_of(root, (0.6, 0.5))
     with pytest.raises(cli.UserError, match=r"too little for one run; the cheapest, lfpw-short-\S+, takes"):
@@ -399,6 +479,7 @@ def test_budgets_are_in_seconds_minutes_or_hours():
 
 @pytest.mark.parametrize(("words", "said"), [
     (["--budget", "soon"], "--budget 'soon': a number and s, m or h"), (["--budget", "0h"], "--budget '0h'"),
+    (["--budget", "\N{ARABIC-INDIC DIGIT TWO}h"], "a number and s, m or h"),
     (["--paper", "nope"], "no paper 'nope'"), (["--jobs", "-3"], "--jobs -3: give 1 or more"),
     (["--dry-run", "--out", __file__], f"{__file__}: cannot be written"), (["--out", __file__], f"{__file__}: cannot"),
 ])  # fmt: skip
@@ -410,6 +491,7 @@ def test_wrong_words_are_one_line(words, said):
 
 @pytest.mark.parametrize(("words", "said"), [
     (["--jobs", "-2"], "--jobs -2: give 1"), (["--threads", "-4"], "--threads -4: give 1"),
+    (["--out", "a{b}"], "a{b}: Snakemake reads { } as a pattern"),
     (["--seeds", "-1"], "--seeds '-1': whole numbers from 0 on"), (["--out", __file__], f"{__file__}: cannot"),
     *((["--", *own], "0: nothing would ever run") for own in (["--cores", "0"], ["--cores=0"], ["-c0"], ["-j", "0"])),
     (["--", "--executor", "slurm"], "pip install 'snakemake-executor-plugin-slurm>=2,<3'"),
@@ -424,10 +506,10 @@ def test_wrong_words_of_a_sweep_are_one_line(words, said, monkeypatch):
 
 
 def test_two_at_once_on_one_folder_are_one_line(tmp_path):
-    other = settle.alone(tmp_path)
-    with settle.alone(tmp_path), pytest.raises(cli.UserError, match="another settle or sweep is at work"):
+    other = shares.alone(tmp_path)
+    with shares.alone(tmp_path), pytest.raises(cli.UserError, match="another settle or sweep is at work"):
         other.__enter__()
-    with settle.alone(tmp_path):  # free again
+    with shares.alone(tmp_path):  # free again
         pass
     assert not list(tmp_path.iterdir())
 
@@ -435,20 +517,20 @@ def test_two_at_once_on_one_folder_are_one_line(tmp_path):
 def test_what_a_killed_one_left_at_work_keeps_the_folder(tmp_path):
     """The lock is the work's, not only its master's: he may be killed, and what he began goes on."""
     master = "\n".join([
-        "import subprocess, sys", "from pathlib import Path", "from facepapers.common.tools import settle",
-        f"with settle.alone(Path({str(tmp_path)!r})) as lock:",
+        "import subprocess, sys", "from pathlib import Path", "from facepapers.common.tools import shares",
+        f"with shares.alone(Path({str(tmp_path)!r})) as lock:",
         "    run = subprocess.Popen(['sleep', '60'], stdout=subprocess.DEVNULL, pass_fds=(lock,))",
         "    print(run.pid, flush=True)", "    run.wait()",
     ])  # fmt: skip
     with subprocess.Popen([sys.executable, "-c", master], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as process:
         run = int(process.stdout.readline())
         process.kill()
-    with pytest.raises(cli.UserError, match="runs of one that was killed"), settle.alone(tmp_path):
+    with pytest.raises(cli.UserError, match="runs of one that was killed"), shares.alone(tmp_path):
         pass
     os.kill(run, signal.SIGKILL)
     for _ in range(100):
         try:
-            with settle.alone(tmp_path):
+            with shares.alone(tmp_path):
                 return
         except cli.UserError:
             time.sleep(0.05)
@@ -498,6 +580,20 @@ def test_only_runs_on_this_machine_share_its_cores(tmp_path, monkeypatch, own, c
     monkeypatch.setattr(sweep.subprocess, "Popen", lambda command, **more: commands.append(command) or ended)
     sweep.run({"threads": 8}, 2, tmp_path, own, 0)
     assert ("--cores" in commands[0]) == capped
+
+
+@pytest.mark.parametrize(("words", "told", "cores"), [
+    (["--jobs", "1"], 1, 1), (["--jobs", "3"], 2, 6), (["--jobs", "3", "--threads", "5"], 5, 15),
+])  # fmt: skip
+def test_as_many_runs_at_a_time_as_asked_for(tmp_path, monkeypatch, words, told, cores):
+    """Snakemake counts cores: on eight, of which three runs get two each, six."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: 1)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setenv("OMP_NUM_THREADS", str(told))
+    called = []
+    monkeypatch.setattr(sweep, "run", lambda config, cores, *_: called.append((config["threads"], cores)))
+    sweep.main([*SWEEP, "--out", str(tmp_path), *words])
+    assert called == [(told, cores)]
 
 
 @with_snakemake

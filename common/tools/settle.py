@@ -11,12 +11,12 @@ other claims on that metric. It decides what to run next, never a verdict.
 Seeds are never added one by one until a verdict comes: who looks each time finds a difference where there is none, in
 up to 15 of 100 contrasts (where the test samples add little to what seeds do). A claim gets three seeds first and then,
 once, as many as the estimate says, at least LEAST in all; that number is written to OUT/settle.json before they begin,
-and all of them are run. So 6 to 8 in 100 contrasts without a difference get a verdict, by simulation
-(tests/test_settle.py); a number fixed from the start would give 5.
+and all of them are run. It holds for all claims about the same rows: their seeds are the same. So 6 to 8 in 100
+contrasts without a difference get a verdict, by simulation (tests/test_settle.py); a number fixed from the start would
+give 5.
 """
 
 import collections
-import contextlib
 import dataclasses
 import math
 import os
@@ -35,6 +35,7 @@ from facepapers.common.evidence import claims, margins, plans, runs, statistics
 from facepapers.common.plan import BF16_GAIN, duration
 from facepapers.common.tools import graph
 from facepapers.common.tools.reproduce import known_papers
+from facepapers.common.tools.shares import alone, runs_at_once, threads_of
 
 LOOK_S = 0.5  # how often runs are looked at
 LEAST = 8  # seeds a side that are planned where three gave no verdict
@@ -46,7 +47,7 @@ UNITS = {"s": 1, "m": 60, "h": 3600}
 class Command:
     """Choose runs by what they settle, and run them. Records go where the claims are computed from."""
 
-    budget: str = "1h"  # how long at most, such as 30m or 2h
+    budget: str = "1h"  # no run begins that is not expected to end within it; such as 30m or 2h
     paper: str | None = None  # one paper alone, with - or _
     jobs: int = 0  # runs at a time, each on its own cores; 0: two where there are two cores
     out: Path = paths.RECORDED  # folder of records; committed ones count with those of any other folder
@@ -92,18 +93,12 @@ def main(argv: Sequence[str]) -> None:
         try:
             run_all(state, time.monotonic() + budget, at_once, lock)
         except KeyboardInterrupt as stop:
-            raise cli.saved(stop, f"what was at work has saved in {options.out}; the same command continues") from None
+            said = f"what had begun to train has saved in {options.out}; the same command continues"
+            raise cli.saved(stop, said) from None
         print(closing(before, state))
     if state.failed:
         job, said = next(iter(state.failed.items()))
         raise cli.UserError(f"{len(state.failed)} of the runs failed; the first was {job.name}: {said}")
-
-
-def runs_at_once(jobs: int) -> int:
-    """Runs at a time as asked for, or two where there are two cores. UserError below 0."""
-    if jobs < 0:
-        raise cli.UserError(f"--jobs {jobs}: give 1 or more, or 0 for two where there are two cores")
-    return jobs or min(2, os.cpu_count() or 1)
 
 
 def chosen_papers(name: str | None) -> list[str]:
@@ -115,33 +110,10 @@ def chosen_papers(name: str | None) -> list[str]:
 
 def seconds_of(text: str) -> float:
     """Seconds of `90s`, `30m`, `1.5h`. UserError for anything else."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text)
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text, re.ASCII)
     if not found or not float(found[1]):
         raise cli.UserError(f"--budget {text!r}: a number and s, m or h, such as 30m or 2h")
     return float(found[1]) * UNITS[found[2]]
-
-
-@contextlib.contextmanager
-def alone(out: Path) -> Iterator[int]:
-    """Hold a folder of records for this process, and for those that inherit the file descriptor that it yields.
-
-    They may outlive this one, where it is killed. UserError where another holds it, or it cannot be written.
-    """
-    import fcntl  # POSIX only
-
-    storage.writable(out)
-    with open(out / ".settle.lock", "a") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise cli.UserError(
-                f"{out}: another settle or sweep is at work here, or runs of one that was killed; wait for it, or name "
-                "another --out"
-            ) from None
-        try:
-            yield handle.fileno()
-        finally:
-            Path(handle.name).unlink(missing_ok=True)
 
 
 # ---- What is open, and what it would take
@@ -153,14 +125,15 @@ class State:
     def __init__(self, papers: list[str], out: Path, at_once: int = 1) -> None:
         self.papers, self.out, self.at_once = papers, out, at_once
         self.failed: dict[graph.Job, str] = {}  # run -> its last line
-        self.slower: dict[str, list[float]] = {}  # paper -> seconds taken over seconds expected
-        known = claims.names()
-        self.plans = plans.read(known=known) | plans.read(out, known)  # what was committed holds for any folder
+        self.slower: dict[str, list[float]] = {}  # paper -> seconds of training over those that records tell
+        self.around: dict[str, list[float]] = {}  # paper -> seconds besides: starting, a shared teacher, testing
+        known = claims.names(("level", "contrast"))
+        self.plans = plans.read(out, known) | plans.read(known=known)  # what was committed holds for any folder
 
     def records(self, paper: str) -> list[dict]:
-        """Committed records, and those of the folder where they are others."""
-        found = {r["run"]: r for root in {paths.RECORDED, self.out} for r in runs.recorded(paper, root)}
-        return list(found.values())
+        """Committed records, and those of the folder; of two with one name the committed one."""
+        roots = dict.fromkeys((self.out, paths.RECORDED))
+        return list({r["run"]: r for root in roots for r in runs.recorded(paper, root)}.values())
 
     def statuses(self) -> dict[str, str]:
         """{cell: status}."""
@@ -168,21 +141,34 @@ class State:
 
     def opened(self) -> list[Open]:
         """What is open, cheapest first by its share of the runs' cost; what seeds cannot settle comes last."""
-        found = []
-        for paper in self.papers:
-            records, evidence = self.records(paper), claims.Evidence()
-            cells = [c for c in claims.cells(paper, records, evidence) if is_open(c) or self.unfinished(c)]
-            spreads = spread_by_metric(cells, evidence)
-            found += [self.judged(cell, records, evidence, spreads) for cell in cells]
+        found = [claim for paper in self.papers for claim in self.opened_of(paper)]
         within = [claim for claim in found if claim.reachable]
         serves = collections.Counter(job for claim in within for job in claim.runs)
         for claim in within:
             claim.share = sum(cost / serves[job] for job, cost in zip(claim.runs, claim.costs, strict=True))
         return sorted(found, key=lambda o: (not o.reachable, o.share or math.inf, o.cell.name))
 
-    def unfinished(self, cell: claims.Cell) -> bool:
-        """Whether a claim has fewer seeds than were planned, whatever these say so far."""
-        return len(cell.records) < self.plans.get(cell.name, 0)
+    def opened_of(self, paper: str) -> list[Open]:
+        """What is open of a paper: lacks a verdict, or seeds that were planned, whatever the others say so far."""
+        records, evidence = self.records(paper), claims.Evidence()
+        cells = claims.cells(paper, records, evidence)
+        planned = self.planned(cells)
+        cells = [c for c in cells if is_open(c) or len(c.records) < planned.get(about(c), 0)]
+        spreads = spread_by_metric(cells, evidence)
+        judge = lambda cell: self.judged(cell, records, evidence, spreads, planned)
+        found = [judge(cell) for cell in cells]
+        for claim in (claim for claim in found if claim.reachable):  # claims about the same rows get the same seeds
+            total, rows = len(claim.cell.records) + claim.seeds, about(claim.cell)
+            planned[rows] = max(total, planned.get(rows, 0))
+        return [judge(claim.cell) if claim.reachable else claim for claim in found]
+
+    def planned(self, cells: Iterable[claims.Cell]) -> dict[tuple, int]:
+        """{what `about` says: seeds a side} that were planned for any claim about the same rows."""
+        found: dict[tuple, int] = {}
+        for cell in cells:
+            if seeds := self.plans.get(cell.name):
+                found[about(cell)] = max(seeds, found.get(about(cell), 0))
+        return found
 
     def keep_to(self, claim: Open) -> None:
         """Write down how many seeds a side a claim gets, before the first of them begins."""
@@ -191,21 +177,23 @@ class State:
             self.plans[claim.cell.name] = total
             storage.write_json(self.out / plans.NAME, dict(sorted(self.plans.items())))
 
-    def judged(self, cell: claims.Cell, records: list[dict], evidence: claims.Evidence, spreads: dict) -> Open:
-        """A claim with the seeds that it lacks, and their cost on this machine."""
+    def judged(
+        self, cell: claims.Cell, records: list[dict], evidence: claims.Evidence, spreads: dict, plan: dict[tuple, int]
+    ) -> Open:
+        """A claim with the seeds that it lacks, and their cost on this machine. `plan`: see `planned`."""
         data = cell.claim["data"]
         if not here(data):
             return Open(cell, why=f"{data} is not on this machine")
         if cell.claim.get("one_network"):
             return Open(cell, why="about one frozen network: no seed changes it")
-        planned = self.plans.get(cell.name)
-        if planned and not self.unfinished(cell):
+        planned = plan.get(about(cell), 0)
+        if planned and len(cell.records) >= planned:
             return Open(cell, why="all planned seeds are run and gave no verdict")
         usual = spreads.get(cell.metric.name)
         seeds = planned - len(cell.records) if planned else further_seeds(cell, evidence, usual)
         if not seeds:
             return Open(cell, why=f"more than {plans.MOST} seeds a side" + lacks_margin(cell))
-        missing = missing_runs(cell, records, seeds)
+        missing = missing_runs(cell, records, seeds, self.out)
         if failed := [job for job in missing if job in self.failed]:
             return Open(cell, seeds, why=f"{failed[0].name}: {self.failed[failed[0]]}")
         costs = [cost for job in missing if (cost := self.cost(job, records)) is not None]
@@ -218,8 +206,16 @@ class State:
         """Expected seconds of a run: what runs of its row took, else of its preset's dearest row; None without any.
 
         Corrected by a probe of this machine where a record says how fast its own was, for a processor without bfloat16,
-        and then by how long this command's runs of the paper have taken.
+        and then, instead, by how long this command's runs of the paper have taken.
         """
+        told = self.told(job, records)
+        if told is None:
+            return None
+        slower = self.slower.get(job.paper) or [BF16_GAIN if needs_bf16(like(job, records)) else 1.0]
+        return told * plain.median(slower) + plain.median(self.around.get(job.paper, [0.0]))
+
+    def told(self, job: graph.Job, records: list[dict]) -> float | None:
+        """Seconds of a run's training by the records alone."""
         same = like(job, records)
         rows: dict[str, list[dict]] = {}
         for record in same:
@@ -227,13 +223,19 @@ class State:
         chosen = [rows[job.row]] if job.row in rows else list(rows.values())
         if not chosen:
             return None
-        slower = self.slower.get(job.paper) or [BF16_GAIN if needs_bf16(same) else 1.0]
-        return max(plain.median(map(self.here, telling(row))) for row in chosen) * plain.median(slower)
+        return max(plain.median(map(self.here, telling(row))) for row in chosen)
 
     def here(self, record: dict) -> float:
         """The seconds of a record, on this machine if it says how fast its own was."""
         known = recorded_speed(record)
         return record["seconds"] * (known / speed(self.at_once) if known else 1.0)
+
+
+def about(cell: claims.Cell) -> tuple:
+    """What claims whose seeds are the same have in common: data, preset and rows."""
+    claim = cell.claim
+    rows = {claim[key] for key in ("row", "better", "than") if key in claim}
+    return cell.paper, claim["data"], claim["preset"], *sorted(rows)
 
 
 def like(job: graph.Job, records: list[dict]) -> list[dict]:
@@ -264,12 +266,6 @@ def speed(at_once: int) -> float:
     from facepapers.common.training import probe
 
     return probe.speed(kind(), threads_of(at_once))
-
-
-def threads_of(at_once: int) -> int:
-    """Threads of each of so many runs: its share of the cores, or fewer where OMP_NUM_THREADS says so."""
-    share, given = max(1, (os.cpu_count() or 1) // at_once), os.environ.get("OMP_NUM_THREADS", "")
-    return min(share, int(given)) if given.isdecimal() and int(given) else share
 
 
 def is_open(cell: claims.Cell) -> bool:
@@ -346,8 +342,8 @@ def verdict(cell: claims.Cell, mean: float, spread: float, covariance: float, n:
     return statistics.equivalent(expected(judged, statistics.EQUIVALENCE_CONFIDENCE), margin) if judged > 1 else False
 
 
-def missing_runs(cell: claims.Cell, records: list[dict], seeds: int) -> list[graph.Job]:
-    """The runs, and those that they need, that give a cell so many further seeds a side."""
+def missing_runs(cell: claims.Cell, records: list[dict], seeds: int, out: Path) -> list[graph.Job]:
+    """The runs that give a cell so many further seeds a side, and those that they need and `out` lacks."""
     claim = cell.claim
     rows = (claim["better"], claim["than"]) if cell.kind == "contrast" else (claim["row"],)
     paired = {r["config"]["seed"] for r in cell.records}
@@ -358,7 +354,8 @@ def missing_runs(cell: claims.Cell, records: list[dict], seeds: int) -> list[gra
     wanted = [
         graph.Job(cell.paper, claim["preset"], claim["data"], row, s) for s in new for row in rows if row not in fixed
     ]
-    return [job for job in graph.with_needed(wanted) if job.name not in finished]
+    left = [job for job in wanted if job.name not in finished]
+    return [job for job in graph.with_needed(left) if job in left or not job.record(out).exists()]
 
 
 # ---- Running
@@ -377,11 +374,12 @@ def run_all(state: State, end: float, at_once: int, lock: int | None = None) -> 
             waiting = [claim for claim in state.opened() if claim.reachable]
             waiting.sort(key=lambda claim: claim.seconds > left)  # what the budget would leave half done comes last
             for claim, job in startable(waiting, [one.job for one in working]):
-                cost = state.cost(job, state.records(job.paper)) or 0.0
+                records = state.records(job.paper)
+                cost = state.cost(job, records) or 0.0
                 if len(working) < at_once and time.monotonic() + cost <= end:
                     state.keep_to(claim)
                     say(claim, job, cost)
-                    working.append(Working(job, state.out, cost, at_once, lock))
+                    working.append(Working(job, state.out, (cost, state.told(job, records) or 0.0), at_once, lock))
                     begun = True
             if not working:
                 break
@@ -414,8 +412,12 @@ def startable(waiting: list[Open], working: list[graph.Job]) -> Iterator[tuple[O
 class Working:
     """A run in a process of its own, with its share of the cores."""
 
-    def __init__(self, job: graph.Job, out: Path, expected: float, at_once: int, lock: int | None = None) -> None:
-        self.job, self.out, self.expected, self.began = job, out, expected, time.monotonic()
+    def __init__(
+        self, job: graph.Job, out: Path, seconds: tuple[float, float], at_once: int, lock: int | None = None
+    ) -> None:
+        """`seconds`: expected on the clock, and of training by the records alone."""
+        self.job, self.out, self.began = job, out, time.monotonic()
+        self.expected, self.told = seconds
         self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - open as long as the process
         threads = {"OMP_NUM_THREADS": str(threads_of(at_once))}
         command = [sys.executable, "-m", f"facepapers.papers.{job.paper}.train", *job.words, "--out", str(out)]
@@ -443,10 +445,10 @@ def finish_one(state: State, working: list[Working]) -> None:
         working.remove(one)
         took = time.monotonic() - one.began
         if one.process.returncode == 0 and one.job.record(one.out).exists():
-            if one.expected > 0:
-                seconds = storage.read_json(one.job.record(one.out))["seconds"]
-                factor = plain.median(state.slower.get(one.job.paper, [1.0]))
-                state.slower.setdefault(one.job.paper, []).append(factor * seconds / one.expected)
+            seconds = storage.read_json(one.job.record(one.out))["seconds"]
+            state.around.setdefault(one.job.paper, []).append(max(0.0, took - seconds))  # less: it was continued
+            if one.told > 0:
+                state.slower.setdefault(one.job.paper, []).append(seconds / one.told)
             expected = f", {duration(one.expected)} were expected" if one.expected > 0 else ""
             print(f"{clock()} {one.job.name}: done in {duration(took)}{expected}", flush=True)
         else:

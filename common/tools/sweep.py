@@ -9,6 +9,7 @@ output is its record. What is finished is not run again, a killed sweep continue
 """
 
 import dataclasses
+import functools
 import importlib.util
 import itertools
 import os
@@ -23,7 +24,8 @@ from pathlib import Path
 from facepapers.common import cli, paths, storage
 from facepapers.common.tools import graph
 from facepapers.common.tools.reproduce import choose, numbers
-from facepapers.common.tools.settle import alone, chosen_papers, runs_at_once, threads_of
+from facepapers.common.tools.settle import chosen_papers
+from facepapers.common.tools.shares import alone, runs_at_once, threads_of
 
 ELSEWHERE = {"--executor", "-e", "--profile", "--workflow-profile"}  # other machines: --cores would cap their threads
 AT_ONCE = ("--cores", "-c", "--jobs", "-j")  # with 0 of them Snakemake waits for ever
@@ -58,14 +60,15 @@ def main(argv: Sequence[str]) -> None:
     jobs = graph.of_plan(paper, preset, data, rows, seeds, more)
     left = [job for job in jobs if not job.record(options.out).exists()]
     print(f"{len(jobs)} runs, {len(jobs) - len(left)} of them finished: {options.out}", flush=True)
-    cores, at_once = os.cpu_count() or 1, runs_at_once(options.jobs)
+    at_once = runs_at_once(options.jobs)
+    threads = options.threads or threads_of(at_once)
     config = {
         "paper": paper, "preset": preset, "data": data, "rows": " ".join(rows), "seeds": " ".join(map(str, seeds)),
         "out": str(options.out.resolve()), "more": shlex.join(more),
-        "threads": options.threads or threads_of(at_once),
+        "threads": threads,
     }  # fmt: skip
     with alone(options.out) as lock:
-        run(config, cores, options.out, own, lock)
+        run(config, at_once * threads, options.out, own, lock)
     left = [job for job in jobs if not job.record(options.out).exists()]  # all of them after Snakemake's --dry-run
     print(f"{len(jobs) - len(left)} of {len(jobs)} runs finished: {options.out}")
 
@@ -73,6 +76,8 @@ def main(argv: Sequence[str]) -> None:
 def check(options: Command, own: Sequence[str]) -> None:
     """UserError, before anything is read or run, for what cannot work."""
     storage.writable(options.out, make=False)
+    if set("{}") & set(str(options.out)):
+        raise cli.UserError(f"{options.out}: Snakemake reads {{ }} as a pattern; name another --out")
     if options.threads < 0:
         raise cli.UserError(f"--threads {options.threads}: give 1 or more, or 0 for a share of this machine's cores")
     for name, value in settings(own):
@@ -100,8 +105,8 @@ def split(argv: list[str]) -> tuple[list[str], list[str]]:
 def run(config: dict, cores: int, out: Path, own: list[str], lock: int) -> None:
     """One call of Snakemake, which ends when every run has. UserError where one failed.
 
-    It inherits `lock`, so the folder stays taken while it lives. A record is written last and whole, so what Snakemake
-    had not yet seen finished when it was killed is finished.
+    `cores`: of all runs at a time on this machine. It inherits `lock`, so the folder stays taken while it lives. A
+    record is written last and whole, so what Snakemake had not yet seen finished when it was killed is finished.
     """
     elsewhere = any(word.split("=")[0] in ELSEWHERE for word in own)
     command = [
@@ -112,18 +117,28 @@ def run(config: dict, cores: int, out: Path, own: list[str], lock: int) -> None:
         "--config", *(f"{name}={value}" for name, value in config.items()),
     ]  # fmt: skip
     where = os.pathsep.join(filter(None, [str(paths.ROOT), os.environ.get("PYTHONPATH", "")]))
-    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": where}, pass_fds=(lock,))
+    # A shell starts what stands in the background with SIGINT ignored, which would be inherited: Snakemake and its runs
+    # are told to stop by it, and get a group of their own, so that a terminal's Ctrl-C still passes them by.
+    deaf = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    hear = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": where}, pass_fds=(lock,),
+                               process_group=0 if deaf else None, preexec_fn=hear if deaf else None)  # fmt: skip
     try:
         failed = process.wait()
     except KeyboardInterrupt as stop:
-        leave(process)
+        leave(process, deaf)
         raise cli.saved(stop, f"finished runs are kept in {out}; the same command continues") from None
     if failed:
         raise cli.UserError(f"{out}: not every run finished, see above; the same command continues")
 
 
-def leave(process: subprocess.Popen) -> None:
-    """Wait until Snakemake has stopped its runs. A terminal's Ctrl-C reaches it too; any other signal does not."""
+def leave(process: subprocess.Popen, group: bool = False) -> None:
+    """Wait until Snakemake has stopped its runs. A terminal's Ctrl-C reaches it too; any other signal does not.
+
+    `group`: it leads a group of its own, which no terminal reaches, so the whole of it is told.
+    """
+    if group:
+        os.killpg(process.pid, signal.SIGINT)
     try:
         process.wait(GRACE_S)
     except subprocess.TimeoutExpired:
