@@ -72,6 +72,19 @@ def test_only_a_side_that_was_not_trained_meets_every_seed(seconds, count):
     assert [len(side) for side in found] == [count, count]
 
 
+def test_runs_that_differ_by_more_than_their_row_are_no_pair():
+    """Students of two teachers differ by these, too; one record of each seed and row is all there is."""
+    of = lambda seed, row, teacher: record(seed, row) | {"teacher": {"sha256": teacher}}
+    ours = [of(0, "ours", "a"), of(1, "ours", "b"), of(2, "ours", "b")]
+    others = [of(0, "theirs", "a"), of(1, "theirs", "a"), of(2, "theirs", "b")]
+    alike = claims.alike_of("hybrid_order_distillation")
+    for side, row in zip(claims.pair(ours, others, alike), ("ours", "theirs"), strict=True):
+        assert [(r["config"]["seed"], r["config"]["row"]) for r in side] == [(0, row), (2, row)]
+    assert len(claims.pair(ours, others)[0]) == 3 and claims.alike_of("arcface") is None
+    untrained = [of(0, "theirs", "z") | {"seconds": 0.0}]
+    assert len(claims.pair(ours, untrained, alike)[0]) == 3, "a side that is not trained stands for every seed"
+
+
 def test_margins_of_a_contrast_are_those_of_its_claim():
     records = [record(seed, row, error) for seed in range(3) for row, error in (("ours", 5.3), ("theirs", 5.0))]
     status = lambda **words: filled("contrast", records, better="ours", than="theirs", **words).status

@@ -374,6 +374,12 @@ def test_what_a_run_took_corrects_the_next_estimate_once(root, state, monkeypatc
     assert state.cost(first, records) == pytest.approx(2 * 12 + 6, abs=0.5)
 
 
+def test_seeds_that_are_run_and_no_pair_are_not_run_again(root, state, monkeypatch):  # noqa: F811
+    seeds_of(root, (0.6, 0.5, 0.4))
+    monkeypatch.setattr(settle.claims, "alike_of", lambda paper: lambda record: record["run"].endswith("s1") or record)
+    assert [j.name for j in opened(state).runs][:2] == ["lfpw-short-cft-s3", "lfpw-short-direct-s3"]
+
+
 def test_of_two_records_with_one_name_the_committed_counts(root, state, tmp_path):  # noqa: F811
     put(root, "cft", 5, 0, "lfpw")
     other = tmp_path / "elsewhere"

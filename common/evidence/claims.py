@@ -2,6 +2,7 @@
 
 import math
 import tomllib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -33,6 +34,7 @@ class Cell:
     interval: statistics.Interval | None = None
     status: str = "not run"
     equivalence: statistics.Interval | None = None  # of the pairs that a margin of equivalence judges
+    alike: Callable | None = None  # of the paper's metrics.py, see `pair`
 
     @property
     def name(self):
@@ -76,6 +78,11 @@ def metrics_of(paper):
     return import_module(f"facepapers.papers.{paper}.metrics").METRICS
 
 
+def alike_of(paper):
+    """The paper's function of a record that both runs of a pair agree in, None where it has none."""
+    return getattr(import_module(f"facepapers.papers.{paper}.metrics"), "alike", None)
+
+
 def names(kinds=REQUIRED):
     """`<paper>.<claim>` of every claim of every paper, or those of some kinds; no record is read."""
     found = []
@@ -102,13 +109,13 @@ def _unanswered(paper):
     """Every claim of a paper as a Cell without records. UserError for an unknown metric, row or preset."""
     known, found, written = metrics_of(paper), [], read(paper)
     schema.check_claimed(paper, written, Path("papers", paper, "claims.toml"))
-    sets = ["embedded", *registry()]
+    sets, alike = ["embedded", *registry()], alike_of(paper)
     for kind in REQUIRED:
         for claim in written.get(kind, []):
             where = f"papers/{paper}/claims.toml: {claim['id']}"
             schema.unknown([claim["metric"]], known, f"{where}: unknown metric", "known are those of metrics.py")
             schema.unknown(claim["data"].split("+"), sets, f"{where}: no data set", "data/registry.toml has them")
-            found.append(Cell(paper, kind, claim, known[claim["metric"]]))
+            found.append(Cell(paper, kind, claim, known[claim["metric"]], alike=alike))
     return found
 
 
@@ -122,7 +129,8 @@ def in_each_precision(paper):
     for claim in (c for c in read(paper).get("contrast", []) if c.get("precision_check")):
         for name in ("bf16", "fp32"):
             same = [r for r in records if runs.precision_of(r) == name]
-            found[name] = _fill(Cell(paper, "contrast", claim, known[claim["metric"]]), same, evidence)
+            cell = Cell(paper, "contrast", claim, known[claim["metric"]], alike=alike_of(paper))
+            found[name] = _fill(cell, same, evidence)
     return found if all(cell.records for cell in found.values()) else {}
 
 
@@ -155,7 +163,7 @@ def _fill(cell, records, evidence):
     of = lambda found: [evidence.predictions(record) for record in found]
     if cell.kind == "contrast":
         ours, others = (matching(records, claim, claim[side], metric, evidence) for side in ("better", "than"))
-        cell.records, cell.others = pair(ours, others)
+        cell.records, cell.others = pair(ours, others, cell.alike)
         if cell.records:
             cell.interval = statistics.contrast(metric, of(cell.records), of(cell.others), bootstrap=evidence.bootstrap)
             cell.status = statistics.contrast_status(cell.interval, claim.get("margin", 0.0), claim.get("within"))
@@ -187,12 +195,17 @@ def _equivalence(cell, evidence):
     return statistics.contrast(cell.metric, ours, others, level, evidence.bootstrap)
 
 
-def pair(ours, others):
-    """The runs of both sides with the same seeds; an untrained side (one run) meets every run of the other."""
+def pair(ours, others, alike=None):
+    """The runs of both sides with the same seeds; an untrained side (one run) meets every run of the other.
+
+    `alike`: a paper's function of a record, equal for both runs of a pair, or they are none.
+    """
     if len(others) == 1 and not others[0]["seconds"]:
         return ours, others * len(ours)
-    seeds = {r["config"]["seed"] for r in ours} & {r["config"]["seed"] for r in others}
-    return tuple([r for r in side if r["config"]["seed"] in seeds] for side in (ours, others))
+    of_seed = {r["config"]["seed"]: r for r in others}
+    pairs = [(r, of_seed[r["config"]["seed"]]) for r in ours if r["config"]["seed"] in of_seed]
+    pairs = [(r, other) for r, other in pairs if not alike or alike(r) == alike(other)]
+    return [r for r, _ in pairs], [other for _, other in pairs]
 
 
 def _absent(cell, records):

@@ -346,14 +346,14 @@ def missing_runs(cell: claims.Cell, records: list[dict], seeds: int, out: Path) 
     """The runs that give a cell so many further seeds a side, and those that they need and `out` lacks."""
     claim = cell.claim
     rows = (claim["better"], claim["than"]) if cell.kind == "contrast" else (claim["row"],)
-    paired = {r["config"]["seed"] for r in cell.records}
-    new = [seed for seed in range(plans.MOST + seeds) if seed not in paired][:seeds]
     finished = {r["run"] for r in records}
-    of = lambda row: claims.matching(records, claim, row, cell.metric)
-    fixed = {row for row in rows if any(not r["seconds"] for r in of(row))}  # not trained: it stands for every seed
-    wanted = [
-        graph.Job(cell.paper, claim["preset"], claim["data"], row, s) for s in new for row in rows if row not in fixed
-    ]
+    of = {row: claims.matching(records, claim, row, cell.metric) for row in rows}
+    fixed = {row for row in rows if any(not r["seconds"] for r in of[row])}  # not trained: it stands for every seed
+    trained = [row for row in rows if row not in fixed]
+    # Seeds of which each row has a run, even where those are no pair: nothing is left to run for them.
+    seeds_of = [{r["config"]["seed"] for r in of[row]} for row in trained]
+    new = [seed for seed in range(2 * plans.MOST + seeds) if not all(seed in found for found in seeds_of)][:seeds]
+    wanted = [graph.Job(cell.paper, claim["preset"], claim["data"], row, seed) for seed in new for row in trained]
     left = [job for job in wanted if job.name not in finished]
     return [job for job in graph.with_needed(left) if job in left or not job.record(out).exists()]
 

@@ -22,6 +22,11 @@ RECORDED = {
 }
 
 
+def alike(record: dict) -> str:
+    """What both runs of a pair share: the teacher. Students of two teachers differ by these, too."""
+    return record["teacher"]["sha256"]
+
+
 def _keys(ending):
     """Distances, truths and folds of a list; those of one set of pairs share truths and folds."""
     own = "_pairs" if ending.startswith("pairs") else ""
